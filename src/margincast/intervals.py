@@ -1,0 +1,58 @@
+"""How sure is a number computed from a finite set of pairs? 95% intervals over pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+Values = NDArray[np.float64]
+LEVEL = 0.95
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval [low, high]."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def proportion(successes: int, total: int) -> Estimate:
+    """Share of successes, with Wilson's interval: unlike a bootstrap it stays honest at 0% and 100%."""
+    z = float(norm.ppf(0.5 + LEVEL / 2))
+    share = successes / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return Estimate(share, float(max(centre - half, 0.0)), float(min(centre + half, 1.0)))
+
+
+def bootstrap(statistic: Callable[..., float], *samples: Values, seed: int = 0) -> Estimate:
+    """`statistic(*samples)` with a percentile bootstrap over pairs; samples are paired, (pairs,) each.
+
+    With fewer than two pairs there is nothing to resample and the interval is (nan, nan).
+    """
+    value = float(statistic(*samples))
+    count = len(samples[0])
+    if count < 2:
+        return Estimate(value, float("nan"), float("nan"))
+    generator = np.random.default_rng(seed)
+    draws = np.empty(RESAMPLES)
+    for number in range(RESAMPLES):
+        index = generator.integers(count, size=count)
+        draws[number] = statistic(*(sample[index] for sample in samples))
+    low, high = np.nanquantile(draws, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def mean_interval(values: Values, seed: int = 0) -> Estimate:
+    """The mean of (pairs,) values with its bootstrap interval."""
+    return bootstrap(lambda sample: float(np.mean(sample)), values, seed=seed)

@@ -1,0 +1,213 @@
+"""What does a run folder hold, and how is it read back? The files of the contract, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from margincast.errors import InputError
+from margincast.metrics import concept_results, metric_rows
+from margincast.records import Pair, PairSet, SplitTrajectory, Text, Trajectory
+from margincast.store import write_json, write_jsonl, write_tensors
+from margincast.structure import Structure
+from margincast.theory.measured import measured_conditions
+
+SCHEMA_VERSION = 1
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished forecast or training run, as read from its folder."""
+
+    folder: Path
+    summary: dict[str, Any]
+    trajectory: Trajectory
+
+    @property
+    def title(self) -> str:
+        """How figures and tables call this run."""
+        config = self.summary["config"]
+        if self.summary["command"] == "forecast":
+            return "forecast, frozen backbone"
+        return "training, all weights" if config.get("train") == "all" else "training, unembedding only"
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Versions, device and threads that made a result."""
+    packages = ("margincast", "torch", "transformers", "numpy", "scipy", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "machine": platform.machine(),
+        "packages": {name: version(name) for name in packages},
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def data_summary(pairs: PairSet, train: PairSet, heldout: PairSet, data: str) -> dict[str, Any]:
+    """What `pairs` hold and how they were split, with what was noticed while reading them."""
+    return {
+        "data": data,
+        "fingerprint": {"train": train.fingerprint, "heldout": heldout.fingerprint},
+        "concepts": {name: {"train": n, "heldout": heldout.counts.get(name, 0)} for name, n in train.counts.items()},
+        "duplicates": len(pairs.duplicates),
+        "skipped": list(pairs.skipped),
+    }
+
+
+def write_summary(
+    folder: Path, command: str, config: dict[str, Any], results: dict[str, Any], **sections: Any
+) -> dict[str, Any]:
+    """Write `summary.json`, the last file of a run: a folder that has it is finished."""
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "config": config,
+        "environment": environment(sections.pop("device", "cpu")),
+        **sections,
+        "results": results,
+    }
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def trajectory_results(trajectory: Trajectory, seconds: float) -> dict[str, Any]:
+    return {
+        "origin": trajectory.origin,
+        "final": metric_rows(trajectory)[-1],
+        "concepts": concept_results(trajectory),
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def structure_results(structure: Structure) -> dict[str, Any]:
+    """The `results` of `inspect`. Lengths are in units where the mean half-distance of a concept's clusters is 1."""
+    clusters = structure.clusters
+    nothing = float("nan")
+    cosines = {
+        f"cosine_{kind}{'' if side == 'both' else f'_{side}'}": matrix.tolist()
+        for kind, by_side in (("raw", structure.raw), ("centred", structure.centred_))
+        for side, matrix in by_side.items()
+    }
+    return {
+        "concepts": list(structure.concepts),
+        "pairs": structure.pairs,
+        "hidden": structure.hidden,
+        **cosines,
+        "mean_cosine_raw": structure.mean_between(structure.raw["both"]),
+        "mean_cosine_centred": structure.mean_between(structure.centred_["matching"]),
+        "shared_norm": clusters.shared_norm if clusters else nothing,
+        "noise": clusters.noise if clusters else nothing,
+        "noise_energy": clusters.noise_energy if clusters else nothing,
+        "effective_dimension": clusters.effective_dimension if clusters else nothing,
+        "unit": clusters.unit if clusters else nothing,
+        "concept_lengths": clusters.lengths.tolist() if clusters else None,
+        "concept_gram": clusters.gram.tolist() if clusters else None,
+        "angle_with_shared": clusters.angle_with_shared.tolist() if clusters else None,
+        "midpoint_spread": clusters.midpoint_spread if clusters else nothing,
+        "max_token_count": structure.sharing.max_token_count,
+        "interacting_concepts": structure.sharing.interacting_concepts,
+        "conditions": [asdict(check) for check in measured_conditions(structure)],
+    }
+
+
+def save_trajectory(folder: Path, trajectory: Trajectory) -> None:
+    """Write `metrics.jsonl`, `margins.safetensors` and `pairs.jsonl`."""
+    write_jsonl(folder / "metrics.jsonl", metric_rows(trajectory))
+    tensors = {"steps": torch.tensor(trajectory.steps)}
+    pairs: list[dict[str, Any]] = []
+    for name, split in (("train", trajectory.train), ("heldout", trajectory.heldout)):
+        tensors[name] = split.margins
+        if split.chosen is not None:
+            tensors[f"{name}_chosen"] = split.chosen
+        pairs.extend(pair_row(pair, name) for pair in split.pairs)
+    metadata = {"beta": repr(trajectory.beta), "loss_type": trajectory.loss_type, "origin": trajectory.origin}
+    write_tensors(folder / "margins.safetensors", tensors, metadata)
+    write_jsonl(folder / "pairs.jsonl", pairs)
+
+
+def pair_row(pair: Pair, split: str) -> dict[str, Any]:
+    return {
+        "id": pair.id,
+        "split": split,
+        "concept": pair.concept,
+        "source": pair.source,
+        "line": pair.line,
+        "prompt": pair.prompt,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+    }
+
+
+def load_run(folder: Path) -> Run:
+    """Read a finished run. Raises `InputError` when `folder` is not one, saying what is missing."""
+    if not folder.is_dir():
+        raise InputError(f"run folder {folder} does not exist")
+    needed = (SUMMARY, "margins.safetensors", "pairs.jsonl")
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} is not a finished forecast or training run: {', '.join(missing)} not there")
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+        tensors = load_file(folder / "margins.safetensors")
+        if summary["schema_version"] != SCHEMA_VERSION:
+            raise InputError(
+                f"{folder} was written with schema {summary['schema_version']}; this margincast reads {SCHEMA_VERSION}"
+            )
+        final = summary["config"]
+        trajectory = Trajectory(
+            steps=tuple(tensors["steps"].tolist()),
+            train=_split(tensors, rows, "train"),
+            heldout=_split(tensors, rows, "heldout"),
+            beta=float(final["beta"]),
+            loss_type=final["loss_type"],
+            origin=summary["results"]["origin"],
+        )
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
+    return Run(folder, summary, trajectory)
+
+
+def _split(tensors: dict[str, torch.Tensor], rows: Sequence[dict[str, Any]], name: str) -> SplitTrajectory:
+    pairs = PairSet(tuple(_pair(row) for row in rows if row["split"] == name))
+    if tensors[name].shape[1] != len(pairs):
+        raise ValueError(f"{tensors[name].shape[1]} {name} margins for {len(pairs)} pairs")
+    return SplitTrajectory(pairs, tensors[name], tensors.get(f"{name}_chosen"))
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    def text(value: Any) -> Text:
+        return value if isinstance(value, str) else tuple(value)
+
+    return Pair(
+        id=row["id"],
+        concept=row["concept"],
+        prompt=text(row["prompt"]),
+        chosen=text(row["chosen"]),
+        rejected=text(row["rejected"]),
+        source=row["source"],
+        line=row["line"],
+    )
