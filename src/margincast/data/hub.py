@@ -1,0 +1,37 @@
+"""Which rows does `owner/name[:split]` mean on the Hugging Face Hub?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from margincast.data.readers import Row, Source, first_line
+from margincast.errors import InputError, StatedFailure
+
+
+def hub_source(data: str, revision: str | None) -> Source:
+    """The source that reads one split of a Hub data set, `train` where none is named; rows count from 1.
+
+    Nothing is fetched until the rows are asked for. Raises (then) `InputError` for a data set, split or configuration
+    that is not there, `StatedFailure` when the Hub cannot be reached.
+    """
+    name, _, split = data.partition(":")
+    split = split or "train"
+    return Source(f"{name}:{split}", name, "row", lambda: _rows(name, split, revision))
+
+
+def _rows(name: str, split: str, revision: str | None) -> Iterator[Row]:
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        table = datasets.load_dataset(name, split=split, revision=revision)
+    except DatasetNotFoundError as error:
+        raise InputError(
+            f"{name}: neither a file or folder here nor a data set on the Hub that you can read"
+        ) from error
+    except ValueError as error:  # no such split, or a data set that must be told which configuration
+        raise InputError(f"{name}:{split}: {first_line(error)} (a configuration cannot be given)") from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise StatedFailure(f"{name}:{split} could not be fetched from the Hub: {first_line(error)}") from error
+    for row, columns in enumerate(table, start=1):
+        yield Row(row, columns)
