@@ -1,0 +1,109 @@
+"""How are features kept, and when may they be used again? Only when everything that made them is the same.
+
+A folder per key holds `features.safetensors` and `manifest.json` (the key's parts and the file's SHA-256). While an
+extraction runs, finished rows lie there as `part-*.safetensors`, so a killed run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from margincast.store import file_sha256, key_of, write_json, write_tensors
+
+FEATURES = "features.safetensors"
+MANIFEST = "manifest.json"
+LAYOUT = 1  # of the tensors in the file; a change makes old caches unused
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """Everything that decides the numbers of an extraction."""
+
+    model_hash: str
+    dtype: str
+    train: str
+    heldout: str
+    eos: bool
+    max_length: int
+    chat_template: str | None
+    packed: bool
+    layout: int = LAYOUT
+
+    @property
+    def name(self) -> str:
+        return key_of(asdict(self))[:32]
+
+
+class FeatureCache:
+    """The folder of one key: finished features, or the finished part of them."""
+
+    def __init__(self, root: Path, key: CacheKey) -> None:
+        self.folder = root / "features" / key.name
+        self.key = key
+
+    def load(self) -> dict[str, Tensor] | None:
+        """The cached tensors, or None when there are none or they are not what the manifest says."""
+        manifest, path = self.folder / MANIFEST, self.folder / FEATURES
+        if not manifest.is_file() or not path.is_file():
+            return None
+        try:
+            recorded = json.loads(manifest.read_text())
+            if recorded["key"] != asdict(self.key) or recorded["sha256"] != file_sha256(path):
+                return None
+            return load_file(path)
+        except (ValueError, KeyError, SafetensorError):
+            return None
+
+    def save(self, tensors: dict[str, Tensor]) -> None:
+        # The manifest is taken away first and written last: a file without its manifest is never used.
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        write_tensors(self.folder / FEATURES, tensors)
+        manifest = {"key": asdict(self.key), "sha256": file_sha256(self.folder / FEATURES)}
+        write_json(self.folder / MANIFEST, manifest)
+        for part in self.folder.glob("part-*.safetensors"):
+            part.unlink()
+
+    def copy_to(self, folder: Path) -> None:
+        """Put the features and their manifest into `folder`, as links where the file system can."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in ((FEATURES, FEATURES), (MANIFEST, "features.manifest.json")):
+            (folder / target).unlink(missing_ok=True)
+            try:
+                (folder / target).hardlink_to(self.folder / name)
+            except OSError:
+                shutil.copyfile(self.folder / name, folder / target)
+
+    def save_part(self, rows: Tensor, tensors: dict[str, Tensor]) -> None:
+        """Keep finished `rows` (indices over training then held-out pairs) of every tensor."""
+        write_tensors(self.folder / f"part-{int(rows.min()):09d}-{len(rows)}.safetensors", {"rows": rows, **tensors})
+
+    def load_parts(self) -> list[dict[str, Tensor]]:
+        """Finished parts of an interrupted extraction; a damaged part is dropped and computed again."""
+        parts = []
+        for path in sorted(self.folder.glob("part-*.safetensors")):
+            try:
+                parts.append(load_file(path))
+            except SafetensorError:
+                path.unlink()
+        return parts
+
+
+def fill(parts: list[dict[str, Tensor]], total: int) -> dict[str, Tensor]:
+    """One tensor per name with `total` rows, from parts that each carry their `rows`."""
+    whole: dict[str, Tensor] = {}
+    for part in parts:
+        for name, values in part.items():
+            if name == "rows":
+                continue
+            if name not in whole:
+                whole[name] = torch.zeros(total, *values.shape[1:], dtype=values.dtype)
+            whole[name][part["rows"]] = values
+    return whole

@@ -1,0 +1,121 @@
+"""Which model, and what multiplies its last hidden state? Loading, hashing and the unembedding."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from margincast.errors import InputError, StatedFailure
+from margincast.models.smollm2 import MANIFEST, smollm2_folder
+from margincast.store import file_sha256
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def default_cache_dir() -> Path:
+    return Path.home() / ".cache" / "margincast"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model in evaluation mode, its tokenizer, and a hash that names its weights."""
+
+    name: str
+    hash: str
+    model: Any
+    tokenizer: Any
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens fit, where the configuration says."""
+        return getattr(self.model.config, "max_position_embeddings", None) or getattr(
+            self.model.config, "n_positions", None
+        )
+
+
+def load_model(
+    name: str = "smollm2",
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    cache_dir: Path | None = None,
+) -> LoadedModel:
+    """Load `smollm2`, a local folder, or a Hub id, with dropout off.
+
+    Raises `InputError` for a folder or dtype that cannot be used, `StatedFailure` for a model that cannot be fetched.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not known; use one of: {', '.join(DTYPES)}")
+    place = locate(name, cache_dir)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=DTYPES[dtype], **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        message = f"model {name!r} cannot be loaded: {first_line(error)}"
+        raise InputError(message) if Path(place).is_dir() else StatedFailure(message) from error
+    if model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
+        raise InputError(f"model {name!r} has no unembedding (output embeddings); margincast needs a causal LM")
+    disable_dropout(model)
+    return LoadedModel(name, _hash(place, model), model.to(device).eval(), tokenizer)  # type: ignore[arg-type]
+
+
+def locate(name: str, cache_dir: Path | None = None) -> str:
+    """A folder or Hub id for `name`. Raises `InputError` when `name` is a path that holds no model."""
+    if name == "smollm2":
+        return str(smollm2_folder(cache_dir or default_cache_dir()))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"model folder {name!r} has no config.json; give a folder written by save_pretrained")
+        return str(folder)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip():
+        raise InputError(f"model folder {name!r} does not exist; give smollm2, a local folder or a Hub id")
+    return name
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to zero, as TRL does: reference and policy then agree at step 0 in training mode too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_pdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def untie(model: Any) -> nn.Linear:
+    """Give the unembedding its own copy of the weights, so that it can move without the input embedding."""
+    head = model.get_output_embeddings()
+    if head.weight is model.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    assert isinstance(head, nn.Linear)
+    return head
+
+
+def _hash(place: str, model: Any) -> str:
+    """Hub models are named by their commit; local ones by the content of their files."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return str(commit)
+    folder = Path(place)
+    digest = hashlib.sha256()
+    kinds = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in kinds and path.name != MANIFEST:
+            digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()
