@@ -1,0 +1,1 @@
+"""Frozen-backbone training, simulated exactly: the state, the flow, the optimizers."""

@@ -1,0 +1,53 @@
+"""What does gradient flow, the limit of small learning rates, do to the frozen-backbone margins? (Eq. 6-7)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from margincast.dynamics.state import TokenSpace
+from margincast.errors import InputError, StatedFailure
+from margincast.losses import Loss, sigmoid
+
+
+def gradient_flow(
+    space: TokenSpace,
+    times: Sequence[float],
+    loss: Loss = sigmoid,
+    tau: float = 1.0,
+    rtol: float = 1e-8,
+    atol: float = 1e-12,
+) -> Tensor:
+    """States dW at `times` of the flow tau dW/dt = (beta/N) sum_i -f'(r_i) delta_i g_i^T, from dW = 0.
+
+    times: ascending, t >= 0, in units of learning_rate * steps when tau = 1
+    Returns (times, T, hidden) in the features' dtype; the integration runs in float64. `rtol` and `atol` bound the
+    local error of the state. The loss is convex in dW, so its flow never moves two trajectories apart and the global
+    error is at most the sum of the local ones.
+
+    Raises `InputError` for times that are negative or not ascending, `StatedFailure` when the integrator gives up.
+    """
+    clock = np.asarray(times, dtype=np.float64)
+    if clock.ndim != 1 or len(clock) == 0 or clock[0] < 0 or bool((np.diff(clock) < 0).any()):
+        raise InputError("times of the flow must be ascending and not negative")
+    wide = TokenSpace(space.features.double(), space.chosen, space.rejected, space.beta, space.tokens)
+    shape = (space.tokens, space.features.shape[1])
+    if clock[-1] == 0.0:
+        return space.features.new_zeros(len(clock), *shape)
+
+    def velocity(_: float, flat: NDArray[np.float64]) -> NDArray[np.float64]:
+        margins = wide.margins(torch.from_numpy(flat).view(shape))
+        pull = wide.pull(-loss.slope(margins))
+        return (wide.beta / (len(wide) * tau) * pull).flatten().numpy()  # Eq. 6, with the 1/N that Eq. 7 drops
+
+    solution = solve_ivp(
+        velocity, (0.0, clock[-1]), np.zeros(shape[0] * shape[1]), method="DOP853", t_eval=clock, rtol=rtol, atol=atol
+    )
+    if not solution.success:
+        raise StatedFailure(f"gradient flow stopped at t = {solution.t[-1]:g}: {solution.message}")
+    return torch.from_numpy(solution.y.T.copy()).view(len(clock), *shape).to(space.features.dtype)

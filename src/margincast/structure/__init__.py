@@ -1,0 +1,5 @@
+"""The structure of embeddings: cosines between concepts, estimates of the preference distribution."""
+
+from margincast.structure.inspect import Structure, inspect_features
+
+__all__ = ["Structure", "inspect_features"]
