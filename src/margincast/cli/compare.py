@@ -1,0 +1,58 @@
+"""margincast compare"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from margincast.cli import options as opt
+from margincast.cli.job import Job, open_job
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder of a forecast or training run")],
+    b: Annotated[Path, typer.Argument(help="Folder of the run to set beside it")],
+    out: opt.Out = None,
+    resume: opt.Resume = True,
+    json_: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Set two runs side by side: curves, per-concept table, rank correlation, errors with intervals.
+
+    Example: margincast compare runs/forecast-... runs/train-...
+    """
+    job = open_job("compare", locals())
+    job.done(run_comparison(job, a, b))
+
+
+def run_comparison(job: Job, a: Path, b: Path) -> dict[str, Any]:
+    """Compare run `b` with run `a`, save figures, report and summary, print the table."""
+    from margincast.compare import compare as compare_trajectories
+    from margincast.report import tables
+    from margincast.report.figures import comparison_curves, margin_scatter, save_figure
+    from margincast.runs import load_run, write_summary
+
+    run_a, run_b = load_run(a), load_run(b)
+    comparison = compare_trajectories(run_a.trajectory, run_b.trajectory)
+    titles = (run_a.title, run_b.title)
+    save_figure(comparison_curves(comparison, *titles), job.out / "figures", "curves")
+    save_figure(margin_scatter(comparison, *titles), job.out / "figures", "margins")
+    results = {
+        "a": str(a),
+        "b": str(b),
+        "titles": list(titles),
+        "step": comparison.a.steps[-1],
+        "heldout": comparison.heldout.as_dict(),
+        "train": comparison.trained.as_dict() if comparison.trained else None,
+        "concepts": {name: agreement.as_dict() for name, agreement in comparison.concepts.items()},
+        "seconds": job.seconds,
+    }
+    summary = write_summary(job.out, "compare", job.config, results)
+    job.table(
+        f"Step {results['step']}, A: {titles[0]}, B: {titles[1]}",
+        tables.AGREEMENT_HEADER,
+        tables.agreement_rows(results),
+    )
+    return summary

@@ -1,0 +1,86 @@
+"""margincast forecast"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from margincast.cli import options as opt
+from margincast.cli.inputs import Inputs, load_inputs
+from margincast.cli.job import Job, open_job
+
+
+def forecast(
+    data: opt.Data,
+    model: opt.Model = "smollm2",
+    revision: opt.Revision = None,
+    dtype: opt.DtypeOption = opt.Dtype.float32,
+    device: opt.Device = "cpu",
+    trust_remote_code: opt.TrustRemoteCode = False,
+    persona_dir: opt.PersonaDir = None,
+    cache_dir: opt.CacheDir = None,
+    concept_column: opt.ConceptColumn = None,
+    on_bad_row: opt.OnBadRowOption = opt.OnBadRow.fail,
+    eos: opt.Eos = None,
+    max_length: opt.MaxLength = 1024,
+    holdout: opt.Holdout = 0.1,
+    seed: opt.Seed = 1234,
+    beta: opt.Beta = 0.01,
+    loss_type: opt.LossType = "sigmoid",
+    optimizer: opt.OptimizerOption = opt.Optim.adamw,
+    learning_rate: opt.LearningRate = 1e-5,
+    weight_decay: opt.WeightDecay = 0.0,
+    max_steps: opt.MaxSteps = 60,
+    per_device_train_batch_size: opt.BatchSize = 32,
+    gradient_accumulation_steps: opt.Accumulation = 1,
+    lr_scheduler_type: opt.Scheduler = opt.Schedule.constant,
+    warmup_steps: opt.WarmupSteps = 0,
+    max_grad_norm: opt.MaxGradNorm = 1.0,
+    eval_steps: opt.EvalSteps = 10,
+    out: opt.Out = None,
+    resume: opt.Resume = True,
+    json_: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Forecast margins, loss and accuracy per concept before any training.
+
+    Exact for a frozen backbone: the same numbers as `margincast train --train head` with the same options.
+
+    Example: margincast forecast persona:k2 --optimizer adamw --learning_rate 1e-3 --max_steps 30
+    """
+    job = open_job("forecast", locals())
+    inputs = load_inputs(job, persona_dir, cache_dir)
+    job.done(run_forecast(job, inputs))
+
+
+def run_forecast(job: Job, inputs: Inputs) -> dict[str, Any]:
+    """Forecast for the settings in `job.config`, save the run, print its tables."""
+    from margincast.dynamics.forecast import forecast as forecast_margins
+    from margincast.dynamics.optimizers import make_optimizer
+    from margincast.metrics import metric_rows
+    from margincast.report import tables
+    from margincast.report.figures import run_curves, save_figure
+    from margincast.runs import save_trajectory, trajectory_results, write_summary
+
+    config = job.config
+    trajectory = forecast_margins(
+        inputs.features,
+        beta=config["beta"],
+        optimizer=make_optimizer(config["optimizer"], config["learning_rate"], config["weight_decay"]),
+        steps=config["max_steps"],
+        batch_size=config["per_device_train_batch_size"],
+        gradient_accumulation_steps=config["gradient_accumulation_steps"],
+        seed=config["seed"],
+        eval_steps=config["eval_steps"],
+        loss_type=config["loss_type"],
+        lr_scheduler_type=config["lr_scheduler_type"],
+        warmup_steps=config["warmup_steps"],
+        max_grad_norm=config["max_grad_norm"],
+    )
+    save_trajectory(job.out, trajectory)
+    save_figure(run_curves(trajectory), job.out / "figures", "curves")
+    results = trajectory_results(trajectory, job.seconds)
+    summary = write_summary(job.out, "forecast", config, results, **inputs.sections(config))
+    job.say(f"This is a {trajectory.origin}.")
+    job.table("", tables.STEP_HEADER, tables.step_rows(metric_rows(trajectory)))
+    job.table(f"Step {config['max_steps']}", tables.CONCEPT_HEADER, tables.concept_rows(results["concepts"]))
+    return summary

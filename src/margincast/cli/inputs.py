@@ -1,0 +1,99 @@
+"""From the input options to encoded pairs, a model and features: the first half of inspect, forecast and train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from margincast.cli.job import Job
+
+if TYPE_CHECKING:
+    from margincast.features import Encoding
+    from margincast.models import LoadedModel
+    from margincast.records import Features, PairSet
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the options name, loaded: model, encoded pairs of both splits, their features."""
+
+    loaded: LoadedModel
+    encoding: Encoding
+    train: PairSet
+    heldout: PairSet
+    features: Features
+
+    def sections(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The `data`, `model` and `device` parts of a summary."""
+        from margincast.runs import data_summary
+
+        data = data_summary(self.encoding.pairs, self.train, self.heldout, config["data"])
+        data["tokens"] = {
+            "eos_appended": self.encoding.eos,
+            "single_token_responses": self.encoding.single_token,
+            "responses_cut_at_max_length": self.encoding.truncated,
+        }
+        model = {"id": self.loaded.name, "revision": config["revision"], "hash": self.loaded.hash}
+        return {"data": data, "model": model, "device": config["device"]}
+
+
+def load_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> Inputs:
+    """Load, encode, split and extract for the settings in `job.config`; put the features into the job's folder."""
+    from margincast.data import load_pairs
+
+    config = job.config
+    pairs = load_pairs(
+        config["data"],
+        persona_dir=persona_dir,
+        concept_column=config["concept_column"],
+        on_bad_row=config["on_bad_row"],
+    )
+    return prepare(job, pairs, cache_dir)
+
+
+def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
+    from margincast.features import encode, features_of
+    from margincast.models import load_model
+    from margincast.models.load import default_cache_dir
+
+    config = job.config
+    _say_what_was_read(job, pairs)
+    cache_dir = cache_dir or default_cache_dir()
+    loaded = load_model(
+        config["model"],
+        revision=config["revision"],
+        dtype=config["dtype"],
+        device=config["device"],
+        trust_remote_code=config["trust_remote_code"],
+        cache_dir=cache_dir,
+    )
+    encoding = encode(
+        pairs,
+        loaded.tokenizer,
+        eos=config["eos"],
+        max_length=config["max_length"],
+        context=loaded.context,
+        on_bad_row=config["on_bad_row"],
+    )
+    left_out = len(encoding.pairs.skipped) - len(pairs.skipped)
+    if left_out:
+        job.say(f"left out {left_out} pairs that the model cannot read, the first: {encoding.pairs.skipped[-left_out]}")
+    if encoding.truncated:
+        job.say(f"{encoding.truncated} responses are cut at max_length {encoding.max_length}")
+    train, heldout = encoding.pairs.split(config["holdout"], config["seed"])
+    features = features_of(
+        loaded, encoding, train, heldout, cache_dir=cache_dir, progress=job.progress, copy_to=job.out
+    )
+    return Inputs(loaded, encoding, train, heldout, features)
+
+
+def _say_what_was_read(job: Job, pairs: PairSet) -> None:
+    job.say(f"{len(pairs)} pairs in {len(pairs.concepts)} concepts from {job.config['data']}")
+    if pairs.duplicates:
+        first, again = pairs.duplicates[0]
+        job.say(
+            f"{len(pairs.duplicates)} rows repeat an earlier row exactly and are kept, the first: {again} = {first}"
+        )
+    if pairs.skipped:
+        job.say(f"left out {len(pairs.skipped)} unusable rows, the first: {pairs.skipped[0]}")

@@ -1,0 +1,169 @@
+"""The command line: `margincast COMMAND`. Parses, calls one function, says what went wrong in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from margincast.errors import InputError, StatedFailure
+
+
+def _normalise(name: str) -> str:
+    """Hyphens and underscores are the same."""
+    return name.replace("-", "_")
+
+
+app = typer.Typer(
+    name="margincast",
+    help="Forecast how a preference-tuning run (DPO and its family) will generalise, and why.",
+    epilog="First time here? Run: margincast demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"token_normalize_func": _normalise, "help_option_names": ["--help", "-h"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"margincast {version('margincast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also after the command)")] = False,
+) -> None:
+    pass
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Use the values of a YAML file as defaults; flags beat the file."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config file {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config file {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise InputError(f"config file {path} must hold names and values, like `beta: 0.01`")
+    names = {_flag(parameter): parameter for parameter in context.command.params}
+    chosen: dict[str, Any] = {}
+    for name, value in values.items():
+        parameter = names.get(_normalise(name))
+        if parameter is None or parameter.name is None:
+            raise InputError(f"config file {path}: {context.info_name} has no option {name!r}")
+        if value is not None:
+            chosen[parameter.name] = value
+    context.default_map = chosen
+    return path
+
+
+def _flag(parameter: Any) -> str:
+    """What a user calls a parameter: its long flag, or its name for arguments."""
+    return next((name.lstrip("-") for name in parameter.opts if name.startswith("--")), parameter.name or "")
+
+
+def _commands() -> None:
+    """Register every command. Their modules import nothing heavy."""
+    import inspect
+
+    from margincast.cli import compare, demo, forecast, report, train
+    from margincast.cli import inspect as inspect_
+
+    for function in (
+        demo.demo,
+        inspect_.inspect,
+        forecast.forecast,
+        train.train,
+        compare.compare,
+        report.report,
+    ):
+        signature = inspect.signature(function, eval_str=True)
+        option = typer.Option(
+            "--config",
+            callback=_read_config,
+            is_eager=True,
+            help="YAML file with any of these options; flags beat the file",
+            rich_help_panel="Output",
+        )
+        config = inspect.Parameter(
+            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
+        )
+        app.command(function.__name__)(_with_config(function, signature, config))
+
+
+def _with_config(function: Any, signature: Any, config: Any) -> Any:
+    """`function` with a `--config` option, which its eager callback has dealt with before the call."""
+
+    def command(**arguments: Any) -> None:
+        arguments.pop("config")
+        function(**arguments)
+
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
+    command.__signature__ = signature.replace(parameters=[*parameters, config])  # type: ignore[attr-defined]
+    command.__doc__ = function.__doc__
+    command.__name__ = function.__name__
+    return command
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a stated failure, 2 bad usage or bad input."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    _quieten(debug)
+    _commands()
+    try:
+        status = app(words, standalone_mode=False)
+    except InputError as error:
+        status = _fail(error, 2, debug)
+    except StatedFailure as error:
+        status = _fail(error, 1, debug)
+    except KeyboardInterrupt:
+        print("\nmargincast: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        status = 130
+    except Exception as error:
+        if hasattr(error, "format_message"):  # what typer raises for bad usage
+            status = _fail(error, 2, debug, error.format_message())
+        else:
+            hint = f"unexpected {type(error).__name__}: {error}; --debug shows where"
+            status = _fail(error, 1, debug, hint)
+    sys.exit(status or 0)
+
+
+def _fail(error: BaseException, status: int, debug: bool, message: str | None = None) -> int:
+    if debug:
+        raise error
+    print(f"margincast: error: {' '.join((message or str(error)).split())}", file=sys.stderr)
+    return status
+
+
+def _quieten(debug: bool) -> None:
+    """Keep libraries from writing over tables and progress bars."""
+    import warnings
+
+    if not debug:
+        warnings.filterwarnings("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The options that commands share, each defined once, under TRL's names where TRL has the thing."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DATA_HELP = (
+    "traits | persona:NAME[,NAME...] | persona:k1 ... persona:k16 | persona:all | a .jsonl, .parquet or .csv file or a "
+    "folder of them | owner/name[:split] on the Hugging Face Hub"
+)
+
+
+class OnBadRow(StrEnum):
+    fail = "fail"
+    skip = "skip"
+
+
+class Optim(StrEnum):
+    adamw = "adamw"
+    adam = "adam"
+    sgd = "sgd"
+    gd = "gd"
+    flow = "flow"
+
+
+class TrainWhat(StrEnum):
+    all = "all"
+    head = "head"
+
+
+class Schedule(StrEnum):
+    constant = "constant"
+    constant_with_warmup = "constant_with_warmup"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+INPUT, TRAINING, OUTPUT = "Input", "Training", "Output"
+
+Data = Annotated[str, typer.Argument(help=DATA_HELP)]
+Model = Annotated[str, typer.Option("--model", help="smollm2, a local folder or a Hub id", rich_help_panel=INPUT)]
+Revision = Annotated[str | None, typer.Option("--revision", help="Hub revision of the model", rich_help_panel=INPUT)]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Weights of the model", rich_help_panel=INPUT)]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...", rich_help_panel=INPUT)]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust_remote_code", help="Run code that comes with a Hub model", rich_help_panel=INPUT)
+]
+PersonaDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--persona_dir", envvar="MARGINCAST_PERSONA_DIR", help="Folder of persona files", rich_help_panel=INPUT
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache_dir",
+        envvar="MARGINCAST_CACHE_DIR",
+        help="Where the default model and features are kept [default: ~/.cache/margincast]",
+        rich_help_panel=INPUT,
+    ),
+]
+ConceptColumn = Annotated[
+    str | None, typer.Option("--concept_column", help="Column that groups pairs into concepts", rich_help_panel=INPUT)
+]
+OnBadRowOption = Annotated[
+    OnBadRow, typer.Option("--on_bad_row", help="Stop at unusable rows, or leave them out", rich_help_panel=INPUT)
+]
+Eos = Annotated[
+    bool | None,
+    typer.Option(
+        "--eos/--no_eos",
+        help="Append the end-of-sequence token as TRL does [default: not when all responses are one token]",
+        rich_help_panel=INPUT,
+    ),
+]
+MaxLength = Annotated[
+    int, typer.Option("--max_length", min=2, help="Cut prompt + response here, in tokens", rich_help_panel=INPUT)
+]
+Holdout = Annotated[
+    float, typer.Option("--holdout", help="Share of every concept kept for evaluation", rich_help_panel=INPUT)
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the split and of the batch order", rich_help_panel=INPUT)]
+
+Beta = Annotated[float, typer.Option("--beta", help="DPO's KL strength", rich_help_panel=TRAINING)]
+LossType = Annotated[
+    str, typer.Option("--loss_type", help="Loss of the margin: sigmoid (DPO)", rich_help_panel=TRAINING)
+]
+LearningRate = Annotated[float, typer.Option("--learning_rate", help="Learning rate", rich_help_panel=TRAINING)]
+WeightDecay = Annotated[float, typer.Option("--weight_decay", min=0.0, help="AdamW's", rich_help_panel=TRAINING)]
+OptimizerOption = Annotated[
+    Optim,
+    typer.Option("--optimizer", help="gd is full-batch sgd; flow its limit, for forecasts", rich_help_panel=TRAINING),
+]
+MaxSteps = Annotated[int, typer.Option("--max_steps", min=1, help="Optimizer steps", rich_help_panel=TRAINING)]
+BatchSize = Annotated[
+    int, typer.Option("--per_device_train_batch_size", min=1, help="Pairs in a batch", rich_help_panel=TRAINING)
+]
+Accumulation = Annotated[
+    int, typer.Option("--gradient_accumulation_steps", min=1, help="Batches in a step", rich_help_panel=TRAINING)
+]
+Scheduler = Annotated[
+    Schedule, typer.Option("--lr_scheduler_type", help="Learning-rate schedule", rich_help_panel=TRAINING)
+]
+WarmupSteps = Annotated[int, typer.Option("--warmup_steps", min=0, help="Steps of warm-up", rich_help_panel=TRAINING)]
+MaxGradNorm = Annotated[
+    float,
+    typer.Option("--max_grad_norm", min=0.0, help="Clip gradients at this norm; 0: never", rich_help_panel=TRAINING),
+]
+EvalSteps = Annotated[
+    int, typer.Option("--eval_steps", min=1, help="Record margins every so many steps", rich_help_panel=TRAINING)
+]
+
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder for results [default: runs/<command>-<date>-<hash>]", rich_help_panel=OUTPUT),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the summary as JSON and nothing else", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors", rich_help_panel=OUTPUT)]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no_resume", help="Continue an interrupted run of the same settings", rich_help_panel=OUTPUT
+    ),
+]

@@ -1,0 +1,156 @@
+"""The figures, one function each: records in, a matplotlib figure out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from margincast.compare import Comparison
+from margincast.metrics import concept_rows, metric_rows
+from margincast.records import Trajectory
+from margincast.store import atomic_path
+from margincast.structure.inspect import Structure
+
+INK, TRAIN, HELDOUT, QUIET = "#1f2933", "#7b8794", "#c2410c", "#d9dee3"
+# Okabe and Ito's colours, which stay apart for colour-blind readers; dashes tell the second round of eight apart.
+CONCEPT_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#7f6a00")
+PANELS = (("rewards/margins", "reward margin"), ("loss", "loss"), ("rewards/accuracies", "accuracy"))
+LABEL_LIMIT = 28
+
+
+def new_figure(columns: int, rows: int = 1, width: float = 3.6, height: float = 3.0) -> tuple[Figure, Any]:
+    """A figure with `rows` x `columns` axes, independent of any display or global state."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(TRAIN)
+        axis.tick_params(colors=INK, labelsize=8)
+        axis.grid(color=QUIET, linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write `name`.svg and `name`.png into `folder`. The same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "margincast", "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
+        for kind, metadata in (("svg", {"Date": None, "Creator": "margincast"}), ("png", {"Software": "margincast"})):
+            with atomic_path(folder / f"{name}.{kind}") as temporary:
+                figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
+
+
+def short(name: str) -> str:
+    return name if len(name) <= LABEL_LIMIT else name[: LABEL_LIMIT - 1] + "…"
+
+
+def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour and dash for every concept, stable for a given order of names."""
+    colours = cycle(CONCEPT_COLOURS)
+    dashes = ("-", (0, (4, 1.5)), (0, (1, 1)))
+    return {
+        name: {"color": next(colours), "linestyle": dashes[index // len(CONCEPT_COLOURS) % len(dashes)]}
+        for index, name in enumerate(names)
+    }
+
+
+def run_curves(trajectory: Trajectory) -> Figure:
+    """Margin, loss and accuracy against step: training, held-out, and every concept's held-out pairs."""
+    rows = metric_rows(trajectory)
+    steps = trajectory.steps
+    concepts = styles(trajectory.heldout.pairs.concepts)
+    figure, axes = new_figure(3)
+    for axis, (key, label) in zip(axes[0], PANELS, strict=True):
+        if len(concepts) > 1:
+            for concept, style in concepts.items():
+                values = [row[f"eval_{concept}_{key}"] for row in rows]
+                axis.plot(steps, values, linewidth=1.0, alpha=0.75, label=short(concept), **style)
+        axis.plot(steps, [row[key] for row in rows], color=TRAIN, linewidth=2, label="training")
+        axis.plot(steps, [row[f"eval_{key}"] for row in rows], color=INK, linewidth=2, label="held-out")
+        _label(axis, "step", label, key)
+    _legend(figure, axes[0][0])
+    return figure
+
+
+def comparison_curves(comparison: Comparison, title_a: str, title_b: str) -> Figure:
+    """Held-out margin, loss and accuracy of both runs: A dashed, B solid, all pairs in ink, concepts in colour."""
+    a, b = metric_rows(comparison.a), metric_rows(comparison.b)
+    steps = comparison.a.steps
+    concepts = comparison.a.heldout.pairs.concepts
+    lines: dict[str, str] = {"": INK}
+    if len(concepts) > 1:
+        lines |= {f"{name}_": style["color"] for name, style in styles(concepts).items()}
+    figure, axes = new_figure(3)
+    for axis, (key, label) in zip(axes[0], PANELS, strict=True):
+        for prefix, colour in reversed(lines.items()):
+            width = 2.0 if prefix == "" else 1.0
+            for rows, dash, title in ((a, (0, (3, 1.5)), title_a), (b, "-", title_b)):
+                values = [row[f"eval_{prefix}{key}"] for row in rows]
+                named = title if prefix == "" else short(prefix[:-1]) if dash == "-" else None
+                axis.plot(steps, values, color=colour, linewidth=width, linestyle=dash, label=named)
+        _label(axis, "step", f"held-out {label}", key)
+    _legend(figure, axes[0][0])
+    return figure
+
+
+def margin_scatter(comparison: Comparison, title_a: str, title_b: str) -> Figure:
+    """Every held-out pair's margin in A against its margin in B, at the last common step."""
+    figure, axes = new_figure(1, width=5.6, height=4.2)
+    axis = axes[0][0]
+    a = comparison.a.heldout.margins[-1].double()
+    b = comparison.b.heldout.margins[-1].double()
+    for values, line in ((a, axis.axvline), (b, axis.axhline)):
+        if float(values.min()) < 0 < float(values.max()):
+            line(0, color=TRAIN, linewidth=0.8)
+    pairs = comparison.a.heldout.pairs
+    for concept, style in styles(pairs.concepts).items():
+        index = concept_rows(pairs)[concept]
+        axis.scatter(a[index], b[index], s=14, color=style["color"], alpha=0.75, linewidths=0, label=short(concept))
+    _label(axis, f"margin, {title_a}", f"margin, {title_b}")
+    rho = comparison.heldout.spearman
+    axis.set_title(f"Spearman {rho.value:.3f} [{rho.low:.3f}, {rho.high:.3f}]", fontsize=9, color=INK)
+    _legend(figure, axis)
+    return figure
+
+
+def cosine_matrices(structure: Structure, side: str) -> Figure:
+    """Average cosine between concepts, raw and centred (Figures 1 and 3), for one side or both."""
+    names = [short(name) for name in structure.concepts]
+    size = max(3.4, min(0.42 * len(names) + 1.6, 14.0))
+    figure, axes = new_figure(2, width=size + 0.8, height=size)
+    panels = ((structure.raw[side], "raw", "viridis", 0.0), (structure.centred_[side], "centred", "RdBu_r", -1.0))
+    for column, (axis, (matrix, title, colours, lowest)) in enumerate(zip(axes[0], panels, strict=True)):
+        image = axis.imshow(matrix, cmap=colours, vmin=lowest, vmax=1.0)
+        axis.grid(visible=False)
+        fontsize = 7 if len(names) <= 30 else 4
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=fontsize)
+        axis.set_yticks(range(len(names)), names if column == 0 else [], fontsize=fontsize)
+        axis.set_title(f"{title}, {side.replace('_', '-')} statements", fontsize=9, color=INK)
+        if len(names) <= 10:
+            for i, row in enumerate(matrix.tolist()):
+                for j, value in enumerate(row):
+                    dark = value < 0.6 if lowest == 0.0 else abs(value) > 0.6
+                    axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="w" if dark else INK)
+        figure.colorbar(image, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
+    return figure
+
+
+def _label(axis: Axes, x: str, y: str, key: str = "") -> None:
+    axis.set_xlabel(x, fontsize=9, color=INK)
+    axis.set_ylabel(y, fontsize=9, color=INK)
+    if "accuracies" in key:
+        axis.set_ylim(-0.03, 1.03)
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    # Drawn last is meant first: the lines of all pairs lie on top and head the legend.
+    figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize=7.5, frameon=False)

@@ -1,0 +1,51 @@
+"""How does a result become one HTML file that opens anywhere? Everything inline, everything escaped, no script."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure by its SVG file. It goes in as an image, so that nothing inside it can act as markup."""
+
+    path: Path
+    caption: str
+
+    @property
+    def uri(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(self.path.read_bytes()).decode()
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table; `text` for tables of prose, otherwise all columns but the first are numbers."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; `reading` says in plain words what the numbers mean."""
+
+    title: str
+    texts: Sequence[str] = ()
+    reading: Sequence[str] = ()
+    figures: Sequence[PageFigure] = ()
+    tables: Sequence[PageTable] = ()
+
+
+def render_page(title: str, lead: str, sections: Sequence[Section], details: Sequence[tuple[str, str]]) -> str:
+    """The page as HTML. Every text is escaped: prompts and names may hold anything."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("margincast.report").joinpath("page.html.jinja").read_text("utf-8"))
+    return template.render(title=title, lead=lead, sections=sections, details=details)

@@ -1,0 +1,152 @@
+"""Which sections does the page of a run folder have? One builder per command, fed from the folder's own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from margincast.errors import InputError
+from margincast.report import tables
+from margincast.report.page import PageFigure, PageTable, Section, render_page
+from margincast.report.reading import read_comparison, read_inspection, read_run
+
+CURVES = (
+    "Reward margin, loss and accuracy against the optimizer step. Accuracy is the share of pairs with a positive "
+    "margin; before the first update every margin is 0 and counts as wrong."
+)
+GLOSSARY = (
+    "A pair is a prompt with a chosen and a rejected response. Its reward margin says how much more training has "
+    "raised the log-probability of the chosen response than that of the rejected one, times beta. A margin above 0 "
+    "means the pair is learned. Held-out pairs take no part in training. Intervals are 95%, over pairs."
+)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The `summary.json` of a run folder. Raises `InputError` when there is none or it is damaged."""
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{folder} is not a finished run: it has no readable summary.json") from error
+    except ValueError as error:
+        raise InputError(f"{folder}/summary.json is damaged: {error}") from error
+    if not isinstance(summary, dict) or summary.get("command") not in BUILDERS:
+        raise InputError(f"{folder} is not a run that can be reported; use the folder of: {', '.join(BUILDERS)}")
+    return summary
+
+
+def page_of(folder: Path) -> str:
+    """The HTML page of a finished run folder. Raises `InputError` when `folder` is not one."""
+    summary = read_summary(folder)
+    title = f"margincast {summary['command']}: {summary['config'].get('data') or folder.name}"
+    return render_page(title, GLOSSARY, BUILDERS[summary["command"]](folder, summary), details_of(summary))
+
+
+def details_of(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Settings, environment and data of a run, as text to unfold."""
+    parts = {"Settings": "config", "Environment": "environment", "Data": "data", "Model": "model"}
+    return [
+        (name, yaml.safe_dump(summary[key], sort_keys=False, allow_unicode=True))
+        for name, key in parts.items()
+        if key in summary
+    ]
+
+
+def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
+    results = summary["results"]
+    captions = {
+        "matching": "Statements that match their concept (the paper's Figures 1 and 3).",
+        "non-matching": "Statements that do not match their concept.",
+        "both": "All statements. Centring cancels the two sides of a concept against each other.",
+    }
+    return [
+        Section(
+            title="Structure of the embeddings",
+            texts=[
+                "How alike are the model's embeddings of different concepts? "
+                "This decides how concepts help or disturb each other in training."
+            ],
+            reading=read_inspection(results),
+            figures=[
+                PageFigure(folder / "figures" / f"cosines-{side}.svg", f"Average cosine between concepts. {caption}")
+                for side, caption in captions.items()
+            ],
+            tables=[
+                PageTable(
+                    "Lengths are in units where the mean half-distance between a concept's two clusters is 1.",
+                    tables.STRUCTURE_HEADER,
+                    tables.structure_rows(results),
+                ),
+                *(
+                    [
+                        PageTable(
+                            "Conditions of Theorems 4.1 and 4.2 at the estimated values",
+                            tables.CONDITION_HEADER,
+                            tables.condition_rows(results["conditions"]),
+                        )
+                    ]
+                    if results["conditions"]
+                    else []
+                ),
+            ],
+        )
+    ]
+
+
+def run_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    concepts = summary["results"]["concepts"]
+    return [
+        Section(
+            title="Forecast" if summary["command"] == "forecast" else "Training",
+            texts=[f"This is a {summary['results']['origin']}."],
+            reading=read_run(summary),
+            figures=[PageFigure(folder / "figures" / "curves.svg", CURVES)],
+            tables=[
+                PageTable("Every recorded step", tables.STEP_HEADER, tables.step_rows(rows)),
+                PageTable(f"Step {rows[-1]['step']}", tables.CONCEPT_HEADER, tables.concept_rows(concepts)),
+            ],
+        )
+    ]
+
+
+def comparison_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
+    results = summary["results"]
+    a, b = results["titles"]
+    return [
+        Section(
+            title=f"{a.capitalize()} against {b}",
+            reading=read_comparison(results),
+            figures=[
+                PageFigure(folder / "figures" / "curves.svg", f"Held-out pairs. Dashed: {a}. Solid: {b}."),
+                PageFigure(folder / "figures" / "margins.svg", f"Every held-out pair at step {results['step']}."),
+            ],
+            tables=[
+                PageTable(
+                    f"Step {results['step']}. A: {a}. B: {b}.", tables.AGREEMENT_HEADER, tables.agreement_rows(results)
+                )
+            ],
+        )
+    ]
+
+
+def demo_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
+    """All stages of the demonstration, one after the other."""
+    sections: list[Section] = []
+    for stage, text in summary["results"]["stages"].items():
+        part = read_summary(folder / stage)
+        first, *rest = BUILDERS[part["command"]](folder / stage, part)
+        sections += [Section(first.title, [text, *first.texts], first.reading, first.figures, first.tables), *rest]
+    return sections
+
+
+BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], list[Section]]] = {
+    "inspect": inspection_sections,
+    "forecast": run_sections,
+    "train": run_sections,
+    "compare": comparison_sections,
+    "demo": demo_sections,
+}

@@ -1,0 +1,102 @@
+"""The tables that the terminal and the HTML page share: a header and rows of text for each kind of result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Rows = list[list[str]]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number at `digits` significant digits, or `-` where there is none."""
+    return "-" if value is None or value != value else f"{value:.{digits}g}"
+
+
+def interval(estimate: Mapping[str, float], digits: int = 3) -> str:
+    return (
+        f"{number(estimate['value'], digits)} [{number(estimate['low'], digits)}, {number(estimate['high'], digits)}]"
+    )
+
+
+def percent(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.0%} [{estimate['low']:.0%}, {estimate['high']:.0%}]"
+
+
+STEP_HEADER = ("step", "train loss", "margin", "accuracy", "held-out loss", "margin", "accuracy")
+
+
+def step_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """The rows of `metrics.jsonl`."""
+    keys = [f"{prefix}{name}" for prefix in ("", "eval_") for name in ("loss", "rewards/margins", "rewards/accuracies")]
+    return [
+        [str(row["step"]), *(f"{row[key]:.1%}" if "accuracies" in key else number(row[key], 4) for key in keys)]
+        for row in rows
+    ]
+
+
+CONCEPT_HEADER = ("concept", "held-out margin [95%]", "held-out accuracy [95%]")
+
+
+def concept_rows(concepts: Mapping[str, Any]) -> Rows:
+    """The `results.concepts` of a forecast or training run."""
+    return [
+        [name, interval(result["heldout_margin"]), percent(result["heldout_accuracy"])]
+        for name, result in concepts.items()
+    ]
+
+
+STRUCTURE_HEADER = ("quantity", "value")
+STRUCTURE_QUANTITIES = (
+    ("mean cosine between concepts, raw", "mean_cosine_raw"),
+    ("mean cosine between concepts, centred, matching side", "mean_cosine_centred"),
+    ("l_b, length of the shared component", "shared_norm"),
+    ("v, noise per coordinate", "noise"),
+    ("d v^2, noise energy", "noise_energy"),
+    ("effective dimension of the noise", "effective_dimension"),
+    ("Z, concepts that use one token", "max_token_count"),
+    ("largest number of interacting concepts", "interacting_concepts"),
+)
+
+
+def structure_rows(results: Mapping[str, Any]) -> Rows:
+    return [[name, number(results[key])] for name, key in STRUCTURE_QUANTITIES]
+
+
+CONDITION_HEADER = ("condition", "left side", "right side", "holds")
+
+
+def condition_rows(checks: Sequence[Mapping[str, Any]]) -> Rows:
+    return [[c["name"], number(c["left"]), number(c["right"]), "yes" if c["holds"] else "no"] for c in checks]
+
+
+AGREEMENT_HEADER = (
+    "held-out pairs",
+    "n",
+    "margin A",
+    "margin B",
+    "accuracy A",
+    "accuracy B",
+    "Spearman [95%]",
+    "max |A-B|",
+)
+
+
+def agreement_rows(results: Mapping[str, Any]) -> Rows:
+    """The `results` of a comparison: all held-out pairs, then every concept."""
+    rows = []
+    for name, agreement in {"all": results["heldout"], **results["concepts"]}.items():
+        low, high = agreement["intervals"]["spearman"]
+        rows.append(
+            [
+                name,
+                str(agreement["pairs"]),
+                number(agreement["margin_a"]),
+                number(agreement["margin_b"]),
+                f"{agreement['accuracy_a']:.1%}",
+                f"{agreement['accuracy_b']:.1%}",
+                interval({"value": agreement["spearman"], "low": low, "high": high}),
+                number(agreement["max_abs_difference"]),
+            ]
+        )
+    return rows

@@ -1,0 +1,56 @@
+"""What are the margins of the recorded pairs right now? One evaluation, cheap where the backbone is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margincast.features.extract import PACK_TOKENS
+from margincast.features.packing import plan_packs
+from margincast.features.passes import Rows, hidden_states, response_logps
+from margincast.features.tokenize import Encoded
+
+
+@dataclass
+class Evaluator:
+    """Log-probabilities of the responses of `rows`, always in the same packs, so that an unchanged model gives exactly
+    the same numbers again and margins at step 0 are exactly 0.
+
+    With `frozen_backbone` the hidden states are computed once and kept: only the unembedding is applied again, and in
+    float64, because a step of the unembedding alone can move logits by less than float32 rounds them.
+    """
+
+    rows: Sequence[Encoded]
+    packed: bool
+    frozen_backbone: bool
+    _kept: list[tuple[Tensor, Tensor, Rows]] = field(default_factory=list)
+
+    @torch.no_grad()
+    def __call__(self, model: Any) -> tuple[Tensor, Tensor]:
+        """(chosen, rejected) summed log-probabilities, (pairs,) float64 each, in the order of `rows`."""
+        was_training = model.training
+        model.eval()
+        dtype = torch.float64 if self.frozen_backbone else torch.float32
+        chosen = torch.zeros(len(self.rows), dtype=torch.float64)
+        rejected = torch.zeros(len(self.rows), dtype=torch.float64)
+        for number, members in enumerate(plan_packs([row.inputs for row in self.rows], PACK_TOKENS)):
+            hidden, position, rows = self._states(model, number, [self.rows[index] for index in members])
+            chosen_part, rejected_part = response_logps(model, hidden, position, rows, len(members), dtype)
+            chosen[members] = chosen_part.double().cpu()
+            rejected[members] = rejected_part.double().cpu()
+        model.train(was_training)
+        return chosen, rejected
+
+    def _states(self, model: Any, number: int, batch: list[Encoded]) -> tuple[Tensor, Tensor, Rows]:
+        if number < len(self._kept):
+            return self._kept[number]
+        everything, rows = hidden_states(model, batch, self.packed)
+        used, position = torch.unique(rows.row, return_inverse=True)
+        states = (everything[used], position, rows)
+        if self.frozen_backbone:
+            self._kept.append(states)
+        return states

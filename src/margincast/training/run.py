@@ -1,0 +1,289 @@
+"""What does training really do to every margin? A real run, recorded in the same shape as a forecast."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from margincast.errors import InputError
+from margincast.features.passes import packing_problem
+from margincast.features.tokenize import Encoding
+from margincast.losses import get_loss
+from margincast.models.load import LoadedModel, untie
+from margincast.records import Features, FeatureSet, PairSet, SplitTrajectory, Trajectory
+from margincast.store import key_of, write_json, write_jsonl, write_tensors
+from margincast.training.evaluate import Evaluator
+from margincast.training.trainer import MarginTrainer, PairDataset, collate
+
+OPTIM = {"adamw": "adamw_torch", "adam": "adamw_torch", "sgd": "sgd", "gd": "sgd"}
+# Log-probabilities of two passes over the same model differ by rounding alone; more means another model.
+REFERENCE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 2.0, torch.float16: 0.5}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The settings of a run, under the names that TRL and transformers give them.
+
+    train: "all" weights, or the unembedding ("head") alone, untied from the input embedding
+    record_train: how many training pairs to record, spread over concepts; 0 records all of them
+    """
+
+    train: str = "all"
+    beta: float = 0.01
+    loss_type: str = "sigmoid"
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.0
+    max_steps: int = 60
+    per_device_train_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "constant"
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    seed: int = 1234
+    eval_steps: int = 10
+    record_train: int = 0
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    report_to: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.train not in ("all", "head"):
+            raise InputError(f"train must be all or head, got {self.train!r}")
+        if self.optimizer not in OPTIM:
+            raise InputError(f"optimizer {self.optimizer!r} cannot train; use one of: {', '.join(OPTIM)}")
+
+
+def train_model(
+    loaded: LoadedModel,
+    encoding: Encoding,
+    features: Features,
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    progress: bool = False,
+    save_model: bool = True,
+) -> Trajectory:
+    """Train `loaded` (changed in place) and record margins at step 0, every `eval_steps` and the last step.
+
+    features: of the same pairs under the untrained model; their log-probabilities are the reference
+    folder: receives `train_log.jsonl`, `model/` when `save_model`, and, while the run goes on, checkpoints and recorded
+    steps from which the same call continues after an interruption.
+
+    Raises `InputError` when the model at step 0 is not the reference.
+    """
+    model = loaded.model
+    if settings.train == "head":
+        head = untie(model)
+        model.requires_grad_(False)
+        head.weight.requires_grad_(True)
+    train_pairs, heldout_pairs = features.train.pairs, features.heldout.pairs
+    recorded = spread(train_pairs, settings.record_train)
+    rows = encoding.select(train_pairs).rows
+    packed = packing_problem(model, rows) is None
+    evaluator = Evaluator(
+        (*encoding.select(recorded).rows, *encoding.select(heldout_pairs).rows),
+        packed,
+        frozen_backbone=settings.train == "head",
+    )
+    state = folder / "state"
+    _same_run(state, settings, features)
+    recorder = Recorder(evaluator, state, settings, features, recorded)
+    batch_size = len(rows) if settings.optimizer == "gd" else settings.per_device_train_batch_size
+    trainer = MarginTrainer(
+        model=model,
+        args=_arguments(settings, state, batch_size, next(model.parameters()).device.type),
+        train_dataset=PairDataset(rows, features.train.reference_chosen, features.train.reference_rejected),
+        data_collator=collate,
+        callbacks=[recorder, *([ProgressBar()] if progress else [])],
+        loss=get_loss(settings.loss_type),
+        beta=settings.beta,
+        packed=packed,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    recorder.trainer = trainer
+    trainer.train(resume_from_checkpoint=_last_checkpoint(state))
+    write_jsonl(folder / "train_log.jsonl", [row for row in trainer.state.log_history if "loss" in row])
+    if save_model:
+        model.save_pretrained(folder / "model")
+        loaded.tokenizer.save_pretrained(folder / "model")
+    trajectory = recorder.trajectory()
+    shutil.rmtree(state)
+    return trajectory
+
+
+def spread(pairs: PairSet, count: int) -> PairSet:
+    """`count` of `pairs`, drawn evenly from every concept by a fixed seed; all when `count` is 0 or too large."""
+    if count <= 0 or count >= len(pairs):
+        return pairs
+    queues = []
+    for concept in pairs.concepts:
+        members = [pair.id for pair in pairs if pair.concept == concept]
+        random.Random(concept).shuffle(members)
+        queues.append(members)
+    ranked = [pair for rank in range(max(map(len, queues))) for queue in queues for pair in queue[rank : rank + 1]]
+    chosen = set(ranked[:count])
+    return PairSet(tuple(pair for pair in pairs if pair.id in chosen))
+
+
+class Recorder(TrainerCallback):
+    """Evaluates the recorded pairs at step 0, every `eval_steps` and the end; keeps each step on disk as it is made."""
+
+    trainer: Any
+
+    def __init__(
+        self, evaluator: Evaluator, state: Path, settings: TrainingSettings, features: Features, recorded: PairSet
+    ) -> None:
+        self.evaluator = evaluator
+        self.state = state
+        self.settings = settings
+        self.features = features
+        self.recorded = recorded
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self._record(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.settings.eval_steps == 0 or state.global_step == self.settings.max_steps:
+            self._record(state.global_step)
+
+    def _record(self, step: int) -> None:
+        chosen, rejected = self.evaluator(self.trainer.model)
+        if step == 0:
+            self._check_reference(chosen, rejected)
+        write_tensors(self._path(step), {"chosen": chosen, "rejected": rejected})
+
+    def _path(self, step: int) -> Path:
+        return self.state / f"step-{step:07d}.safetensors"
+
+    def _check_reference(self, chosen: Tensor, rejected: Tensor) -> None:
+        allowed = REFERENCE_TOLERANCE[self.trainer.model.dtype]
+        for name, now, before in (
+            ("chosen", chosen, self._reference("reference_chosen")),
+            ("rejected", rejected, self._reference("reference_rejected")),
+        ):
+            gap = float((now - before).abs().max())
+            if not gap <= allowed:
+                raise InputError(
+                    f"the model at step 0 is not the reference: log-probabilities of {name} responses differ by "
+                    f"{gap:.3g}; the features belong to another model"
+                )
+
+    def _reference(self, name: str) -> Tensor:
+        rows = {pair.id: index for index, pair in enumerate(self.features.train.pairs)}
+        train: Tensor = getattr(self.features.train, name)[[rows[pair.id] for pair in self.recorded]]
+        heldout: Tensor = getattr(self.features.heldout, name)
+        return torch.cat([train, heldout])
+
+    def trajectory(self) -> Trajectory:
+        paths = sorted(self.state.glob("step-*.safetensors"))
+        tensors = [load_file(path) for path in paths]
+        # Step 0 went through the same packs as every other step: against it, rounding of the reference cancels.
+        beta = self.settings.beta
+        chosen = beta * torch.stack([item["chosen"] - tensors[0]["chosen"] for item in tensors])
+        rejected = beta * torch.stack([item["rejected"] - tensors[0]["rejected"] for item in tensors])
+        margins, cut = chosen - rejected, len(self.recorded)
+        what = "all weights" if self.settings.train == "all" else "the unembedding, backbone frozen"
+        return Trajectory(
+            steps=tuple(int(path.stem.removeprefix("step-")) for path in paths),
+            train=SplitTrajectory(self.recorded, margins[:, :cut], chosen[:, :cut]),
+            heldout=SplitTrajectory(self.features.heldout.pairs, margins[:, cut:], chosen[:, cut:]),
+            beta=beta,
+            loss_type=self.settings.loss_type,
+            origin=f"training of {what}",
+        )
+
+
+class ProgressBar(TrainerCallback):
+    """One line on stderr: steps, loss, margin."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", margin=f"{logs['rewards/margins']:.4f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def _arguments(settings: TrainingSettings, state: Path, batch_size: int, device: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(state),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        optim=OPTIM[settings.optimizer],
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=settings.bf16,
+        report_to=settings.report_to,
+        use_cpu=device == "cpu",
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=settings.eval_steps,
+        save_total_limit=1,
+        logging_steps=1,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def _same_run(state: Path, settings: TrainingSettings, features: Features) -> None:
+    """Make `state` the folder of this very run: what another run left there is removed."""
+    identity = key_of(
+        [asdict(settings), features.model_hash, *(_fingerprint(s) for s in (features.train, features.heldout))]
+    )
+    marker = state / "run.json"
+    try:
+        same = json.loads(marker.read_text())["identity"] == identity
+    except (OSError, ValueError, KeyError):
+        same = False
+    if not same:
+        shutil.rmtree(state, ignore_errors=True)
+        write_json(marker, {"identity": identity})
+
+
+def _fingerprint(split: FeatureSet) -> Sequence[Any]:
+    return [split.pairs.fingerprint, [list(ids) for ids in (*split.chosen_ids, *split.rejected_ids)]]
+
+
+def _last_checkpoint(state: Path) -> str | None:
+    """The newest checkpoint that was written whole (its last file, the trainer's state, can be read)."""
+    for folder in sorted(state.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+            for path in folder.glob("*.safetensors"):
+                load_file(path)
+        except (OSError, ValueError, SafetensorError):
+            shutil.rmtree(folder)
+            continue
+        return str(folder)
+    return None
