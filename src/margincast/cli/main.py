@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from margincast.errors import InputError, StatedFailure
+
+
+class _Interrupted(Exception):  # noqa: N818 (a person's wish)
+    """KeyboardInterrupt under a name that typer lets through."""
 
 
 def _normalise(name: str) -> str:
@@ -21,7 +26,6 @@ app = typer.Typer(
     name="margincast",
     help="Forecast how a preference-tuning run (DPO and its family) will generalise, and why.",
     epilog="First time here? Run: margincast demo",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"token_normalize_func": _normalise, "help_option_names": ["--help", "-h"]},
@@ -60,12 +64,16 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"config file {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise InputError(f"config file {path} must hold names and values, like `beta: 0.01`")
+    if "config" in values:
+        raise InputError(f"config file {path} cannot name another config file")
     names = {_flag(parameter): parameter for parameter in context.command.params}
     chosen: dict[str, Any] = {}
     for name, value in values.items():
         parameter = names.get(_normalise(name))
         if parameter is None or parameter.name is None:
             raise InputError(f"config file {path}: {context.info_name} has no option {name!r}")
+        if isinstance(value, (list, dict)):
+            raise InputError(f"config file {path}: {name} must be a single value, got {value!r}")
         if value is not None:
             chosen[parameter.name] = value
     context.default_map = chosen
@@ -77,11 +85,12 @@ def _flag(parameter: Any) -> str:
     return next((name.lstrip("-") for name in parameter.opts if name.startswith("--")), parameter.name or "")
 
 
+@cache
 def _commands() -> None:
     """Register every command. Their modules import nothing heavy."""
     import inspect
 
-    from margincast.cli import compare, demo, forecast, report, train
+    from margincast.cli import bounds, compare, demo, forecast, report, simulate, train
     from margincast.cli import inspect as inspect_
 
     for function in (
@@ -90,6 +99,8 @@ def _commands() -> None:
         forecast.forecast,
         train.train,
         compare.compare,
+        bounds.bounds,
+        simulate.simulate,
         report.report,
     ):
         signature = inspect.signature(function, eval_str=True)
@@ -111,7 +122,10 @@ def _with_config(function: Any, signature: Any, config: Any) -> Any:
 
     def command(**arguments: Any) -> None:
         arguments.pop("config")
-        function(**arguments)
+        try:
+            function(**arguments)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
 
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
     command.__signature__ = signature.replace(parameters=[*parameters, config])  # type: ignore[attr-defined]
@@ -128,14 +142,17 @@ def main(arguments: list[str] | None = None) -> None:
     _quieten(debug)
     _commands()
     try:
-        status = app(words, standalone_mode=False)
+        status = app(words or ["--help"], standalone_mode=False)
     except InputError as error:
         status = _fail(error, 2, debug)
     except StatedFailure as error:
         status = _fail(error, 1, debug)
-    except KeyboardInterrupt:
-        print("\nmargincast: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    except (KeyboardInterrupt, _Interrupted):
+        print("margincast: interrupted; the same command goes on where it stopped", file=sys.stderr)
         status = 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status = _fail(error, 1, debug, f"{where}{error.strerror or error}")
     except Exception as error:
         if hasattr(error, "format_message"):  # what typer raises for bad usage
             status = _fail(error, 2, debug, error.format_message())
@@ -147,7 +164,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(error: BaseException, status: int, debug: bool, message: str | None = None) -> int:
     if debug:
-        raise error
+        import traceback
+
+        traceback.print_exception(error)
     print(f"margincast: error: {' '.join((message or str(error)).split())}", file=sys.stderr)
     return status
 

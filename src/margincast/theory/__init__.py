@@ -1,0 +1,1 @@
+"""What can be proved about a run before it starts: distribution, lemmas, theorems, exact risk, certificates."""
