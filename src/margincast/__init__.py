@@ -26,6 +26,11 @@ _HOMES = {
     "AdamW": "margincast.dynamics.optimizers",
     "TrainingSettings": "margincast.training",
     "train_model": "margincast.training",
+    "preference_distribution": "margincast.theory.distribution",
+    "guarantees": "margincast.theory.theorems",
+    "population_risk": "margincast.theory.risk",
+    "certify": "margincast.theory.certificates",
+    "flow_tube": "margincast.theory.tube",
     "compare": "margincast.compare",
     "load_run": "margincast.runs",
     "metric_rows": "margincast.metrics",
@@ -36,7 +41,9 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'margincast' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    # Kept here, over the module of the same name that importing `margincast.compare` puts here.
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

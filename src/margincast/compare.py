@@ -96,8 +96,11 @@ def agreement(a: Tensor, b: Tensor) -> Agreement:
 
 
 def pearson(x: Values, y: Values) -> float:
+    # Equal values minus their rounded mean leave rounding, which would correlate.
+    if not (np.ptp(x) > 0 and np.ptp(y) > 0):
+        return float("nan")
     x, y = x - x.mean(), y - y.mean()
-    scale = float(np.sqrt((x @ x) * (y @ y)))
+    scale = float(np.sqrt(x @ x) * np.sqrt(y @ y))
     return float(x @ y) / scale if scale > 0 else float("nan")
 
 

@@ -38,11 +38,12 @@ def proportion(successes: int, total: int) -> Estimate:
 def bootstrap(statistic: Callable[..., float], *samples: Values, seed: int = 0) -> Estimate:
     """`statistic(*samples)` with a percentile bootstrap over pairs; samples are paired, (pairs,) each.
 
-    With fewer than two pairs there is nothing to resample and the interval is (nan, nan).
+    With fewer than two pairs there is nothing to resample and the interval is (nan, nan); so it is for a value of nan,
+    which resamples that miss the pair at fault would otherwise give an interval.
     """
     value = float(statistic(*samples))
     count = len(samples[0])
-    if count < 2:
+    if count < 2 or np.isnan(value):
         return Estimate(value, float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
     draws = np.empty(RESAMPLES)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from margincast.intervals import mean_interval, proportion
-from margincast.losses import get_loss
+from margincast.losses import Loss, get_loss
 from margincast.records import PairSet, SplitTrajectory, Trajectory
 
 
@@ -26,24 +26,25 @@ def concept_rows(pairs: PairSet) -> dict[str, list[int]]:
 
 def metric_rows(trajectory: Trajectory) -> list[dict[str, Any]]:
     """One row per recorded step, as written to `metrics.jsonl`."""
-    return [{"step": step, **dict(_at(trajectory, index))} for index, step in enumerate(trajectory.steps)]
+    loss = get_loss(trajectory.loss_type, trajectory.beta, without_reference=True)
+    return [{"step": step, **dict(_at(trajectory, loss, index))} for index, step in enumerate(trajectory.steps)]
 
 
-def _at(trajectory: Trajectory, index: int) -> Iterator[tuple[str, float]]:
-    yield from _means(trajectory, trajectory.train, index, "", None)
-    yield from _means(trajectory, trajectory.heldout, index, "eval_", None)
+def _at(trajectory: Trajectory, loss: Loss, index: int) -> Iterator[tuple[str, float]]:
+    yield from _means(loss, trajectory.train, index, "", None)
+    yield from _means(loss, trajectory.heldout, index, "eval_", None)
     for concept, rows in concept_rows(trajectory.heldout.pairs).items():
-        yield from _means(trajectory, trajectory.heldout, index, f"eval_{concept}_", rows)
+        yield from _means(loss, trajectory.heldout, index, f"eval_{concept}_", rows)
 
 
 def _means(
-    trajectory: Trajectory, split: SplitTrajectory, index: int, prefix: str, rows: list[int] | None
+    loss: Loss, split: SplitTrajectory, index: int, prefix: str, rows: list[int] | None
 ) -> Iterator[tuple[str, float]]:
     def mean(values: Tensor) -> float:
         return float((values if rows is None else values[rows]).double().mean())
 
     margins = split.margins[index]
-    yield f"{prefix}loss", mean(get_loss(trajectory.loss_type).value(margins.double()))
+    yield f"{prefix}loss", mean(loss.value(margins.double()))
     yield f"{prefix}rewards/margins", mean(margins)
     yield f"{prefix}rewards/accuracies", mean((margins > 0).double())
     if split.chosen is not None:

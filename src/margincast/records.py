@@ -20,6 +20,8 @@ from margincast.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from margincast.losses import Loss
+
 Message = Mapping[str, str]
 Text = str | tuple[Message, ...]
 
@@ -142,6 +144,7 @@ class Features:
 
     tokens: (T,) the distinct response tokens, ascending, when every response is one token, else empty
     unembedding: (T, hidden) the reference unembedding's rows of `tokens` (AdamW's weight decay needs them)
+    bias: (T,) the unembedding's bias for `tokens`, where it has one; training the unembedding leaves it as it is
     logits: what the model does with W g before the softmax: "linear", or the reason why it is not linear in W
     scale: the factor the model puts on W g (1 for most)
     """
@@ -154,6 +157,7 @@ class Features:
     model_hash: str
     logits: str = "linear"
     scale: float = 1.0
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ class SplitTrajectory:
     """Margins of one split along a run.
 
     margins: (steps, pairs); chosen: (steps, pairs) rewards of the chosen responses, where log-probabilities are known
+    Both leave the reference out where the loss does (`Loss.reference_free`).
     """
 
     pairs: PairSet
@@ -173,14 +178,14 @@ class Trajectory:
     """What forecast and training both produce: margins of every recorded pair at every recorded step.
 
     steps: the recorded optimizer steps, 0 first; for gradient flow, step s is time t = learning_rate * s
-    loss_type: name of the member of the family f in `margincast.losses`
+    loss_type: a member of the family f in `margincast.losses`: its name, or the `Loss` where the name does not say all
     """
 
     steps: tuple[int, ...]
     train: SplitTrajectory
     heldout: SplitTrajectory
     beta: float
-    loss_type: str = "sigmoid"
+    loss_type: str | Loss = "sigmoid"
     origin: str = ""
 
 

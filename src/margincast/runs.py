@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from margincast.errors import InputError
+from margincast.losses import LOSS_PARAMETERS, get_loss
 from margincast.metrics import concept_results, metric_rows
 from margincast.records import Pair, PairSet, SplitTrajectory, Text, Trajectory
 from margincast.store import write_json, write_jsonl, write_tensors
@@ -141,7 +142,13 @@ def save_trajectory(folder: Path, trajectory: Trajectory) -> None:
         if split.chosen is not None:
             tensors[f"{name}_chosen"] = split.chosen
         pairs.extend(pair_row(pair, name) for pair in split.pairs)
-    metadata = {"beta": repr(trajectory.beta), "loss_type": trajectory.loss_type, "origin": trajectory.origin}
+    loss = get_loss(trajectory.loss_type, trajectory.beta, without_reference=True)
+    metadata = {
+        "beta": repr(trajectory.beta),
+        "loss_type": loss.name,
+        "loss_parameters": json.dumps(dict(loss.parameters)),
+        "origin": trajectory.origin,
+    }
     write_tensors(folder / "margins.safetensors", tensors, metadata)
     write_jsonl(folder / "pairs.jsonl", pairs)
 
@@ -156,6 +163,7 @@ def pair_row(pair: Pair, split: str) -> dict[str, Any]:
         "prompt": pair.prompt,
         "chosen": pair.chosen,
         "rejected": pair.rejected,
+        "statement": pair.statement,
     }
 
 
@@ -169,19 +177,21 @@ def load_run(folder: Path) -> Run:
         raise InputError(f"{folder} is not a finished forecast or training run: {', '.join(missing)} not there")
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_bytes().splitlines()]
         tensors = load_file(folder / "margins.safetensors")
         if summary["schema_version"] != SCHEMA_VERSION:
             raise InputError(
                 f"{folder} was written with schema {summary['schema_version']}; this margincast reads {SCHEMA_VERSION}"
             )
         final = summary["config"]
+        parameters = {name: final.get(name) for name in LOSS_PARAMETERS}
+        loss = get_loss(final["loss_type"], float(final["beta"]), without_reference=True, **parameters)
         trajectory = Trajectory(
             steps=tuple(tensors["steps"].tolist()),
             train=_split(tensors, rows, "train"),
             heldout=_split(tensors, rows, "heldout"),
             beta=float(final["beta"]),
-            loss_type=final["loss_type"],
+            loss_type=loss if loss.parameters else loss.name,
             origin=summary["results"]["origin"],
         )
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -193,8 +203,10 @@ def load_run(folder: Path) -> Run:
 
 def _split(tensors: dict[str, torch.Tensor], rows: Sequence[dict[str, Any]], name: str) -> SplitTrajectory:
     pairs = PairSet(tuple(_pair(row) for row in rows if row["split"] == name))
-    if tensors[name].shape[1] != len(pairs):
-        raise ValueError(f"{tensors[name].shape[1]} {name} margins for {len(pairs)} pairs")
+    expected = (len(tensors["steps"]), len(pairs))
+    for key in (name, f"{name}_chosen"):
+        if key in tensors and tuple(tensors[key].shape) != expected:
+            raise ValueError(f"{key} is {tuple(tensors[key].shape)} for {expected[0]} steps and {expected[1]} pairs")
     return SplitTrajectory(pairs, tensors[name], tensors.get(f"{name}_chosen"))
 
 
@@ -210,4 +222,5 @@ def _pair(row: dict[str, Any]) -> Pair:
         rejected=text(row["rejected"]),
         source=row["source"],
         line=row["line"],
+        statement=row.get("statement"),
     )

@@ -42,9 +42,7 @@ def train_ours(loaded: LoadedModel, pairs: PairSet, folder: Path, **changes: Any
     """The rows of `train_log.jsonl` of a run of ours on all of `pairs` (two more are held out)."""
     import json
 
-    heldout = PairSet(
-        tuple(Pair(f"h:{i}", "c", f"Another {i}", " good", " other words", "h", i + 1) for i in range(2))
-    )
+    heldout = PairSet(tuple(Pair(f"h:{i}", "c", f"Another {i}", " good", " other words", "h", i + 1) for i in range(2)))
     encoding = encode(PairSet(pairs.pairs + heldout.pairs), loaded.tokenizer, eos=True)
     features = features_of(loaded, encoding, pairs, heldout, cache_dir=folder / "cache")
     settings = TrainingSettings(

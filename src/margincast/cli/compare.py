@@ -32,6 +32,7 @@ def run_comparison(job: Job, a: Path, b: Path) -> dict[str, Any]:
     from margincast.compare import compare as compare_trajectories
     from margincast.report import tables
     from margincast.report.figures import comparison_curves, margin_scatter, save_figure
+    from margincast.report.sections import write_page
     from margincast.runs import load_run, write_summary
 
     run_a, run_b = load_run(a), load_run(b)
@@ -50,6 +51,7 @@ def run_comparison(job: Job, a: Path, b: Path) -> dict[str, Any]:
         "seconds": job.seconds,
     }
     summary = write_summary(job.out, "compare", job.config, results)
+    write_page(job.out)
     job.table(
         f"Step {results['step']}, A: {titles[0]}, B: {titles[1]}",
         tables.AGREEMENT_HEADER,

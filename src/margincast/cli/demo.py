@@ -37,12 +37,12 @@ RUN_SETTINGS: dict[str, Any] = {
     "lr_scheduler_type": "constant",
     "warmup_steps": 0,
     "max_grad_norm": 1.0,
-    "eval_steps": 5,
+    "eval_steps": 10,
 }
 TRAINING_SETTINGS: dict[str, Any] = {
     "gradient_checkpointing": False,
     "bf16": False,
-    "record_train": 0,
+    "record_train": 120,
     "report_to": "none",
     "save_model": False,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from margincast.cli import options as opt
-from margincast.cli.inputs import Inputs, load_inputs
+from margincast.cli.inputs import Inputs, check_settings, load_inputs
 from margincast.cli.job import Job, open_job
 
 
@@ -26,9 +26,17 @@ def forecast(
     seed: opt.Seed = 1234,
     beta: opt.Beta = 0.01,
     loss_type: opt.LossType = "sigmoid",
+    label_smoothing: opt.LabelSmoothing = None,
+    discopop_tau: opt.DiscopopTau = None,
+    simpo_gamma: opt.SimpoGamma = None,
     optimizer: opt.OptimizerOption = opt.Optim.adamw,
     learning_rate: opt.LearningRate = 1e-5,
     weight_decay: opt.WeightDecay = 0.0,
+    momentum: opt.Momentum = 0.0,
+    nesterov: opt.Nesterov = False,
+    adam_beta1: opt.AdamBeta1 = 0.9,
+    adam_beta2: opt.AdamBeta2 = 0.999,
+    adam_epsilon: opt.AdamEpsilon = 1e-8,
     max_steps: opt.MaxSteps = 60,
     per_device_train_batch_size: opt.BatchSize = 32,
     gradient_accumulation_steps: opt.Accumulation = 1,
@@ -48,6 +56,7 @@ def forecast(
     Example: margincast forecast persona:k2 --optimizer adamw --learning_rate 1e-3 --max_steps 30
     """
     job = open_job("forecast", locals())
+    check_settings(job.config)
     inputs = load_inputs(job, persona_dir, cache_dir)
     job.done(run_forecast(job, inputs))
 
@@ -55,23 +64,23 @@ def forecast(
 def run_forecast(job: Job, inputs: Inputs) -> dict[str, Any]:
     """Forecast for the settings in `job.config`, save the run, print its tables."""
     from margincast.dynamics.forecast import forecast as forecast_margins
-    from margincast.dynamics.optimizers import make_optimizer
     from margincast.metrics import metric_rows
     from margincast.report import tables
     from margincast.report.figures import run_curves, save_figure
+    from margincast.report.sections import write_page
     from margincast.runs import save_trajectory, trajectory_results, write_summary
 
     config = job.config
     trajectory = forecast_margins(
         inputs.features,
         beta=config["beta"],
-        optimizer=make_optimizer(config["optimizer"], config["learning_rate"], config["weight_decay"]),
+        optimizer=opt.optimizer_of(config),
         steps=config["max_steps"],
         batch_size=config["per_device_train_batch_size"],
         gradient_accumulation_steps=config["gradient_accumulation_steps"],
         seed=config["seed"],
         eval_steps=config["eval_steps"],
-        loss_type=config["loss_type"],
+        loss_type=opt.loss_of(config),
         lr_scheduler_type=config["lr_scheduler_type"],
         warmup_steps=config["warmup_steps"],
         max_grad_norm=config["max_grad_norm"],
@@ -80,6 +89,7 @@ def run_forecast(job: Job, inputs: Inputs) -> dict[str, Any]:
     save_figure(run_curves(trajectory), job.out / "figures", "curves")
     results = trajectory_results(trajectory, job.seconds)
     summary = write_summary(job.out, "forecast", config, results, **inputs.sections(config))
+    write_page(job.out)
     job.say(f"This is a {trajectory.origin}.")
     job.table("", tables.STEP_HEADER, tables.step_rows(metric_rows(trajectory)))
     job.table(f"Step {config['max_steps']}", tables.CONCEPT_HEADER, tables.concept_rows(results["concepts"]))

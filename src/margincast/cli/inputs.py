@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from margincast.cli.job import Job
+from margincast.cli.options import loss_of, optimizer_of
 
 if TYPE_CHECKING:
     from margincast.features import Encoding
@@ -36,6 +37,12 @@ class Inputs:
         }
         model = {"id": self.loaded.name, "revision": config["revision"], "hash": self.loaded.hash}
         return {"data": data, "model": model, "device": config["device"]}
+
+
+def check_settings(config: dict[str, Any]) -> None:
+    """Refuse settings of a forecast or training before anything is loaded. Raises `InputError`."""
+    loss_of(config)
+    optimizer_of(config)
 
 
 def load_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> Inputs:
@@ -82,6 +89,7 @@ def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
     if encoding.truncated:
         job.say(f"{encoding.truncated} responses are cut at max_length {encoding.max_length}")
     train, heldout = encoding.pairs.split(config["holdout"], config["seed"])
+    job.write_config()
     features = features_of(
         loaded, encoding, train, heldout, cache_dir=cache_dir, progress=job.progress, copy_to=job.out
     )

@@ -42,6 +42,7 @@ def run_inspection(job: Job, inputs: Inputs) -> dict[str, Any]:
     """Inspect the features, save figures and summary, print the tables."""
     from margincast.report import tables
     from margincast.report.figures import cosine_matrices, save_figure
+    from margincast.report.sections import write_page
     from margincast.runs import structure_results, write_summary
     from margincast.structure import inspect_features
 
@@ -51,6 +52,7 @@ def run_inspection(job: Job, inputs: Inputs) -> dict[str, Any]:
         save_figure(cosine_matrices(structure, side), job.out / "figures", name)
     results = {**structure_results(structure), "seconds": job.seconds}
     summary = write_summary(job.out, "inspect", job.config, results, **inputs.sections(job.config))
+    write_page(job.out)
     job.table("Embeddings", tables.STRUCTURE_HEADER, tables.structure_rows(results))
     if results["conditions"]:
         rows = tables.condition_rows(results["conditions"])

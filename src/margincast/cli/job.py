@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from margincast.errors import InputError
-from margincast.store import key_of, write_text
+from margincast.store import key_of, plain, write_text
 
-NOT_SETTINGS = {"out", "json_", "quiet", "resume", "config", "cache_dir", "persona_dir", "ctx"}
+NOT_SETTINGS = {"out", "json_", "quiet", "resume", "cache_dir"}
+# What a run has written before its first result. A folder of just this is left by one that failed there; it is free.
+BEFORE_RESULTS = {"config.yaml", "features.safetensors", "features.manifest.json"}
 
 
 @dataclass
@@ -65,8 +67,9 @@ class Job:
 
     def done(self, summary: dict[str, Any]) -> None:
         """Print the end of the job: its summary as JSON, or where to look."""
+        self.write_config()  # commands with nothing to continue leave it to here
         if self.json:
-            print(json.dumps(summary, indent=2, ensure_ascii=False))
+            print(json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False))
         else:
             self.say(f"Results: {self.out}")
 
@@ -80,6 +83,7 @@ class Job:
         return job
 
     def write_config(self) -> None:
+        """Claim the folder for this run: to be called when the input is known to be good."""
         import yaml
 
         write_text(self.out / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
@@ -88,22 +92,24 @@ class Job:
 def open_job(command: str, parameters: dict[str, Any]) -> Job:
     """Start (or find again) the job of `command` with these parameters, the command function's arguments.
 
-    Raises `InputError` when the folder to write to holds something else.
+    Nothing is written yet, so that input found to be bad leaves no folder behind. Raises `InputError` when the folder
+    to write to holds the results of something else.
     """
     config = {name: _plain(value) for name, value in parameters.items() if name not in NOT_SETTINGS}
     out, resume = parameters["out"], parameters.get("resume", True)
     if out is None:
         out = _default_folder(command, config, resume)
-    occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    blocked = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
+    if blocked:
+        raise InputError(f"--out {out}: {blocked} is a file, not a folder")
+    occupied = out.exists() and {path.name for path in out.iterdir()} not in (set(), BEFORE_RESULTS)
     same = _same_config(out, config)
     if occupied and not same:
-        raise InputError(f"{out} already holds something else; give another --out, or remove it")
+        raise InputError(f"--out {out} already holds something else; give another folder, or remove this one")
     if occupied and not resume:
         shutil.rmtree(out)
     finished = same and resume and (out / "summary.json").is_file()
-    job = Job(command, config, out, parameters["json_"], parameters["quiet"], finished)
-    job.write_config()
-    return job
+    return Job(command, config, out, parameters["json_"], parameters["quiet"], finished)
 
 
 def _default_folder(command: str, config: dict[str, Any], resume: bool) -> Path:

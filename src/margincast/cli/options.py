@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from margincast.losses import LOSS_NAMES, LOSS_PARAMETERS, Loss, get_loss
 
 DATA_HELP = (
     "traits | persona:NAME[,NAME...] | persona:k1 ... persona:k16 | persona:all | a .jsonl, .parquet or .csv file or a "
@@ -43,6 +46,18 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+def positive(value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"must be a positive number, got {value:g}")
+    return value
+
+
+def share(value: float) -> float:
+    if not 0 < value < 1:
+        raise typer.BadParameter(f"must be between 0 and 1, got {value:g}")
+    return value
 
 
 INPUT, TRAINING, OUTPUT = "Input", "Training", "Output"
@@ -88,16 +103,47 @@ MaxLength = Annotated[
     int, typer.Option("--max_length", min=2, help="Cut prompt + response here, in tokens", rich_help_panel=INPUT)
 ]
 Holdout = Annotated[
-    float, typer.Option("--holdout", help="Share of every concept kept for evaluation", rich_help_panel=INPUT)
+    float,
+    typer.Option("--holdout", callback=share, help="Share of every concept kept for evaluation", rich_help_panel=INPUT),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the split and of the batch order", rich_help_panel=INPUT)]
+Seed = Annotated[
+    int,
+    # The largest seed that numpy takes.
+    typer.Option("--seed", min=0, max=2**32 - 1, help="Of the split and of the batch order", rich_help_panel=INPUT),
+]
 
-Beta = Annotated[float, typer.Option("--beta", help="DPO's KL strength", rich_help_panel=TRAINING)]
+Beta = Annotated[float, typer.Option("--beta", callback=positive, help="DPO's KL strength", rich_help_panel=TRAINING)]
 LossType = Annotated[
-    str, typer.Option("--loss_type", help="Loss of the margin: sigmoid (DPO)", rich_help_panel=TRAINING)
+    str,
+    typer.Option("--loss_type", help=f"Loss of the margin: {', '.join(LOSS_NAMES)}", rich_help_panel=TRAINING),
 ]
-LearningRate = Annotated[float, typer.Option("--learning_rate", help="Learning rate", rich_help_panel=TRAINING)]
-WeightDecay = Annotated[float, typer.Option("--weight_decay", min=0.0, help="AdamW's", rich_help_panel=TRAINING)]
+LabelSmoothing = Annotated[
+    float | None,
+    typer.Option(
+        "--label_smoothing",
+        help="Share of wrong labels, for cdpo, robust, exo_pair and simpo [default: 0]",
+        rich_help_panel=TRAINING,
+    ),
+]
+DiscopopTau = Annotated[
+    float | None,
+    typer.Option("--discopop_tau", help="Temperature of discopop [default: 0.05]", rich_help_panel=TRAINING),
+]
+SimpoGamma = Annotated[
+    float | None, typer.Option("--simpo_gamma", help="Target margin of simpo [default: 0.5]", rich_help_panel=TRAINING)
+]
+LearningRate = Annotated[
+    float, typer.Option("--learning_rate", callback=positive, help="Learning rate", rich_help_panel=TRAINING)
+]
+WeightDecay = Annotated[
+    float,
+    typer.Option("--weight_decay", min=0.0, help="Decoupled with adamw, L2 with sgd and gd", rich_help_panel=TRAINING),
+]
+Momentum = Annotated[float, typer.Option("--momentum", help="Of sgd and gd", rich_help_panel=TRAINING)]
+Nesterov = Annotated[bool, typer.Option("--nesterov", help="Momentum that looks ahead", rich_help_panel=TRAINING)]
+AdamBeta1 = Annotated[float, typer.Option("--adam_beta1", help="Of adamw and adam", rich_help_panel=TRAINING)]
+AdamBeta2 = Annotated[float, typer.Option("--adam_beta2", help="Of adamw and adam", rich_help_panel=TRAINING)]
+AdamEpsilon = Annotated[float, typer.Option("--adam_epsilon", help="Of adamw and adam", rich_help_panel=TRAINING)]
 OptimizerOption = Annotated[
     Optim,
     typer.Option("--optimizer", help="gd is full-batch sgd; flow its limit, for forecasts", rich_help_panel=TRAINING),
@@ -135,3 +181,18 @@ Resume = Annotated[
         "--resume/--no_resume", help="Continue an interrupted run of the same settings", rich_help_panel=OUTPUT
     ),
 ]
+
+
+def loss_of(config: dict[str, Any]) -> Loss:
+    """The loss that `config` names. Raises `InputError` where it names none."""
+    parameters = {name: config.get(name) for name in LOSS_PARAMETERS}
+    return get_loss(config["loss_type"], config["beta"], without_reference=True, **parameters)
+
+
+def optimizer_of(config: dict[str, Any]) -> Any:
+    """The optimizer that `config` names. Raises `InputError` where it names none, or one with other settings."""
+    from margincast.dynamics.optimizers import make_optimizer
+
+    names = ("weight_decay", "momentum", "nesterov", "adam_beta1", "adam_beta2", "adam_epsilon")
+    settings = {name: config[name] for name in names if name in config}
+    return make_optimizer(config["optimizer"], config["learning_rate"], **settings)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from margincast.cli import options as opt
-from margincast.cli.inputs import Inputs, load_inputs
+from margincast.cli.inputs import Inputs, check_settings, load_inputs
 from margincast.cli.job import Job, open_job
+
+if TYPE_CHECKING:
+    from margincast.training import TrainingSettings
 
 
 def train(
@@ -33,9 +36,17 @@ def train(
     seed: opt.Seed = 1234,
     beta: opt.Beta = 0.01,
     loss_type: opt.LossType = "sigmoid",
+    label_smoothing: opt.LabelSmoothing = None,
+    discopop_tau: opt.DiscopopTau = None,
+    simpo_gamma: opt.SimpoGamma = None,
     optimizer: opt.OptimizerOption = opt.Optim.adamw,
     learning_rate: opt.LearningRate = 1e-5,
     weight_decay: opt.WeightDecay = 0.0,
+    momentum: opt.Momentum = 0.0,
+    nesterov: opt.Nesterov = False,
+    adam_beta1: opt.AdamBeta1 = 0.9,
+    adam_beta2: opt.AdamBeta2 = 0.999,
+    adam_epsilon: opt.AdamEpsilon = 1e-8,
     max_steps: opt.MaxSteps = 60,
     per_device_train_batch_size: opt.BatchSize = 32,
     gradient_accumulation_steps: opt.Accumulation = 1,
@@ -84,6 +95,8 @@ def train(
         job.say("This run is already finished.")
         job.done(finished_summary(job))
         return
+    check_settings(job.config)
+    training_settings(job.config)
     inputs = load_inputs(job, persona_dir, cache_dir)
     job.done(run_training(job, inputs))
 
@@ -94,26 +107,34 @@ def finished_summary(job: Job) -> dict[str, Any]:
     return load_run(Path(job.out)).summary
 
 
-def run_training(job: Job, inputs: Inputs) -> dict[str, Any]:
-    """Train with the settings in `job.config`, save the run, print its tables."""
+def training_settings(config: dict[str, Any]) -> TrainingSettings:
+    """The settings of `config` that training knows. Raises `InputError` for those it cannot use."""
     from dataclasses import fields
 
-    from margincast.metrics import metric_rows
-    from margincast.report import tables
-    from margincast.report.figures import run_curves, save_figure
-    from margincast.runs import save_trajectory, trajectory_results, write_summary
-    from margincast.training import TrainingSettings, train_model
+    from margincast.training import TrainingSettings
 
-    config = job.config
     names = {field.name for field in fields(TrainingSettings)}
     settings = {name: value for name, value in config.items() if name in names}
     if settings["record_train"] is None:
         settings["record_train"] = 0 if config["train"] == "head" else 256
+    return TrainingSettings(**settings)
+
+
+def run_training(job: Job, inputs: Inputs) -> dict[str, Any]:
+    """Train with the settings in `job.config`, save the run, print its tables."""
+    from margincast.metrics import metric_rows
+    from margincast.report import tables
+    from margincast.report.figures import run_curves, save_figure
+    from margincast.report.sections import write_page
+    from margincast.runs import save_trajectory, trajectory_results, write_summary
+    from margincast.training import train_model
+
+    config = job.config
     trajectory = train_model(
         inputs.loaded,
         inputs.encoding,
         inputs.features,
-        TrainingSettings(**settings),
+        training_settings(config),
         job.out,
         progress=job.progress,
         save_model=config["save_model"],
@@ -122,6 +143,7 @@ def run_training(job: Job, inputs: Inputs) -> dict[str, Any]:
     save_figure(run_curves(trajectory), job.out / "figures", "curves")
     results = trajectory_results(trajectory, job.seconds)
     summary = write_summary(job.out, "train", config, results, **inputs.sections(config))
+    write_page(job.out)
     job.table(f"{trajectory.origin}".capitalize(), tables.STEP_HEADER, tables.step_rows(metric_rows(trajectory)))
     job.table(f"Step {config['max_steps']}", tables.CONCEPT_HEADER, tables.concept_rows(results["concepts"]))
     return summary

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from margincast.errors import InputError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -22,7 +24,11 @@ class Batch:
 
 
 def batch_order(pairs: int, batch_size: int, steps: int, seed: int, accumulation: int = 1) -> Iterator[Batch]:
-    """The batches of `steps` optimizer steps over `pairs` training pairs."""
+    """The batches of `steps` optimizer steps over `pairs` training pairs.
+
+    Raises `InputError` when there is no pair.
+    """
+    _check_pairs(pairs)
     produced = 0
     epoch = 0
     while produced < steps:
@@ -39,8 +45,14 @@ def batch_order(pairs: int, batch_size: int, steps: int, seed: int, accumulation
 
 
 def full_batch(pairs: int, steps: int) -> Iterator[Batch]:
-    """Every pair at every step: gradient descent."""
+    """Every pair at every step: gradient descent. Raises `InputError` when there is no pair."""
+    _check_pairs(pairs)
     rows = torch.arange(pairs)
     weights = torch.full((pairs,), 1.0 / pairs, dtype=torch.float64)
     for _ in range(steps):
         yield Batch(rows, weights)
+
+
+def _check_pairs(pairs: int) -> None:
+    if pairs < 1:
+        raise InputError("there is no training pair to draw batches from")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from margincast.dynamics.batches import full_batch
 from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError, StatedFailure
 from margincast.losses import Loss, sigmoid
@@ -25,29 +26,31 @@ def gradient_flow(
 ) -> Tensor:
     """States dW at `times` of the flow tau dW/dt = (beta/N) sum_i -f'(r_i) delta_i g_i^T, from dW = 0.
 
-    times: ascending, t >= 0, in units of learning_rate * steps when tau = 1
+    times: strictly ascending, t >= 0, in units of learning_rate * steps when tau = 1
     Returns (times, T, hidden) in the features' dtype; the integration runs in float64. `rtol` and `atol` bound the
     local error of the state. The loss is convex in dW, so its flow never moves two trajectories apart and the global
     error is at most the sum of the local ones.
 
-    Raises `InputError` for times that are negative or not ascending, `StatedFailure` when the integrator gives up.
+    Raises `InputError` for times that are negative, infinite or not ascending, `StatedFailure` when the integrator
+    gives up.
     """
     clock = np.asarray(times, dtype=np.float64)
-    if clock.ndim != 1 or len(clock) == 0 or clock[0] < 0 or bool((np.diff(clock) < 0).any()):
-        raise InputError("times of the flow must be ascending and not negative")
-    wide = TokenSpace(space.features.double(), space.chosen, space.rejected, space.beta, space.tokens)
+    ascending = clock.ndim == 1 and len(clock) > 0 and clock[0] >= 0 and bool((np.diff(clock) > 0).all())
+    if not (ascending and np.isfinite(clock[-1])):
+        raise InputError("times of the flow must be finite, strictly ascending and not negative")
     shape = (space.tokens, space.features.shape[1])
     if clock[-1] == 0.0:
-        return space.features.new_zeros(len(clock), *shape)
+        return space.features.new_zeros(len(clock), *shape, dtype=space.dtype)
+
+    everything = next(full_batch(len(space), 1))
 
     def velocity(_: float, flat: NDArray[np.float64]) -> NDArray[np.float64]:
-        margins = wide.margins(torch.from_numpy(flat).view(shape))
-        pull = wide.pull(-loss.slope(margins))
-        return (wide.beta / (len(wide) * tau) * pull).flatten().numpy()  # Eq. 6, with the 1/N that Eq. 7 drops
+        gradient = space.gradient(torch.from_numpy(flat).view(shape), loss, everything)
+        return (-gradient / tau).flatten().numpy()  # Eq. 6, with the 1/N that Eq. 7 drops
 
     solution = solve_ivp(
         velocity, (0.0, clock[-1]), np.zeros(shape[0] * shape[1]), method="DOP853", t_eval=clock, rtol=rtol, atol=atol
     )
     if not solution.success:
         raise StatedFailure(f"gradient flow stopped at t = {solution.t[-1]:g}: {solution.message}")
-    return torch.from_numpy(solution.y.T.copy()).view(len(clock), *shape).to(space.features.dtype)
+    return torch.from_numpy(solution.y.T.copy()).view(len(clock), *shape).to(space.dtype)

@@ -12,7 +12,7 @@ from margincast.dynamics.schedule import schedule
 from margincast.dynamics.simulate import simulate
 from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
-from margincast.losses import get_loss
+from margincast.losses import Loss, get_loss
 from margincast.records import Features, FeatureSet, SplitTrajectory, Trajectory
 
 
@@ -31,7 +31,7 @@ def forecast(
     gradient_accumulation_steps: int = 1,
     seed: int = 1234,
     eval_steps: int = 10,
-    loss_type: str = "sigmoid",
+    loss_type: str | Loss = "sigmoid",
     lr_scheduler_type: str = "constant",
     warmup_steps: int = 0,
     max_grad_norm: float = 1.0,
@@ -47,7 +47,7 @@ def forecast(
     spaces = token_spaces(features, beta, dtype)
     train, heldout = spaces
     wanted = recorded_steps(steps, eval_steps)
-    loss = get_loss(loss_type)
+    loss = get_loss(loss_type, beta)
     unembedding = features.unembedding.to(dtype)
     if isinstance(optimizer, GradientFlow):
         states = list(gradient_flow(train, [optimizer.learning_rate * step for step in wanted], loss))
@@ -69,11 +69,13 @@ def forecast(
         )
         states = [train.zeros(), *(state for step, state in enumerate(run, start=1) if step in wanted)]
     # With weight decay the other rows of W move as well, and the normaliser is not known from T rows.
-    decays = isinstance(optimizer, AdamW) and optimizer.weight_decay != 0.0
+    decays = not isinstance(optimizer, GradientFlow) and optimizer.weight_decay != 0.0
+    bias = 0.0 if features.bias is None else features.scale * features.bias.to(dtype)
 
     def record(split: FeatureSet, space: TokenSpace) -> SplitTrajectory:
+        start = space.features @ unembedding.T + bias
         margins = torch.stack([space.margins(state) for state in states])
-        chosen = None if decays else torch.stack([_chosen_rewards(split, space, unembedding, s) for s in states])
+        chosen = None if decays else torch.stack([_chosen_rewards(split, space, start, s) for s in states])
         return SplitTrajectory(split.pairs, margins, chosen)
 
     return Trajectory(
@@ -118,14 +120,15 @@ def token_spaces(features: Features, beta: float, dtype: torch.dtype = torch.flo
     return space(features.train, "training"), space(features.heldout, "held-out")
 
 
-def _chosen_rewards(split: FeatureSet, space: TokenSpace, unembedding: Tensor, state: Tensor) -> Tensor:
+def _chosen_rewards(split: FeatureSet, space: TokenSpace, start: Tensor, state: Tensor) -> Tensor:
     """beta * log(pi/pi_ref) of the chosen response, (pairs,), without the vocabulary.
 
     Only T logits move, so Z changes by what they change: with p the reference probabilities of the T tokens,
     log Z/Z0 = log(1 + sum_t p_t (exp(dlogit_t) - 1)).
+
+    start: (pairs, T) the reference's logits of the T tokens
     """
     change = space.features @ state.T
-    start = space.features @ unembedding.T
     log_normaliser = start.gather(1, space.chosen[:, None]).squeeze(1) - split.reference_chosen.to(start)
     probability = (start - log_normaliser[:, None]).exp()
     growth = torch.log1p((probability * torch.expm1(change)).sum(dim=1))

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from margincast.dynamics.batches import Batch
 from margincast.dynamics.optimizers import Optimizer, Slots
-from margincast.dynamics.state import TokenSpace
+from margincast.dynamics.state import Space
 from margincast.errors import StatedFailure
 from margincast.losses import Loss, sigmoid
 
 
 def simulate(
-    space: TokenSpace,
+    space: Space,
     optimizer: Optimizer,
     batches: Iterable[Batch],
     *,
@@ -27,22 +27,21 @@ def simulate(
     factor: Callable[[int], float] = lambda done: 1.0,
     max_grad_norm: float | None = None,
 ) -> Iterator[Tensor]:
-    """Yield dW, (T, hidden), after every step; computes in the dtype of `space.features`.
+    """Yield the state after every step: dW, (T, hidden), when `space` is a `TokenSpace`; computes in its dtype.
 
-    unembedding: (T, hidden) rows of W0; factor: schedule of the learning rate; max_grad_norm: clipping as
+    unembedding: like the state, W0's rows; factor: schedule of the learning rate; max_grad_norm: clipping as
     `torch.nn.utils.clip_grad_norm_` does it, None or 0 for none.
 
-    Raises `StatedFailure` when the state stops being finite.
+    Raises `InputError` for a space without pairs or with features that are not finite, `StatedFailure` when the state
+    stops being finite.
     """
+    space.check()
     state = space.zeros()
     slots: Slots = {}
     for done, batch in enumerate(batches):
-        rows = space.rows(batch.rows)
-        weights = batch.weights.to(state)
-        # Eq. 6 with the batch's weights for 1/N: the gradient of sum_i weight_i f(r_i) in W.
-        gradient = space.beta * rows.pull(weights * loss.slope(rows.margins(state)))
+        gradient = space.gradient(state, loss, batch)
         if max_grad_norm:
-            gradient = gradient * (max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+            gradient = gradient * (max_grad_norm / (space.norm(gradient) + 1e-6)).clamp(max=1.0)
         rate = optimizer.learning_rate * factor(done)
         state = state + optimizer.update(gradient, unembedding + state, slots, done + 1, rate)
         if not bool(state.isfinite().all()):

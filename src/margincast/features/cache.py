@@ -1,7 +1,8 @@
 """How are features kept, and when may they be used again? Only when everything that made them is the same.
 
 A folder per key holds `features.safetensors` and `manifest.json` (the key's parts and the file's SHA-256). While an
-extraction runs, finished rows lie there as `part-*.safetensors`, so a killed run continues where it stopped.
+extraction runs, finished rows lie there as `part-*.safetensors`, each with its hash, so a killed run continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from margincast.store import file_sha256, key_of, write_json, write_tensors
+from margincast.store import file_sha256, key_of, write_json, write_tensors, write_text
 
 FEATURES = "features.safetensors"
 MANIFEST = "manifest.json"
@@ -59,7 +60,7 @@ class FeatureCache:
             if recorded["key"] != asdict(self.key) or recorded["sha256"] != file_sha256(path):
                 return None
             return load_file(path)
-        except (ValueError, KeyError, SafetensorError):
+        except (ValueError, KeyError, TypeError, SafetensorError):
             return None
 
     def save(self, tensors: dict[str, Tensor]) -> None:
@@ -68,8 +69,8 @@ class FeatureCache:
         write_tensors(self.folder / FEATURES, tensors)
         manifest = {"key": asdict(self.key), "sha256": file_sha256(self.folder / FEATURES)}
         write_json(self.folder / MANIFEST, manifest)
-        for part in self.folder.glob("part-*.safetensors"):
-            part.unlink()
+        for part in self.folder.glob("part-*"):
+            part.unlink(missing_ok=True)
 
     def copy_to(self, folder: Path) -> None:
         """Put the features and their manifest into `folder`, as links where the file system can."""
@@ -83,15 +84,18 @@ class FeatureCache:
 
     def save_part(self, rows: Tensor, tensors: dict[str, Tensor]) -> None:
         """Keep finished `rows` (indices over training then held-out pairs) of every tensor."""
-        write_tensors(self.folder / f"part-{int(rows.min()):09d}-{len(rows)}.safetensors", {"rows": rows, **tensors})
+        path = self.folder / f"part-{int(rows.min()):09d}-{len(rows)}.safetensors"
+        write_tensors(path, {"rows": rows, **tensors})
+        write_text(path.with_suffix(".sha256"), file_sha256(path))
 
     def load_parts(self) -> list[dict[str, Tensor]]:
         """Finished parts of an interrupted extraction; a damaged part is dropped and computed again."""
         parts = []
         for path in sorted(self.folder.glob("part-*.safetensors")):
-            try:
+            recorded = path.with_suffix(".sha256")
+            if recorded.is_file() and recorded.read_bytes() == file_sha256(path).encode():
                 parts.append(load_file(path))
-            except SafetensorError:
+            else:
                 path.unlink()
         return parts
 

@@ -88,7 +88,8 @@ def _extract(
     parts = cache.load_parts()
     done = {int(row) for part in parts for row in part["rows"]}
     todo = [index for index in range(len(rows)) if index not in done]
-    plan = [[todo[k] for k in pack] for pack in plan_packs([rows[index].inputs for index in todo], PACK_TOKENS)]
+    units = [rows[index].inputs for index in todo]
+    plan = [[todo[k] for k in pack] for pack in plan_packs(units, PACK_TOKENS, packed)]
     fresh: list[dict[str, Tensor]] = []
     last_saved = time.monotonic()
     with tqdm(total=len(rows), initial=len(done), unit="pair", desc="features", disable=not progress) as bar:
@@ -136,12 +137,14 @@ def _assemble(
     single = encoding.single_token
     tokens = torch.tensor(sorted({ids[0] for row in rows for ids in (row.chosen, row.rejected)} if single else set()))
     tokens = tokens.long()
-    unembedding = loaded.model.get_output_embeddings().weight.detach()[tokens.to(loaded.model.device)].cpu()
+    head = loaded.model.get_output_embeddings()
+    where = tokens.to(loaded.model.device)
     return Features(
         train=split(train, 0),
         heldout=split(heldout, len(train)),
         tokens=tokens,
-        unembedding=unembedding.clone(),
+        unembedding=head.weight.detach()[where].cpu(),
+        bias=None if getattr(head, "bias", None) is None else head.bias.detach()[where].cpu(),
         model=loaded.name,
         model_hash=loaded.hash,
         logits=logits,

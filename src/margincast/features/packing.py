@@ -34,7 +34,7 @@ class Pack:
         """Additive attention mask, (1, 1, nodes, nodes): 0 where node i sees node j, the lowest number elsewhere."""
         node = torch.arange(len(self))
         sees = (node[None, :] <= node[:, None]) & (node[:, None] < self.end[None, :])
-        return torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+        return torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[None, None]
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Pack:
@@ -77,11 +77,11 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return limit
 
 
-def plan_packs(units: Sequence[Sequence[Sequence[int]]], budget: int) -> list[list[int]]:
+def plan_packs(units: Sequence[Sequence[Sequence[int]]], budget: int, packed: bool = True) -> list[list[int]]:
     """Group `units` (each a few sequences that belong together) into packs of at most `budget` distinct tokens.
 
     Units are taken in lexicographic order of their first sequence, so that neighbours share prefixes. A unit larger
-    than the budget gets a pack of its own.
+    than the budget gets a pack of its own. Without `packed` nothing is shared, and every token counts.
     """
     order = sorted(range(len(units)), key=lambda index: list(units[index][0]))
     packs: list[list[int]] = []
@@ -89,9 +89,10 @@ def plan_packs(units: Sequence[Sequence[Sequence[int]]], budget: int) -> list[li
     previous: Sequence[int] = ()
     for index in order:
         first, *others = units[index]
-        shared_inside = sum(common_prefix(first, other) for other in others)
-        alone = len(first) + sum(map(len, others)) - shared_inside
-        added = alone - common_prefix(previous, first)
+        alone = added = len(first) + sum(map(len, others))
+        if packed:
+            alone -= sum(common_prefix(first, other) for other in others)
+            added = alone - common_prefix(previous, first)
         if size + added > budget:
             packs.append([])
             size, added = 0, alone

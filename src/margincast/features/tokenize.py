@@ -73,7 +73,9 @@ def encode(
     limit = min(max_length, context or max_length)
     if eos is None:
         bare = [_encode_pair(pair, tokenizer, "") for pair in pairs]
-        eos = not all(len(row.chosen) == 1 and len(row.rejected) == 1 for row in bare)
+        # A row that is refused or left out below does not decide for the others.
+        usable_rows = [row for row in bare if not _problem(row, row, limit)]
+        eos = not all(len(row.chosen) == 1 and len(row.rejected) == 1 for row in usable_rows)
     ending = (tokenizer.eos_token or "") if eos else ""
     if eos and not ending and not all(pair.conversational for pair in pairs):
         raise InputError("the tokenizer has no end-of-sequence token; pass --no-eos")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from margincast.errors import InputError, StatedFailure
@@ -21,9 +22,12 @@ def default_cache_dir() -> Path:
     return Path.home() / ".cache" / "margincast"
 
 
-@dataclass(frozen=True)
+@dataclass
 class LoadedModel:
-    """A causal language model in evaluation mode, its tokenizer, and a hash that names its weights."""
+    """A causal language model in evaluation mode, its tokenizer, and a hash that names its weights.
+
+    Training changes `model` in place, and `hash` with it.
+    """
 
     name: str
     hash: str
@@ -60,7 +64,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=DTYPES[dtype], **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         message = f"model {name!r} cannot be loaded: {first_line(error)}"
         raise InputError(message) if Path(place).is_dir() else StatedFailure(message) from error
     if model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
@@ -74,7 +78,7 @@ def locate(name: str, cache_dir: Path | None = None) -> str:
     if name == "smollm2":
         return str(smollm2_folder(cache_dir or default_cache_dir()))
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name.strip() and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InputError(f"model folder {name!r} has no config.json; give a folder written by save_pretrained")
         return str(folder)
@@ -88,12 +92,16 @@ def first_line(error: BaseException) -> str:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to zero, as TRL does: reference and policy then agree at step 0 in training mode too."""
+    """Set every dropout to zero: reference and policy then agree at step 0 in training mode too.
+
+    TRL sets the `nn.Dropout` modules. Many models drop in functions, by a number they keep: attention_dropout (Llama),
+    hidden_dropout (Bloom), dropout and layerdrop (OPT), attn_dropout (GPT-BigCode).
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_pdrop"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

@@ -51,7 +51,7 @@ def _intact(folder: Path) -> bool:
         return False
     try:
         expected: dict[str, str] = json.loads(manifest.read_text())["sha256"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return False
     return all((folder / name).is_file() and file_sha256(folder / name) == digest for name, digest in expected.items())
 

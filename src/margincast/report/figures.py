@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from margincast.compare import Comparison
 from margincast.metrics import concept_rows, metric_rows
 from margincast.records import Trajectory
+from margincast.report.tables import interval
 from margincast.store import atomic_path
 from margincast.structure.inspect import Structure
 
@@ -43,13 +45,21 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "margincast", "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
+        # The layout is found once: every drawing would start from where the last one left it, and move a little.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         for kind, metadata in (("svg", {"Date": None, "Creator": "margincast"}), ("png", {"Software": "margincast"})):
             with atomic_path(folder / f"{name}.{kind}") as temporary:
                 figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
 
 
 def short(name: str) -> str:
-    return name if len(name) <= LABEL_LIMIT else name[: LABEL_LIMIT - 1] + "…"
+    """`name` as a label: one line of limited length, taken literally by matplotlib."""
+    line = " ".join(name.split())
+    if len(line) > LABEL_LIMIT:
+        line = line[: LABEL_LIMIT - 1] + "…"
+    # matplotlib reads text between dollars as mathematics, and hides labels that begin with an underscore.
+    return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
 
 
 def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -70,7 +80,7 @@ def run_curves(trajectory: Trajectory) -> Figure:
     figure, axes = new_figure(3)
     for axis, (key, label) in zip(axes[0], PANELS, strict=True):
         if len(concepts) > 1:
-            for concept, style in concepts.items():
+            for concept, style in reversed(concepts.items()):
                 values = [row[f"eval_{concept}_{key}"] for row in rows]
                 axis.plot(steps, values, linewidth=1.0, alpha=0.75, label=short(concept), **style)
         axis.plot(steps, [row[key] for row in rows], color=TRAIN, linewidth=2, label="training")
@@ -111,12 +121,13 @@ def margin_scatter(comparison: Comparison, title_a: str, title_b: str) -> Figure
         if float(values.min()) < 0 < float(values.max()):
             line(0, color=TRAIN, linewidth=0.8)
     pairs = comparison.a.heldout.pairs
-    for concept, style in styles(pairs.concepts).items():
-        index = concept_rows(pairs)[concept]
+    rows = concept_rows(pairs)
+    for concept, style in reversed(styles(pairs.concepts).items()):
+        index = rows[concept]
         axis.scatter(a[index], b[index], s=14, color=style["color"], alpha=0.75, linewidths=0, label=short(concept))
     _label(axis, f"margin, {title_a}", f"margin, {title_b}")
     rho = comparison.heldout.spearman
-    axis.set_title(f"Spearman {rho.value:.3f} [{rho.low:.3f}, {rho.high:.3f}]", fontsize=9, color=INK)
+    axis.set_title(f"Spearman {interval(rho.as_dict())}", fontsize=9, color=INK)
     _legend(figure, axis)
     return figure
 
@@ -138,7 +149,8 @@ def cosine_matrices(structure: Structure, side: str) -> Figure:
             for i, row in enumerate(matrix.tolist()):
                 for j, value in enumerate(row):
                     dark = value < 0.6 if lowest == 0.0 else abs(value) > 0.6
-                    axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="w" if dark else INK)
+                    text = "-" if isnan(value) else f"{value:.2f}"
+                    axis.text(j, i, text, ha="center", va="center", fontsize=6, color="w" if dark else INK)
         figure.colorbar(image, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
     return figure
 

@@ -44,24 +44,29 @@ def read_run(summary: Mapping[str, Any]) -> list[str]:
     """Where a forecast or training run ends, and which concepts are quick or slow."""
     final, concepts = summary["results"]["final"], summary["results"]["concepts"]
     heldout = sum(count["heldout"] for count in summary["data"]["concepts"].values())
+    if final["eval_rewards/margins"] is None:
+        return [f"The run diverged: at step {final['step']} margins are no numbers any more. Lower the learning rate."]
     texts = [
-        f"After {final['step']} steps the model prefers the right response in "
-        f"{final['eval_rewards/accuracies']:.0%} of {heldout} held-out pairs "
-        f"({final['rewards/accuracies']:.0%} of the recorded training pairs). The mean held-out reward "
-        f"margin went from 0 to {final['eval_rewards/margins']:.3g}, the held-out loss from 0.693 to "
-        f"{final['eval_loss']:.3g}."
+        f"After {final['step']} steps {final['eval_rewards/accuracies']:.0%} of {heldout} held-out pairs are learned, "
+        f"and {final['rewards/accuracies']:.0%} of the recorded training pairs. The mean held-out reward margin is "
+        f"{final['eval_rewards/margins']:.3g}, the held-out loss {final['eval_loss']:.4g}."
     ]
-    if final["eval_rewards/margins"] < final["rewards/margins"] / 2:
+    if final["rewards/margins"] > 0 and final["eval_rewards/margins"] < final["rewards/margins"] / 2:
         texts.append(
             "Training pairs gain far more margin than held-out ones: most of what is learned does not carry over."
         )
     if len(concepts) > 1:
         ranked = sorted(concepts, key=lambda name: concepts[name]["heldout_margin"]["value"])
         slow, quick = concepts[ranked[0]]["heldout_margin"], concepts[ranked[-1]]["heldout_margin"]
-        apart = "do not overlap" if slow["high"] < quick["low"] else "overlap, so this order may be chance"
+        if slow["high"] is None or quick["low"] is None:
+            sure = "a single held-out pair cannot say how sure that is"
+        elif slow["high"] < quick["low"]:
+            sure = "their 95% intervals do not overlap"
+        else:
+            sure = "their 95% intervals overlap, so this order may be chance"
         texts.append(
             f"{ranked[-1]} is learned fastest (margin {quick['value']:.3g}) and {ranked[0]} slowest "
-            f"({slow['value']:.3g}); their 95% intervals {apart}."
+            f"({slow['value']:.3g}); {sure}."
         )
     chosen = final.get("eval_rewards/chosen")
     if chosen is not None and chosen < 0 < final["eval_rewards/margins"]:
@@ -75,24 +80,18 @@ def read_run(summary: Mapping[str, Any]) -> list[str]:
 def read_comparison(results: Mapping[str, Any]) -> list[str]:
     """How close B came to A."""
     heldout, (a, b) = results["heldout"], results["titles"]
+    if heldout["max_abs_difference"] is None:
+        return [f"At step {results['step']} margins of A ({a}) or B ({b}) are no numbers any more: that run diverged."]
     share = heldout["max_abs_difference"] / heldout["largest_margin"] if heldout["largest_margin"] else 0.0
     if share <= ROUNDING:
         return [
             f"A ({a}) and B ({b}) agree in every one of {heldout['pairs']} held-out pairs: no margin differs by more "
             f"than {share:.1g} of the largest. That is rounding: they are the same run."
         ]
-    low, high = heldout["intervals"]["spearman"]
-    strength = (
-        "the same order"
-        if heldout["spearman"] > 0.9
-        else "a related order"
-        if heldout["spearman"] > 0.5
-        else "another order"
-    )
     texts = [
-        f"At step {results['step']} A ({a}) puts held-out pairs in {strength} as B ({b}): rank correlation "
-        f"{heldout['spearman']:.2f} [{low:.2f}, {high:.2f}]. Accuracy is {heldout['accuracy_a']:.0%} in A and "
-        f"{heldout['accuracy_b']:.0%} in B, the mean margin {heldout['margin_a']:.3g} and {heldout['margin_b']:.3g}."
+        f"At step {results['step']} {_order(heldout)}. Accuracy is {heldout['accuracy_a']:.0%} in A ({a}) and "
+        f"{heldout['accuracy_b']:.0%} in B ({b}), the mean margin {heldout['margin_a']:.3g} and "
+        f"{heldout['margin_b']:.3g}."
     ]
     if {"forecast, frozen backbone", "training, all weights"} == {a, b}:
         texts.append(
@@ -100,6 +99,15 @@ def read_comparison(results: Mapping[str, Any]) -> list[str]:
             "between the two is what the moving backbone adds; do not read the forecast as a prediction of this run."
         )
     return texts
+
+
+def _order(heldout: Mapping[str, Any]) -> str:
+    rho = heldout["spearman"]
+    if rho is None:
+        return "there are too few different margins to compare the order of held-out pairs"
+    low, high = heldout["intervals"]["spearman"]
+    strength = "nearly the same order" if rho > 0.9 else "a related order" if rho > 0.5 else "different orders"
+    return f"A and B put held-out pairs in {strength} (rank correlation {rho:.2f} [{_two(low)}, {_two(high)}])"
 
 
 def _two(value: float | None) -> str:

@@ -13,6 +13,7 @@ from margincast.errors import InputError
 from margincast.report import tables
 from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
+from margincast.store import write_text
 
 CURVES = (
     "Reward margin, loss and accuracy against the optimizer step. Accuracy is the share of pairs with a positive "
@@ -41,8 +42,20 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def page_of(folder: Path) -> str:
     """The HTML page of a finished run folder. Raises `InputError` when `folder` is not one."""
     summary = read_summary(folder)
-    title = f"margincast {summary['command']}: {summary['config'].get('data') or folder.name}"
-    return render_page(title, GLOSSARY, BUILDERS[summary["command"]](folder, summary), details_of(summary))
+    try:
+        title = f"margincast {summary['command']}: {summary['config'].get('data') or folder.name}"
+        return render_page(title, GLOSSARY, BUILDERS[summary["command"]](folder, summary), details_of(summary))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is damaged: {error.filename} is missing") from error
+    except (KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
+
+
+def write_page(folder: Path) -> Path:
+    """Write `report.html` of a finished run into its folder. Raises `InputError` as `page_of` does."""
+    path = folder / "report.html"
+    write_text(path, page_of(folder))
+    return path
 
 
 def details_of(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -60,7 +73,7 @@ def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
     captions = {
         "matching": "Statements that match their concept (the paper's Figures 1 and 3).",
         "non-matching": "Statements that do not match their concept.",
-        "both": "All statements. Centring cancels the two sides of a concept against each other.",
+        "both": "All statements together.",
     }
     return [
         Section(
@@ -97,7 +110,9 @@ def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
 
 
 def run_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    # Not splitlines(), which also breaks at characters that names of concepts may hold, like U+2028.
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    rows = [json.loads(line) for line in lines]
     concepts = summary["results"]["concepts"]
     return [
         Section(

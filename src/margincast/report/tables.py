@@ -9,8 +9,11 @@ Rows = list[list[str]]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number at `digits` significant digits, or `-` where there is none."""
-    return "-" if value is None or value != value else f"{value:.{digits}g}"
+    """A number at `digits` significant digits, or `-` where there is none. Thousands are written out."""
+    if value is None or value != value:
+        return "-"
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+0" in text and abs(value) < 1e6 else text
 
 
 def interval(estimate: Mapping[str, float], digits: int = 3) -> str:

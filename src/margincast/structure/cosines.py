@@ -36,7 +36,9 @@ def mean_cosines(embeddings: Tensor, member: Tensor) -> Tensor:
     counts = member.sum(dim=1)
     sums = member @ directions
     cosines = (sums @ sums.T) / (counts[:, None] * counts[None, :])
-    own = (sums.square().sum(dim=1) - counts) / (counts * (counts - 1))
+    # An embedding's product with itself is 1, or 0 for one of length zero: data that centring leaves nothing of.
+    itself = member @ directions.square().sum(dim=1)
+    own = (sums.square().sum(dim=1) - itself) / (counts * (counts - 1))
     own[counts < 2] = float("nan")
     cosines[counts == 0, :] = float("nan")
     cosines[:, counts == 0] = float("nan")

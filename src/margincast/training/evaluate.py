@@ -20,8 +20,7 @@ class Evaluator:
     """Log-probabilities of the responses of `rows`, always in the same packs, so that an unchanged model gives exactly
     the same numbers again and margins at step 0 are exactly 0.
 
-    With `frozen_backbone` the hidden states are computed once and kept: only the unembedding is applied again, and in
-    float64, because a step of the unembedding alone can move logits by less than float32 rounds them.
+    With `frozen_backbone` the hidden states are computed once and kept: only the unembedding is applied again.
     """
 
     rows: Sequence[Encoded]
@@ -34,12 +33,11 @@ class Evaluator:
         """(chosen, rejected) summed log-probabilities, (pairs,) float64 each, in the order of `rows`."""
         was_training = model.training
         model.eval()
-        dtype = torch.float64 if self.frozen_backbone else torch.float32
         chosen = torch.zeros(len(self.rows), dtype=torch.float64)
         rejected = torch.zeros(len(self.rows), dtype=torch.float64)
-        for number, members in enumerate(plan_packs([row.inputs for row in self.rows], PACK_TOKENS)):
+        for number, members in enumerate(plan_packs([row.inputs for row in self.rows], PACK_TOKENS, self.packed)):
             hidden, position, rows = self._states(model, number, [self.rows[index] for index in members])
-            chosen_part, rejected_part = response_logps(model, hidden, position, rows, len(members), dtype)
+            chosen_part, rejected_part = response_logps(model, hidden, position, rows, len(members))
             chosen[members] = chosen_part.double().cpu()
             rejected[members] = rejected_part.double().cpu()
         model.train(was_training)

@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from margincast.errors import InputError
 from margincast.features.passes import packing_problem
 from margincast.features.tokenize import Encoding
-from margincast.losses import get_loss
+from margincast.losses import LOSS_PARAMETERS, Loss, get_loss
 from margincast.models.load import LoadedModel, untie
 from margincast.records import Features, FeatureSet, PairSet, SplitTrajectory, Trajectory
 from margincast.store import key_of, write_json, write_jsonl, write_tensors
@@ -37,15 +37,25 @@ class TrainingSettings:
     """The settings of a run, under the names that TRL and transformers give them.
 
     train: "all" weights, or the unembedding ("head") alone, untied from the input embedding
+    loss_type: a name of `margincast.losses`, with the parameters that it takes (None: TRL's default), or a `Loss`
+    momentum, nesterov: of sgd and gd;  adam_beta1, adam_beta2, adam_epsilon: of adamw and adam
     record_train: how many training pairs to record, spread over concepts; 0 records all of them
     """
 
     train: str = "all"
     beta: float = 0.01
-    loss_type: str = "sigmoid"
+    loss_type: str | Loss = "sigmoid"
+    label_smoothing: float | None = None
+    discopop_tau: float | None = None
+    simpo_gamma: float | None = None
     optimizer: str = "adamw"
     learning_rate: float = 1e-5
     weight_decay: float = 0.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     max_steps: int = 60
     per_device_train_batch_size: int = 32
     gradient_accumulation_steps: int = 1
@@ -64,6 +74,19 @@ class TrainingSettings:
             raise InputError(f"train must be all or head, got {self.train!r}")
         if self.optimizer not in OPTIM:
             raise InputError(f"optimizer {self.optimizer!r} cannot train; use one of: {', '.join(OPTIM)}")
+        if self.optimizer == "adam" and self.weight_decay:
+            raise InputError("weight_decay is decoupled decay and belongs to adamw; with adam leave it 0")
+        if OPTIM[self.optimizer] != "sgd" and (self.momentum or self.nesterov):
+            raise InputError(f"momentum and nesterov belong to sgd and gd; with {self.optimizer} leave them out")
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov needs a momentum above 0")
+        _ = self.loss  # refuses what is no loss before any work
+
+    @property
+    def loss(self) -> Loss:
+        """The loss that `loss_type` and its parameters name. Raises `InputError` where they do not name one."""
+        parameters = {name: getattr(self, name) for name in LOSS_PARAMETERS}
+        return get_loss(self.loss_type, self.beta, without_reference=True, **parameters)
 
 
 def train_model(
@@ -82,13 +105,22 @@ def train_model(
     folder: receives `train_log.jsonl`, `model/` when `save_model`, and, while the run goes on, checkpoints and recorded
     steps from which the same call continues after an interruption.
 
-    Raises `InputError` when the model at step 0 is not the reference.
+    Raises `InputError` when the model at step 0 is not the reference, and when the loss divides log-ratios by the
+    length of responses that are longer than one token.
     """
     model = loaded.model
+    loss = settings.loss
+    if loss.single_token and not (features.train.single_token and features.heldout.single_token):
+        raise InputError(
+            f"loss_type {loss.name!r} divides log-ratios by the length of the response, so it is a function of the "
+            "margin for single-token responses only, and a response here has more than one token"
+        )
+    dtype = model.get_output_embeddings().weight.dtype
     if settings.train == "head":
         head = untie(model)
         model.requires_grad_(False)
-        head.weight.requires_grad_(True)
+        # A small step of the unembedding moves its entries, and logits, by less than float32 can hold.
+        head.to(torch.float64).weight.requires_grad_(True)
     train_pairs, heldout_pairs = features.train.pairs, features.heldout.pairs
     recorded = spread(train_pairs, settings.record_train)
     rows = encoding.select(train_pairs).rows
@@ -99,7 +131,8 @@ def train_model(
         frozen_backbone=settings.train == "head",
     )
     state = folder / "state"
-    _same_run(state, settings, features)
+    identity = _same_run(state, settings, features)
+    loaded.hash = f"{loaded.hash}, trained in run {identity}"  # features cached for the old weights are not these
     recorder = Recorder(evaluator, state, settings, features, recorded)
     batch_size = len(rows) if settings.optimizer == "gd" else settings.per_device_train_batch_size
     trainer = MarginTrainer(
@@ -108,7 +141,7 @@ def train_model(
         train_dataset=PairDataset(rows, features.train.reference_chosen, features.train.reference_rejected),
         data_collator=collate,
         callbacks=[recorder, *([ProgressBar()] if progress else [])],
-        loss=get_loss(settings.loss_type),
+        loss=loss,
         beta=settings.beta,
         packed=packed,
     )
@@ -117,6 +150,7 @@ def train_model(
     recorder.trainer = trainer
     trainer.train(resume_from_checkpoint=_last_checkpoint(state))
     write_jsonl(folder / "train_log.jsonl", [row for row in trainer.state.log_history if "loss" in row])
+    model.get_output_embeddings().to(dtype)
     if save_model:
         model.save_pretrained(folder / "model")
         loaded.tokenizer.save_pretrained(folder / "model")
@@ -193,9 +227,10 @@ class Recorder(TrainerCallback):
         paths = sorted(self.state.glob("step-*.safetensors"))
         tensors = [load_file(path) for path in paths]
         # Step 0 went through the same packs as every other step: against it, rounding of the reference cancels.
-        beta = self.settings.beta
-        chosen = beta * torch.stack([item["chosen"] - tensors[0]["chosen"] for item in tensors])
-        rejected = beta * torch.stack([item["rejected"] - tensors[0]["rejected"] for item in tensors])
+        beta, loss = self.settings.beta, self.settings.loss
+        referred = 0.0 if loss.reference_free else 1.0
+        chosen = beta * torch.stack([item["chosen"] - referred * tensors[0]["chosen"] for item in tensors])
+        rejected = beta * torch.stack([item["rejected"] - referred * tensors[0]["rejected"] for item in tensors])
         margins, cut = chosen - rejected, len(self.recorded)
         what = "all weights" if self.settings.train == "all" else "the unembedding, backbone frozen"
         return Trajectory(
@@ -203,7 +238,7 @@ class Recorder(TrainerCallback):
             train=SplitTrajectory(self.recorded, margins[:, :cut], chosen[:, :cut]),
             heldout=SplitTrajectory(self.features.heldout.pairs, margins[:, cut:], chosen[:, cut:]),
             beta=beta,
-            loss_type=self.settings.loss_type,
+            loss_type=loss if loss.parameters else self.settings.loss_type,
             origin=f"training of {what}",
         )
 
@@ -235,13 +270,17 @@ def _arguments(settings: TrainingSettings, state: Path, batch_size: int, device:
         max_steps=settings.max_steps,
         learning_rate=settings.learning_rate,
         optim=OPTIM[settings.optimizer],
+        optim_args=f"momentum={settings.momentum!r},nesterov={settings.nesterov}",
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_epsilon=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_steps,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         data_seed=settings.seed,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing,
         bf16=settings.bf16,
         report_to=settings.report_to,
         use_cpu=device == "cpu",
@@ -256,11 +295,13 @@ def _arguments(settings: TrainingSettings, state: Path, batch_size: int, device:
     )
 
 
-def _same_run(state: Path, settings: TrainingSettings, features: Features) -> None:
-    """Make `state` the folder of this very run: what another run left there is removed."""
-    identity = key_of(
-        [asdict(settings), features.model_hash, *(_fingerprint(s) for s in (features.train, features.heldout))]
-    )
+def _same_run(state: Path, settings: TrainingSettings, features: Features) -> str:
+    """Make `state` the folder of this very run: what another run left there is removed. Returns the run's identity."""
+    loss = settings.loss
+    # A loss of one's own has no more than a name: what it does at some margins tells two of the same name apart.
+    probe = loss.value(torch.linspace(-4.0, 4.0, 17, dtype=torch.float64)).tolist()
+    named = {**asdict(settings), "loss_type": loss.name, "loss": probe}
+    identity = key_of([named, features.model_hash, *(_fingerprint(s) for s in (features.train, features.heldout))])
     marker = state / "run.json"
     try:
         same = json.loads(marker.read_text())["identity"] == identity
@@ -269,6 +310,7 @@ def _same_run(state: Path, settings: TrainingSettings, features: Features) -> No
     if not same:
         shutil.rmtree(state, ignore_errors=True)
         write_json(marker, {"identity": identity})
+    return identity
 
 
 def _fingerprint(split: FeatureSet) -> Sequence[Any]:

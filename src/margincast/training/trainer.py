@@ -65,8 +65,14 @@ class MarginTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         result = response_pass(model, inputs["pairs"], self.packed)
-        chosen = self.beta * (result.chosen - inputs["ref_chosen_logps"])
-        rejected = self.beta * (result.rejected - inputs["ref_rejected_logps"])
+        references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        if self.state.global_step == 0:
+            # Before the first update the policy is the reference: from the same pass, so that margins are exactly 0.
+            references = result.chosen.detach(), result.rejected.detach()
+        if self.loss.reference_free:
+            references = torch.zeros_like(result.chosen), torch.zeros_like(result.rejected)
+        chosen = self.beta * (result.chosen - references[0])
+        rejected = self.beta * (result.rejected - references[1])
         margins = chosen - rejected
         for name, values in {
             "rewards/chosen": chosen,

@@ -1,0 +1,201 @@
+"""Packed, padded and one-at-a-time passes agree, forward and backward; features are what the unembedding multiplies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from margincast.features.passes import (
+    check_logits,
+    hidden_states,
+    logits_of,
+    packing_problem,
+    response_pass,
+    unembedding_input,
+)
+from margincast.features.tokenize import Encoded
+from tests.oracles import response_logp
+from tests.tiny import ARCHITECTURES, tiny_model
+from tests.tolerances import TOLERANCE, error
+
+FORWARD = TOLERANCE[torch.float32].forward
+# Shared openings, a response that continues another, single tokens, a repeated pair.
+BATCH = (
+    Encoded((11, 12, 13, 14), (50,), (51,)),
+    Encoded((11, 12, 13, 15, 16), (50, 52, 53), (50, 52, 54, 55)),
+    Encoded((11, 12), (13, 14), (60, 61, 62)),
+    Encoded((20,), (21, 22), (21,)),
+    Encoded((11, 12, 13, 14), (50,), (51,)),
+)
+
+
+def one_at_a_time(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        torch.stack([response_logp(model, pair.prompt, pair.chosen) for pair in BATCH]),
+        torch.stack([response_logp(model, pair.prompt, pair.rejected) for pair in BATCH]),
+    )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_log_probabilities_are_those_of_single_calls(architecture: str, packed: bool) -> None:
+    model = tiny_model(architecture)
+    with torch.no_grad():
+        result = response_pass(model, BATCH, packed)
+        chosen, rejected = one_at_a_time(model)
+    assert error(result.chosen, chosen) <= FORWARD
+    assert error(result.rejected, rejected) <= FORWARD
+    assert float((chosen - rejected).abs().min()) > 0.1  # the two sides are told apart
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_are_those_of_single_calls(architecture: str) -> None:
+    """Of a DPO loss, in every parameter of the model; float64, so that only the order of sums differs.
+
+    The RMS norms of the Llama family compute in float32 whatever the model's dtype is.
+    """
+    model = tiny_model(architecture, dtype=torch.float64)
+    computes_in = torch.float64 if architecture in ("gpt2", "gpt_neox") else torch.float32
+
+    def gradients(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+        model.zero_grad()
+        (-torch.nn.functional.logsigmoid(0.1 * (chosen - rejected))).mean().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+
+    theirs = gradients(*one_at_a_time(model))
+    for packed in (True, False):
+        result = response_pass(model, BATCH, packed)
+        assert error(gradients(result.chosen, result.rejected), theirs) <= TOLERANCE[computes_in].forward
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_and_padded_hidden_states_are_the_same(architecture: str) -> None:
+    model = tiny_model(architecture, dtype=torch.float64)
+    with torch.no_grad():
+        packed, padded = (response_pass(model, BATCH, way).hidden for way in (True, False))
+    assert error(packed, padded) <= TOLERANCE[torch.float64].forward
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hidden_times_the_unembedding_is_the_models_logits(architecture: str) -> None:
+    model = tiny_model(architecture)
+    with torch.no_grad():
+        hidden = response_pass(model, BATCH).hidden
+        for pair, row in zip(BATCH, hidden, strict=True):
+            own = model(input_ids=torch.tensor([pair.prompt])).logits[0, -1]
+            assert error(logits_of(model, row[None])[0], own) <= FORWARD
+
+
+@pytest.mark.parametrize(
+    "architecture, norm",
+    [
+        ("llama", lambda model: model.model.norm),
+        ("gpt2", lambda model: model.transformer.ln_f),
+        ("gemma2", lambda model: model.model.norm),
+    ],
+)
+def test_the_norm_applied_twice_would_be_found_out(architecture: str, norm: Any) -> None:
+    """The trap of taking `hidden_states[-1]` and norming it: the test above has the power to see it."""
+    model = tiny_model(architecture)
+    with torch.no_grad():
+        twice = norm(model)(response_pass(model, BATCH).hidden)
+        own = torch.stack([model(input_ids=torch.tensor([pair.prompt])).logits[0, -1] for pair in BATCH])
+        assert error(logits_of(model, twice), own) > 0.01
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_are_declared_linear_unless_capped(architecture: str) -> None:
+    expected = "soft-capped at 5" if architecture == "gemma2" else "linear"
+    assert check_logits(tiny_model(architecture), BATCH) == expected
+
+
+def test_a_cap_really_bites_in_the_model_that_is_tested() -> None:
+    model = tiny_model("gemma2")
+    with torch.no_grad():
+        own = model(input_ids=torch.tensor([BATCH[0].prompt])).logits
+        hidden = response_pass(model, BATCH).hidden
+        assert float(own.abs().max()) <= 5.0
+        assert float(model.get_output_embeddings()(hidden).abs().max()) > 5.0
+
+
+def test_an_unknown_transform_of_the_logits_is_found_out() -> None:
+    model = tiny_model("llama")
+    forward = model.forward
+
+    def halved(*arguments: Any, **options: Any) -> Any:
+        output = forward(*arguments, **options)
+        output.logits = output.logits * 0.5
+        return output
+
+    model.forward = halved
+    with pytest.raises(RuntimeError, match=r"differs from the model's logits by 1 .*LlamaForCausalLM"):
+        check_logits(model, BATCH)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_models_that_take_packs_are_recognised(architecture: str) -> None:
+    assert packing_problem(tiny_model(architecture), BATCH) is None
+
+
+@pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
+def test_a_model_that_ignores_part_of_a_pack_is_found_out(ignored: str) -> None:
+    model = tiny_model("llama")
+    forward = model.forward
+
+    def careless(input_ids: Any, **options: Any) -> Any:
+        options.pop(ignored, None)
+        return forward(input_ids=input_ids, **options)
+
+    model.forward = careless
+    reason = packing_problem(model, BATCH)
+    assert reason is not None
+    assert reason.startswith("packed and padded log-probabilities differ by")
+
+
+def test_a_model_that_refuses_a_pack_is_left_padded() -> None:
+    model = tiny_model("llama")
+    forward = model.forward
+
+    def strict(input_ids: Any, attention_mask: Any = None, use_cache: Any = None) -> Any:
+        return forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    model.forward = strict
+    reason = packing_problem(model, BATCH)
+    assert reason is not None
+    assert reason.startswith("the model refuses a packed batch (")
+    assert "\n" not in reason
+    with torch.no_grad():
+        assert error(response_pass(model, BATCH, packed=False).chosen, one_at_a_time(tiny_model("llama"))[0]) <= FORWARD
+
+
+def test_a_sliding_window_shorter_than_a_sequence_forbids_packing() -> None:
+    model = tiny_model("gemma2")
+    long = Encoded(tuple(range(10, 75)), (5,), (6,))
+    assert packing_problem(model, (*BATCH, long)) == (
+        "sequences of 65 tokens are longer than the model's sliding window of 64"
+    )
+    exact = Encoded(tuple(range(10, 74)), (5,), (6,))
+    assert packing_problem(model, (*BATCH, exact)) is None
+
+
+def test_the_unembedding_is_given_only_what_it_must_compute() -> None:
+    """The hook keeps every position's input and spares positions x vocabulary of logits; afterwards it is gone."""
+    model = tiny_model("llama")
+    ids = torch.tensor([BATCH[1].prompt])
+    with torch.no_grad(), unembedding_input(model) as received:
+        assert model(input_ids=ids).logits.shape == (1, 1, model.config.vocab_size)
+    assert [tuple(hidden.shape) for hidden in received] == [(1, 5, 24)]
+    assert model(input_ids=ids).logits.shape == (1, 5, model.config.vocab_size)
+
+
+def test_rows_point_at_the_position_before_each_response_token() -> None:
+    model = tiny_model("gpt2")
+    for packed in (True, False):
+        with torch.no_grad():
+            hidden, rows = hidden_states(model, BATCH[1:3], packed)
+        assert rows.target.tolist() == [50, 52, 53, 50, 52, 54, 55, 13, 14, 60, 61, 62]
+        assert rows.response.tolist() == [0] * 3 + [1] * 4 + [2] * 2 + [3] * 3
+        assert rows.first.tolist() == [int(rows.row[0]), int(rows.row[7])]
+        assert hidden.shape[1] == 24

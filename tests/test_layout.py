@@ -1,0 +1,126 @@
+"""The import graph points one way, and importing the package or its command line pulls in nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import margincast
+
+ROOT = Path(margincast.__file__).parent
+BASE = {"errors", "records", "losses", "loss_family", "store"}
+# Every room may import from these and from itself; what is not named here is not allowed.
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "records": {"errors"},
+    "loss_family": {"errors"},
+    "losses": {"errors", "loss_family"},
+    "store": {"errors"},
+    "intervals": {"errors"},
+    "data": BASE,
+    "models": BASE,
+    "features": BASE | {"models"},
+    "dynamics": BASE,
+    "structure": BASE,
+    "theory": BASE | {"dynamics", "structure"},
+    "training": BASE | {"models", "features"},
+    "metrics": BASE | {"intervals"},
+    "compare": BASE | {"intervals", "metrics"},
+    "runs": BASE | {"metrics", "intervals", "structure", "theory"},
+    "report": BASE | {"intervals", "metrics", "compare", "runs", "structure", "theory"},
+}
+HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "pandas")
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Every margincast room that `tree` imports from, at module level or inside functions, type-only imports aside."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "margincast":
+            parts = (node.module or "").split(".")
+            yield from parts[1:2] or [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("margincast."))
+        yield from imported(node)
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_point_back_along_the_way(path: Path) -> None:
+    here = room(path)
+    there = set(imported(ast.parse(path.read_text(encoding="utf-8")))) - {here}
+    assert "cli" not in there, "nothing imports the command line"
+    if here != "cli":
+        assert here in ALLOWED, f"{here} is a new room: give it its place in ALLOWED"
+        assert there <= ALLOWED[here]
+
+
+def test_dynamics_and_training_do_not_know_each_other() -> None:
+    """Directly or by way of another room: they meet in `compare`."""
+
+    def reach(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = {start}
+        while todo:
+            seen |= todo
+            todo = set().union(*(ALLOWED[name] for name in todo)) - seen
+        return seen
+
+    assert "training" not in reach("dynamics")
+    assert "dynamics" not in reach("training")
+
+
+def test_the_graph_is_read_at_all() -> None:
+    """The reader above sees imports at module level, inside functions and of submodules, and skips type-only ones."""
+    text = """
+from margincast.records import Pair
+from margincast import compare
+import margincast.data.load
+if TYPE_CHECKING:
+    from margincast.losses import Loss
+def f():
+    if True:
+        from margincast.cli.main import main
+"""
+    assert sorted(imported(ast.parse(text))) == ["cli", "compare", "data", "records"]
+    assert len(FILES) > 40
+
+
+@pytest.mark.parametrize("module", ["margincast", "margincast.cli.main", "margincast.records", "margincast.errors"])
+def test_importing_pulls_in_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_what_it_says_at_every_use() -> None:
+    """In a fresh interpreter. `compare` is a function that lives in a module of its own name: importing the module puts
+    it in the function's place."""
+    code = """
+import margincast as mc
+for use in range(2):
+    for name in mc.__all__:
+        assert getattr(mc, name).__name__ == name, (name, use, getattr(mc, name))
+        assert name in dir(mc)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'margincast' has no attribute 'no_such_name'"):
+        margincast.no_such_name  # noqa: B018
