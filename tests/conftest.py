@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# As the command line does, before torch is loaded: idle threads sleep, so that a busy machine stays usable.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # A loaded machine must not fail a test; the same examples are drawn at every run.

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.cli.helpers import CONCEPTS, Outcome, run, run_program
+from tests.cli.helpers import CONCEPTS, Outcome, run, run_program, write_rows
 
 SETTINGS = ("--max_steps", 6, "--eval_steps", 2, "--per_device_train_batch_size", 16, "--learning_rate", "1e-3")
 RUN_FILES = {
@@ -234,6 +234,13 @@ def test_json_is_json_where_an_interval_has_no_ends(data_folder: Path, model_fol
     succeed("train", *words, "--out", tmp_path / "b")
     outcome = succeed("compare", tmp_path / "a", tmp_path / "b", "--json", "--out", tmp_path / "c")
     assert strict_json(outcome.out)["results"]["heldout"]["spearman"] is None
+
+
+def test_prompts_may_hold_any_separator(model_folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Is\u2028it\x85 {k}?", "chosen": " Yes", "rejected": " No"} for k in range(10)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    succeed("forecast", data, "--model", model_folder, "--max_steps", 1, "--out", tmp_path / "run")
+    succeed("compare", tmp_path / "run", tmp_path / "run", "--out", tmp_path / "compare")
 
 
 def test_quiet_prints_nothing_even_when_a_model_is_saved(inputs: Words, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ CASES: dict[str, Words] = {
         *("--nesterov", "--weight_decay", 0.01, "--gradient_accumulation_steps", 4),
     ),
     "ipo": (
-        *("--loss_type", "ipo", "--beta", 0.1, "--learning_rate", 0.01, "--adam_beta1", 0.8, "--adam_beta2", 0.95),
+        *("--loss_type", "ipo", "--beta", 0.1, "--learning_rate", 0.05, "--adam_beta1", 0.8, "--adam_beta2", 0.95),
         *("--adam_epsilon", 1e-5, "--lr_scheduler_type", "linear", "--warmup_steps", 2),
     ),
     "robust": (
@@ -85,6 +85,13 @@ def test_training_with_simpo_records_margins_without_the_reference(inputs: Words
     assert written[0]["loss"] == pytest.approx(float(loss.value(tensors["train"][0].double()).mean()), rel=1e-12)
     assert written[-1]["loss"] < written[0]["loss"]
     assert metric_rows(load_run(out).trajectory) == written
+
+
+def test_a_forecast_of_simpo_is_refused_before_any_work(inputs: Words, tmp_path: Path) -> None:
+    outcome = run("forecast", *inputs, "--loss_type", "simpo", "--out", tmp_path / "out")
+    assert outcome.status == 2
+    assert "leaves the reference out" in outcome.err
+    assert not (tmp_path / "out" / "features.safetensors").exists()
 
 
 @pytest.mark.parametrize("command", ["forecast", "train"])

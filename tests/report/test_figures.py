@@ -130,9 +130,29 @@ def test_every_concept_has_an_entry_in_the_legend() -> None:
     assert legend(curves(TWENTY)) == ["held-out", "training", *TWENTY]
 
 
+@pytest.mark.parametrize("make", [curves, both_curves, scatter])
+@pytest.mark.parametrize("count", [20, 24, 25, 40])
+def test_the_legend_fits_into_the_figure(make: Callable[[list[str]], Figure], count: int) -> None:
+    figure = make([f"concept {number} of a family with a long name" for number in range(count)])
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.y0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert all(axis.get_position().x1 * figure.bbox.x1 <= box.x0 for axis in figure.axes)
+    named = [entry for entry in legend(figure) if entry.startswith("concept")]
+    assert len(named) == (count if count <= 24 else 0)
+    assert (f"each of {count} concepts" in legend(figure)) == (count > 24)
+
+
 @pytest.mark.parametrize(
     ("name", "label"),
-    [("thrift", "thrift"), ("_a", " _a"), ("$1 or $2", r"\$1 or \$2"), ("a\n b", "a b"), ("x" * 40, "x" * 27 + "…")],
+    [
+        ("thrift", "thrift"),
+        ("_a", " _a"),
+        ("$1 or $2", r"\$1 or \$2"),
+        ("a\n b", "a b"),
+        ("x" * 20 + "y" * 20, "x" * 14 + "…" + "y" * 13),
+    ],
 )
 def test_labels_are_short_and_literal(name: str, label: str) -> None:
     assert short(name) == label

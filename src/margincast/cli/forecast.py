@@ -7,6 +7,7 @@ from typing import Any
 from margincast.cli import options as opt
 from margincast.cli.inputs import Inputs, check_settings, load_inputs
 from margincast.cli.job import Job, open_job
+from margincast.losses import get_loss
 
 
 def forecast(
@@ -57,6 +58,7 @@ def forecast(
     """
     job = open_job("forecast", locals())
     check_settings(job.config)
+    get_loss(opt.loss_of(job.config))  # a forecast starts margins at 0, so a loss without a reference is refused
     inputs = load_inputs(job, persona_dir, cache_dir)
     job.done(run_forecast(job, inputs))
 

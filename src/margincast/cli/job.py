@@ -127,7 +127,7 @@ def _same_config(out: Path, config: dict[str, Any]) -> bool:
 
     try:
         return bool(yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == config)
-    except (OSError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ INK, TRAIN, HELDOUT, QUIET = "#1f2933", "#7b8794", "#c2410c", "#d9dee3"
 CONCEPT_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#7f6a00")
 PANELS = (("rewards/margins", "reward margin"), ("loss", "loss"), ("rewards/accuracies", "accuracy"))
 LABEL_LIMIT = 28
+# More concepts than colours and dashes can tell apart are drawn alike, and named together.
+NAMED_CONCEPTS = 3 * len(CONCEPT_COLOURS)
 
 
 def new_figure(columns: int, rows: int = 1, width: float = 3.6, height: float = 3.0) -> tuple[Figure, Any]:
@@ -57,19 +58,35 @@ def short(name: str) -> str:
     """`name` as a label: one line of limited length, taken literally by matplotlib."""
     line = " ".join(name.split())
     if len(line) > LABEL_LIMIT:
-        line = line[: LABEL_LIMIT - 1] + "…"
+        # Cut in the middle: names of one family begin alike.
+        half = LABEL_LIMIT // 2
+        line = f"{line[:half]}…{line[1 - half :]}"
     # matplotlib reads text between dollars as mathematics, and hides labels that begin with an underscore.
     return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
 
 
 def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """A colour and dash for every concept, stable for a given order of names."""
-    colours = cycle(CONCEPT_COLOURS)
+    """Colour, dash and label of every concept, stable for a given order of names."""
+    if len(names) > NAMED_CONCEPTS:
+        together = f"each of {len(names)} concepts"
+        return {
+            name: {"color": "#9fb3c8", "linestyle": "-", "label": None if index else together}
+            for index, name in enumerate(names)
+        }
     dashes = ("-", (0, (4, 1.5)), (0, (1, 1)))
     return {
-        name: {"color": next(colours), "linestyle": dashes[index // len(CONCEPT_COLOURS) % len(dashes)]}
+        name: {
+            "color": CONCEPT_COLOURS[index % len(CONCEPT_COLOURS)],
+            "linestyle": dashes[index // len(CONCEPT_COLOURS)],
+            "label": short(name),
+        }
         for index, name in enumerate(names)
     }
+
+
+def legend_height(concepts: int) -> float:
+    """Inches that a legend of `concepts` and two more lines needs."""
+    return 0.17 * (min(concepts, NAMED_CONCEPTS) + 3)
 
 
 def run_curves(trajectory: Trajectory) -> Figure:
@@ -77,12 +94,12 @@ def run_curves(trajectory: Trajectory) -> Figure:
     rows = metric_rows(trajectory)
     steps = trajectory.steps
     concepts = styles(trajectory.heldout.pairs.concepts)
-    figure, axes = new_figure(3)
+    figure, axes = new_figure(3, height=max(3.0, legend_height(len(concepts))))
     for axis, (key, label) in zip(axes[0], PANELS, strict=True):
         if len(concepts) > 1:
             for concept, style in reversed(concepts.items()):
                 values = [row[f"eval_{concept}_{key}"] for row in rows]
-                axis.plot(steps, values, linewidth=1.0, alpha=0.75, label=short(concept), **style)
+                axis.plot(steps, values, linewidth=1.0, alpha=0.75, **style)
         axis.plot(steps, [row[key] for row in rows], color=TRAIN, linewidth=2, label="training")
         axis.plot(steps, [row[f"eval_{key}"] for row in rows], color=INK, linewidth=2, label="held-out")
         _label(axis, "step", label, key)
@@ -95,17 +112,17 @@ def comparison_curves(comparison: Comparison, title_a: str, title_b: str) -> Fig
     a, b = metric_rows(comparison.a), metric_rows(comparison.b)
     steps = comparison.a.steps
     concepts = comparison.a.heldout.pairs.concepts
-    lines: dict[str, str] = {"": INK}
+    lines: dict[str, dict[str, Any]] = {"": {"color": INK}}
     if len(concepts) > 1:
-        lines |= {f"{name}_": style["color"] for name, style in styles(concepts).items()}
-    figure, axes = new_figure(3)
+        lines |= {f"{name}_": style for name, style in styles(concepts).items()}
+    figure, axes = new_figure(3, height=max(3.0, legend_height(len(concepts))))
     for axis, (key, label) in zip(axes[0], PANELS, strict=True):
-        for prefix, colour in reversed(lines.items()):
+        for prefix, style in reversed(lines.items()):
             width = 2.0 if prefix == "" else 1.0
             for rows, dash, title in ((a, (0, (3, 1.5)), title_a), (b, "-", title_b)):
                 values = [row[f"eval_{prefix}{key}"] for row in rows]
-                named = title if prefix == "" else short(prefix[:-1]) if dash == "-" else None
-                axis.plot(steps, values, color=colour, linewidth=width, linestyle=dash, label=named)
+                named = title if prefix == "" else style["label"] if dash == "-" else None
+                axis.plot(steps, values, color=style["color"], linewidth=width, linestyle=dash, label=named)
         _label(axis, "step", f"held-out {label}", key)
     _legend(figure, axes[0][0])
     return figure
@@ -113,18 +130,18 @@ def comparison_curves(comparison: Comparison, title_a: str, title_b: str) -> Fig
 
 def margin_scatter(comparison: Comparison, title_a: str, title_b: str) -> Figure:
     """Every held-out pair's margin in A against its margin in B, at the last common step."""
-    figure, axes = new_figure(1, width=5.6, height=4.2)
+    pairs = comparison.a.heldout.pairs
+    figure, axes = new_figure(1, width=5.6, height=max(4.2, legend_height(len(pairs.concepts))))
     axis = axes[0][0]
     a = comparison.a.heldout.margins[-1].double()
     b = comparison.b.heldout.margins[-1].double()
     for values, line in ((a, axis.axvline), (b, axis.axhline)):
         if float(values.min()) < 0 < float(values.max()):
             line(0, color=TRAIN, linewidth=0.8)
-    pairs = comparison.a.heldout.pairs
     rows = concept_rows(pairs)
     for concept, style in reversed(styles(pairs.concepts).items()):
         index = rows[concept]
-        axis.scatter(a[index], b[index], s=14, color=style["color"], alpha=0.75, linewidths=0, label=short(concept))
+        axis.scatter(a[index], b[index], s=14, color=style["color"], alpha=0.75, linewidths=0, label=style["label"])
     _label(axis, f"margin, {title_a}", f"margin, {title_b}")
     rho = comparison.heldout.spearman
     axis.set_title(f"Spearman {interval(rho.as_dict())}", fontsize=9, color=INK)
@@ -165,4 +182,4 @@ def _label(axis: Axes, x: str, y: str, key: str = "") -> None:
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     # Drawn last is meant first: the lines of all pairs lie on top and head the legend.
-    figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize=7.5, frameon=False)
+    figure.legend(handles[::-1], labels[::-1], loc="outside right upper", fontsize=7.5, frameon=False, borderpad=1)

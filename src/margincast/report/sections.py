@@ -110,9 +110,8 @@ def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
 
 
 def run_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
-    # Not splitlines(), which also breaks at characters that names of concepts may hold, like U+2028.
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    rows = [json.loads(line) for line in lines]
+    # Lines of bytes: those of a text also end at characters that names of concepts may hold, like U+2028.
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     concepts = summary["results"]["concepts"]
     return [
         Section(
