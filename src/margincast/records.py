@@ -110,9 +110,7 @@ class PairSet(Sequence[Pair]):
         train = tuple(pair for pair in self.pairs if pair.id not in heldout_ids)
         heldout = tuple(pair for pair in self.pairs if pair.id in heldout_ids)
         if not train or not heldout:
-            raise InputError(
-                f"{len(self)} pairs in {len(self.concepts)} concepts are too few to split; give at least 2"
-            )
+            raise InputError("the pairs of every concept are too few to split; give at least 2 pairs of one concept")
         return PairSet(train), PairSet(heldout)
 
 

@@ -121,8 +121,8 @@ def test_select_gives_the_rows_of_some_pairs_in_their_order() -> None:
 
 GOOD = ("Is the weather good?\n", " Yes", " No")
 REFUSALS: dict[str, tuple[tuple[Text, Text, Text], dict[str, Any], str]] = {
-    "prompt fills max_length": (("good " * 30, " Yes", " No"), {"max_length": 20}, "fills the limit of 20; raise"),
-    "prompt fills the context": (("good " * 30, " Yes", " No"), {"context": 20}, "fills the limit of 20; raise"),
+    "prompt fills max_length": (("good " * 30, " Yes", " No"), {"max_length": 20}, "fills the limit of 20 (the"),
+    "prompt fills the context": (("good " * 30, " Yes", " No"), {"context": 20}, "fills the limit of 20 (the"),
     "no prompt": (("", " Yes", " No"), {}, "the prompt has no tokens, so nothing predicts the response"),
     "no chosen": (("A", "", " No"), {}, "the chosen response has no tokens of its own after the prompt"),
     "no rejected": (("A", " No", ""), {}, "the rejected response has no tokens of its own after the prompt"),

@@ -77,7 +77,14 @@ def demo(
     runs: dict[str, Job] = {}
     for stage, settings in {
         "forecast": {**RUN_SETTINGS, **steps, "learning_rate": 1e-3},
-        "train-head": {**RUN_SETTINGS, **TRAINING_SETTINGS, **steps, "learning_rate": 1e-3, "train": "head"},
+        "train-head": {
+            **RUN_SETTINGS,
+            **TRAINING_SETTINGS,
+            **steps,
+            "learning_rate": 1e-3,
+            "train": "head",
+            "record_train": 0,
+        },
         "train-all": {**RUN_SETTINGS, **TRAINING_SETTINGS, **steps, "learning_rate": 1e-5, "train": "all"},
     }.items():
         runs[stage] = job.stage(stage, stage.partition("-")[0], **settings)

@@ -60,6 +60,7 @@ def load_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> I
 
 
 def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
+    from margincast.dynamics.forecast import refuse_multi_token
     from margincast.features import encode, features_of
     from margincast.models import load_model
     from margincast.models.load import default_cache_dir
@@ -89,6 +90,8 @@ def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
     if encoding.truncated:
         job.say(f"{encoding.truncated} responses are cut at max_length {encoding.max_length}")
     train, heldout = encoding.pairs.split(config["holdout"], config["seed"])
+    if job.command == "forecast":
+        refuse_multi_token(encoding.single_token)  # minutes of extraction earlier than the forecast itself would
     job.write_config()
     features = features_of(
         loaded, encoding, train, heldout, cache_dir=cache_dir, progress=job.progress, copy_to=job.out

@@ -92,7 +92,7 @@ def train(
     parameters["train"] = parameters.pop("train_what")
     job = open_job("train", parameters)
     if job.finished:
-        job.say("This run is already finished.")
+        job.say("This run is already finished (its data are not read again); --no_resume runs it anew.")
         job.done(finished_summary(job))
         return
     check_settings(job.config)

@@ -13,7 +13,7 @@ from torch import Tensor
 from margincast.dynamics.batches import full_batch
 from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError, StatedFailure
-from margincast.losses import Loss, sigmoid
+from margincast.losses import Loss, get_loss, sigmoid
 
 
 def gradient_flow(
@@ -28,12 +28,13 @@ def gradient_flow(
 
     times: strictly ascending, t >= 0, in units of learning_rate * steps when tau = 1
     Returns (times, T, hidden) in the features' dtype; the integration runs in float64. `rtol` and `atol` bound the
-    local error of the state. The loss is convex in dW, so its flow never moves two trajectories apart and the global
-    error is at most the sum of the local ones.
+    local error of the state. Where the loss is convex (`Loss.convex`) its flow never moves two trajectories apart, and
+    the global error is at most the sum of the local ones.
 
     Raises `InputError` for times that are negative, infinite or not ascending, `StatedFailure` when the integrator
     gives up.
     """
+    loss = get_loss(loss)  # refuses one without a reference: margins start at 0 here
     clock = np.asarray(times, dtype=np.float64)
     ascending = clock.ndim == 1 and len(clock) > 0 and clock[0] >= 0 and bool((np.diff(clock) > 0).all())
     if not (ascending and np.isfinite(clock[-1])):

@@ -8,8 +8,8 @@ from torch import Tensor
 from margincast.dynamics.batches import batch_order, full_batch
 from margincast.dynamics.flow import gradient_flow
 from margincast.dynamics.optimizers import SGD, AdamW, GradientFlow, Optimizer
+from margincast.dynamics.pairspace import choose_form, simulate_in
 from margincast.dynamics.schedule import schedule
-from margincast.dynamics.simulate import simulate
 from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
 from margincast.losses import Loss, get_loss
@@ -58,7 +58,9 @@ def forecast(
             if whole
             else batch_order(len(train), batch_size, steps, seed, gradient_accumulation_steps)
         )
-        run = simulate(
+        size = len(train) if whole else min(len(train), batch_size * gradient_accumulation_steps)
+        run = simulate_in(
+            choose_form(train, optimizer, steps, size),
             train,
             optimizer,
             batches,
@@ -98,11 +100,7 @@ def token_spaces(features: Features, beta: float, dtype: torch.dtype = torch.flo
             f"the logits of {features.model} are {features.logits}, so margins are not linear in the unembedding and "
             "the frozen forecast does not hold for it; use a model without soft-capping"
         )
-    if not (features.train.single_token and features.heldout.single_token):
-        raise InputError(
-            "a response has more than one token; the frozen forecast covers single-token responses "
-            "(--no-eos keeps TRL's end-of-sequence token off), multi-token pairs can be inspected and trained"
-        )
+    refuse_multi_token(features.train.single_token and features.heldout.single_token)
 
     def space(split: FeatureSet, name: str) -> TokenSpace:
         hidden = split.hidden.to(dtype) * features.scale
@@ -118,6 +116,15 @@ def token_spaces(features: Features, beta: float, dtype: torch.dtype = torch.flo
         return TokenSpace(hidden, chosen, rejected, beta, len(features.tokens))
 
     return space(features.train, "training"), space(features.heldout, "held-out")
+
+
+def refuse_multi_token(single_token: bool) -> None:
+    """Raises `InputError` unless every response is a single token: the equations above hold for no others."""
+    if not single_token:
+        raise InputError(
+            "a response has more than one token; the frozen forecast covers single-token responses "
+            "(--no-eos keeps TRL's end-of-sequence token off), multi-token pairs can be inspected and trained"
+        )
 
 
 def _chosen_rewards(split: FeatureSet, space: TokenSpace, start: Tensor, state: Tensor) -> Tensor:

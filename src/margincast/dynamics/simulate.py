@@ -14,7 +14,7 @@ from margincast.dynamics.batches import Batch
 from margincast.dynamics.optimizers import Optimizer, Slots
 from margincast.dynamics.state import Space
 from margincast.errors import StatedFailure
-from margincast.losses import Loss, sigmoid
+from margincast.losses import Loss, get_loss, sigmoid
 
 
 def simulate(
@@ -35,6 +35,7 @@ def simulate(
     Raises `InputError` for a space without pairs or with features that are not finite, `StatedFailure` when the state
     stops being finite.
     """
+    loss = get_loss(loss)  # refuses one without a reference: margins start at 0 here
     space.check()
     state = space.zeros()
     slots: Slots = {}

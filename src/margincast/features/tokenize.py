@@ -108,7 +108,8 @@ def _problem(whole: Encoded, row: Encoded, limit: int) -> str | None:
         return "the prompt has no tokens, so nothing predicts the response"
     if len(whole.prompt) >= limit:
         return (
-            f"the prompt has {len(whole.prompt)} tokens and fills the limit of {limit}; raise max_length or shorten it"
+            f"the prompt has {len(whole.prompt)} tokens and fills the limit of {limit} "
+            "(the smaller of max_length and the model's context); shorten it"
         )
     if not whole.chosen or not whole.rejected:
         return f"the {'rejected' if whole.chosen else 'chosen'} response has no tokens of its own after the prompt"

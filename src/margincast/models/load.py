@@ -70,7 +70,11 @@ def load_model(
     if model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
         raise InputError(f"model {name!r} has no unembedding (output embeddings); margincast needs a causal LM")
     disable_dropout(model)
-    return LoadedModel(name, _hash(place, model), model.to(device).eval(), tokenizer)  # type: ignore[arg-type]
+    try:
+        model.to(device)  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
+    return LoadedModel(name, _hash(place, model), model.eval(), tokenizer)  # type: ignore[no-untyped-call]
 
 
 def locate(name: str, cache_dir: Path | None = None) -> str:

@@ -71,8 +71,9 @@ def details_of(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     results = summary["results"]
     captions = {
-        "matching": "Statements that match their concept (the paper's Figures 1 and 3).",
-        "non-matching": "Statements that do not match their concept.",
+        "matching": "Matching side: pairs whose chosen response is the later one in the alphabet, Yes of Yes and No "
+        "(the paper's Figures 1 and 3).",
+        "non-matching": "The other side: pairs whose chosen response is the earlier one.",
         "both": "All statements together.",
     }
     return [

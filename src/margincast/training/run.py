@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from margincast.errors import InputError
+from margincast.errors import InputError, StatedFailure
 from margincast.features.passes import packing_problem
 from margincast.features.tokenize import Encoding
 from margincast.losses import LOSS_PARAMETERS, Loss, get_loss
@@ -80,6 +81,9 @@ class TrainingSettings:
             raise InputError(f"momentum and nesterov belong to sgd and gd; with {self.optimizer} leave them out")
         if self.nesterov and not self.momentum:
             raise InputError("nesterov needs a momentum above 0")
+        known = {"none", "all", *INTEGRATION_TO_CALLBACK}
+        if self.report_to not in known:
+            raise InputError(f"report_to {self.report_to!r} is not known; use one of: {', '.join(sorted(known))}")
         _ = self.loss  # refuses what is no loss before any work
 
     @property
@@ -105,8 +109,8 @@ def train_model(
     folder: receives `train_log.jsonl`, `model/` when `save_model`, and, while the run goes on, checkpoints and recorded
     steps from which the same call continues after an interruption.
 
-    Raises `InputError` when the model at step 0 is not the reference, and when the loss divides log-ratios by the
-    length of responses that are longer than one token.
+    Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not the reference, and when
+    the loss divides log-ratios by the length of responses that are longer than one token.
     """
     model = loaded.model
     loss = settings.loss
@@ -197,6 +201,10 @@ class Recorder(TrainerCallback):
 
     def _record(self, step: int) -> None:
         chosen, rejected = self.evaluator(self.trainer.model)
+        if not bool((chosen + rejected).isfinite().all()):
+            raise StatedFailure(
+                f"training diverged: log-probabilities at step {step} are not finite; lower learning_rate"
+            )
         if step == 0:
             self._check_reference(chosen, rejected)
         write_tensors(self._path(step), {"chosen": chosen, "rejected": rejected})
