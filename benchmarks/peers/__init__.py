@@ -1,1 +1,0 @@
-"""Other ways of computing the same numbers, as we run them."""
