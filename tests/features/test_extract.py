@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from margincast.features import encode, extract, extract_features, features_of
-from margincast.features.cache import FEATURES
+from margincast.features.cache import FEATURES, MANIFEST
+from margincast.features.packing import distinct_tokens
 from margincast.features.tokenize import Encoded
 from margincast.models import LoadedModel
 from margincast.records import Features, PairSet
@@ -159,13 +163,145 @@ def test_the_size_of_packs_leaves_the_numbers_unchanged(
     assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path), usual, FORWARD)
 
 
-def test_a_model_that_takes_no_packs_gives_the_same_features(
-    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_takes_no_packs_gives_the_same_features_and_says_why(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     packed = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    assert not recwarn.list
     monkeypatch.setattr(extract, "packing_problem", lambda model, rows: "made up")
     assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path), packed, FORWARD)
     assert len(list(tmp_path.glob("features/*"))) == 2
+    (warning,) = recwarn.list
+    message = "tiny llama 0 is given padded batches, which are slower than packed ones: made up"
+    assert str(warning.message) == message
+    told: list[str] = []
+    encoding = encode(PAIRS, loaded.tokenizer)
+    features_of(loaded, encoding, TRAIN, HELDOUT, cache_dir=tmp_path, say=told.append)
+    assert told == [message]
+
+
+def test_the_progress_bar_counts_distinct_tokens(
+    loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, progress=True)
+    rows = encode(PAIRS, loaded.tokenizer).rows
+    total = distinct_tokens([sequence for row in rows for sequence in row.inputs])
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert last.startswith("features: 100%")
+    assert f" {total:.0f}/{total:.0f} [" in last
+    assert "token/s]" in last
+
+
+WORKER = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from margincast.errors import StatedFailure
+from margincast.features import extract, extract_features
+from margincast.store import write_tensors
+from tests.features.test_extract import HELDOUT, TRAIN
+from tests.tiny import tiny_loaded
+
+rank, world, folder, cache = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+torch.set_num_threads(1)
+extract.PACK_TOKENS = 40
+computed = 0
+original = extract.response_pass
+def counted(model, batch, packed):
+    global computed
+    computed += len(batch)
+    return original(model, batch, packed)
+extract.response_pass = counted
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world,
+                        timeout=timedelta(seconds=60))
+try:
+    features = extract_features(tiny_loaded(), TRAIN, HELDOUT, cache_dir=cache)
+    print(computed)
+    splits = {"train": features.train, "heldout": features.heldout}
+    write_tensors(folder / f"result-{rank}.safetensors", {
+        f"{name}_{field}": getattr(split, field).contiguous().clone()
+        for name, split in splits.items() for field in ("hidden", "reference_chosen", "reference_rejected")})
+except StatedFailure as error:
+    print(error)
+    sys.exit(1)
+finally:
+    dist.destroy_process_group()
+"""
+
+
+def launch(folder: Path, caches: list[Path]) -> list[tuple[int, str]]:
+    """Exit code and output of one process per cache folder."""
+    (folder / "meet").unlink(missing_ok=True)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(len(caches)), str(folder), str(cache)],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, cache in enumerate(caches)
+    ]
+    outputs = [worker.communicate(timeout=100) for worker in workers]
+    return [(worker.returncode, out.strip() or err) for worker, (out, err) in zip(workers, outputs, strict=True)]
+
+
+def test_two_processes_share_the_work_and_have_one_result(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "PACK_TOKENS", 40)  # as the workers
+    alone = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "alone")
+    cache = tmp_path / "cache"
+    results = launch(tmp_path, [cache, cache])
+    assert [code for code, _ in results] == [0, 0], results
+    counts = [int(out) for _, out in results]
+    assert sum(counts) == len(PAIRS)
+    assert min(counts) > len(PAIRS) // 4
+    for rank in range(2):
+        theirs = load_file(tmp_path / f"result-{rank}.safetensors")
+        for name, split in (("train", alone.train), ("heldout", alone.heldout)):
+            for field in ("hidden", "reference_chosen", "reference_rejected"):
+                assert torch.equal(theirs[f"{name}_{field}"], getattr(split, field))
+    (folder,) = cache.glob("features/*")
+    assert {path.name for path in folder.iterdir()} == {FEATURES, MANIFEST}
+    assert folder.name == next(tmp_path.glob("alone/features/*")).name  # the key does not know of processes
+    assert launch(tmp_path, [cache, cache]) == [(0, "0"), (0, "0")]  # read, not computed
+
+
+def test_two_processes_go_on_where_one_was_killed(
+    loaded: LoadedModel, tmp_path: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "PACK_TOKENS", 40)
+    monkeypatch.setattr(extract, "PART_SECONDS", -1.0)
+    alone = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "alone")
+    computed.clear()
+    counted = extract.response_pass
+
+    def killed(model: Any, batch: Sequence[Encoded], packed: bool = True) -> Any:
+        if len(computed) >= 10:
+            raise KeyboardInterrupt
+        return counted(model, batch, packed)
+
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(extract, "response_pass", killed)
+        extract_features(loaded, TRAIN, HELDOUT, cache_dir=cache)
+    results = launch(tmp_path, [cache, cache])
+    assert [code for code, _ in results] == [0, 0], results
+    assert len(computed) + sum(int(out) for _, out in results) == len(PAIRS)
+    theirs = load_file(tmp_path / "result-1.safetensors")
+    assert error(theirs["train_hidden"], alone.train.hidden) <= FORWARD
+    assert error(theirs["heldout_hidden"], alone.heldout.hidden) <= FORWARD
+
+
+def test_processes_that_do_not_share_a_cache_are_told_so(tmp_path: Path) -> None:
+    results = launch(tmp_path, [tmp_path / "one", tmp_path / "other"])
+    assert [code for code, _ in results] == [1, 1]
+    for _, out in results:
+        assert "pairs that were computed are not in" in out
+        assert out.endswith("the cache must be one folder that all processes of a run share")
 
 
 def test_features_are_put_into_the_run_folder_on_request(loaded: LoadedModel, tmp_path: Path) -> None:

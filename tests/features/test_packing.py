@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from margincast.features.packing import common_prefix, pack, plan_packs
+from margincast.features.packing import common_prefix, distinct_tokens, pack, plan_packs
 from tests.oracles import sees_loop
 
 # Three tokens make shared, nested and repeated sequences common.
@@ -42,6 +42,18 @@ def test_the_mask_shows_a_token_itself_and_its_ancestors(given_sets: list[list[i
     assert seen == sees_loop(given_sets)
     hidden = mask[mask != 0.0]
     assert bool((hidden == torch.finfo(torch.float32).min).all())
+
+
+@given(sets, st.integers(1, 5))
+def test_a_window_hides_what_is_too_many_tokens_back(given_sets: list[list[int]], window: int) -> None:
+    trie = pack(given_sets)
+    near = (trie.depth[:, None] - trie.depth[None, :]) < window
+    assert torch.equal(trie.mask(window=window)[0, 0] == 0.0, (trie.mask()[0, 0] == 0.0) & near)
+
+
+@given(sets)
+def test_distinct_tokens_are_the_nodes(given_sets: list[list[int]]) -> None:
+    assert distinct_tokens(given_sets) == len(pack(given_sets))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -85,3 +97,24 @@ def test_a_shared_prompt_is_counted_once() -> None:
     plan = plan_packs([[[*prompt, k], [*prompt, k + 20]] for k in range(20)], budget=90)
     assert plan == [list(range(20))]
     assert len(plan_packs([[[*prompt, k], [*prompt, k + 20]] for k in range(20)], budget=89)) == 2
+
+
+def test_a_pack_is_closed_where_its_mask_costs_more_than_a_new_pass() -> None:
+    """Nothing shared: a pack ends near 310 nodes. With a prompt of 300 tokens in common it pays to go on."""
+    apart = [[[unit, *range(10)], [unit, *range(5, 15)]] for unit in range(100)]
+    assert {len(members) for members in plan_packs(apart, budget=2000)[:-1]} == {14}  # of 21 nodes: 294
+    prompt = list(range(300))
+    shared = [[[*prompt, unit, *range(10)], [*prompt, unit, *range(5, 15)]] for unit in range(100)]
+    assert [len(members) for members in plan_packs(shared, budget=2000)] == [33, 33, 33, 1]  # 300 + 33 x 21 = 993
+
+
+@given(units, st.integers(1, 30))
+def test_padded_plans_hold_every_unit_once_and_count_the_padding(
+    given_units: list[list[list[int]]], budget: int
+) -> None:
+    plan = plan_packs(given_units, budget, packed=False)
+    assert sorted(index for members in plan for index in members) == list(range(len(given_units)))
+    widths = [[max(map(len, given_units[index])) for index in members] for members in plan]
+    assert [width for batch in widths for width in batch] == sorted(width for batch in widths for width in batch)
+    for members, width in zip(plan, widths, strict=True):
+        assert max(width) * sum(len(given_units[index]) for index in members) <= budget or len(members) == 1

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from margincast.features import passes
 from margincast.features.passes import (
     check_logits,
     hidden_states,
@@ -170,16 +179,6 @@ def test_a_model_that_refuses_a_pack_is_left_padded() -> None:
         assert error(response_pass(model, BATCH, packed=False).chosen, one_at_a_time(tiny_model("llama"))[0]) <= FORWARD
 
 
-def test_a_sliding_window_shorter_than_a_sequence_forbids_packing() -> None:
-    model = tiny_model("gemma2")
-    long = Encoded(tuple(range(10, 75)), (5,), (6,))
-    assert packing_problem(model, (*BATCH, long)) == (
-        "sequences of 65 tokens are longer than the model's sliding window of 64"
-    )
-    exact = Encoded(tuple(range(10, 74)), (5,), (6,))
-    assert packing_problem(model, (*BATCH, exact)) is None
-
-
 def test_the_unembedding_is_given_only_what_it_must_compute() -> None:
     """The hook keeps every position's input and spares positions x vocabulary of logits; afterwards it is gone."""
     model = tiny_model("llama")
@@ -199,3 +198,142 @@ def test_rows_point_at_the_position_before_each_response_token() -> None:
         assert rows.response.tolist() == [0] * 3 + [1] * 4 + [2] * 2 + [3] * 3
         assert rows.first.tolist() == [int(rows.row[0]), int(rows.row[7])]
         assert hidden.shape[1] == 24
+
+
+def loss_and_gradients(model: Any, batch: Sequence[Encoded] = BATCH) -> torch.Tensor:
+    """Of log-probabilities that all have another weight: (1 + parameters,), the loss first."""
+    model.zero_grad()
+    result = response_pass(model, batch)
+    weights = torch.linspace(0.5, 1.5, len(batch), dtype=result.chosen.dtype)
+    loss = weights @ (result.chosen - 0.7 * result.rejected)
+    loss.backward()
+    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    return torch.cat([loss.detach()[None], *gradients])
+
+
+def biased(architecture: str) -> Any:
+    """A float64 model whose unembedding has a bias and whose logits are scaled; Gemma's are soft-capped too."""
+    model = tiny_model(architecture, dtype=torch.float64)
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.linspace(-1.0, 1.0, head.out_features, dtype=torch.float64))
+    model.config.logit_scale = 0.7
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("height", [1, 3, 7])
+def test_blocks_of_logits_change_nothing(architecture: str, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tied or not, with bias, scale and cap; BATCH predicts from 11 positions, so 7 leaves a last block of its own."""
+    model = biased(architecture)
+    whole = loss_and_gradients(model)
+    monkeypatch.setattr(passes, "LOGIT_KEEP", 0)
+    monkeypatch.setattr(passes, "LOGIT_BLOCK", height * model.config.vocab_size)
+    assert error(loss_and_gradients(model), whole) <= TOLERANCE[torch.float64].formula
+    kept = response_pass(model, BATCH)
+    with torch.no_grad():
+        assert error(response_pass(model, BATCH).chosen, kept.chosen) <= TOLERANCE[torch.float64].formula
+
+
+class Widest(TorchDispatchMode):
+    """Remembers the most rows that any tensor with one column per token had, the transposed unembedding aside."""
+
+    def __init__(self, unembedding: torch.Tensor) -> None:
+        super().__init__()
+        self.columns, self.hidden = unembedding.shape
+        self.rows = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.ndim > 1 and tensor.shape[-1] == self.columns:
+                rows = tensor.numel() // self.columns
+                self.rows = max(self.rows, 0 if rows == self.hidden else rows)
+        return result
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_no_more_logits_than_a_block_exist_at_once(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward or backward: not all 8 positions from which the responses of BATCH[1:3] are predicted (12 padded)."""
+    model = tiny_model("gpt_neox")
+
+    def rows(keep: int) -> int:
+        monkeypatch.setattr(passes, "LOGIT_KEEP", keep)
+        monkeypatch.setattr(passes, "LOGIT_BLOCK", 4 * model.config.vocab_size)
+        with Widest(model.get_output_embeddings().weight) as widest:
+            result = response_pass(model, BATCH[1:3], packed)
+            (result.chosen - result.rejected).sum().backward()
+        return widest.rows
+
+    tokens = 12 * model.config.vocab_size  # of these responses
+    assert rows(tokens) == (8 if packed else 12)
+    assert rows(tokens - 1) == 4
+
+
+def test_batches_that_are_cheaper_apart_are_computed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2", dtype=torch.float64)
+    whole, gradients = response_pass(model, BATCH), loss_and_gradients(model)
+    for packed in (True, False):
+        monkeypatch.setattr(passes, "PACK_TOKENS", 8)
+        parts = response_pass(model, BATCH, packed)
+        for name in ("chosen", "rejected", "hidden"):
+            assert error(getattr(parts, name), getattr(whole, name)) <= TOLERANCE[torch.float64].forward
+    assert error(loss_and_gradients(model), gradients) <= TOLERANCE[torch.float64].forward
+
+
+def test_a_model_wrapped_for_training_over_processes_is_passed_through(tmp_path: Path) -> None:
+    model = tiny_model("gemma2")
+    alone = loss_and_gradients(model)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        for find_unused in (False, True):
+            wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused)
+            assert error(loss_and_gradients(wrapped), alone) <= FORWARD
+            assert packing_problem(wrapped, BATCH) is None
+            assert check_logits(wrapped, BATCH) == "soft-capped at 5"
+    finally:
+        dist.destroy_process_group()
+
+
+WORKER = """
+import sys
+from datetime import timedelta
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
+from margincast.features import passes
+from margincast.store import write_tensors
+from tests.features.test_passes import BATCH, loss_and_gradients
+from tests.tiny import tiny_model
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                        timeout=timedelta(seconds=60))
+passes.PACK_TOKENS = (8, 2048)[rank]
+model = DistributedDataParallel(tiny_model("llama"))
+for _ in range(2):
+    result = loss_and_gradients(model, (BATCH, BATCH[1:3])[rank])
+if rank == 0:
+    write_tensors(folder / "result.safetensors", {"gradients": result[1:]})
+dist.destroy_process_group()
+"""
+
+
+def test_processes_with_unlike_numbers_of_passes_average_their_gradients(tmp_path: Path) -> None:
+    """The first process needs several packs for its batch, the second one for its own."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(tmp_path)],
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [worker.communicate(timeout=100)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    model = tiny_model("llama")
+    mean = (loss_and_gradients(model, BATCH) + loss_and_gradients(model, BATCH[1:3]))[1:] / 2
+    assert error(load_file(tmp_path / "result.safetensors")["gradients"], mean) <= FORWARD

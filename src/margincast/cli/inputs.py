@@ -94,7 +94,14 @@ def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
         refuse_multi_token(encoding.single_token)  # minutes of extraction earlier than the forecast itself would
     job.write_config()
     features = features_of(
-        loaded, encoding, train, heldout, cache_dir=cache_dir, progress=job.progress, copy_to=job.out
+        loaded,
+        encoding,
+        train,
+        heldout,
+        cache_dir=cache_dir,
+        progress=job.progress,
+        copy_to=job.out,
+        say=job.say,
     )
     return Inputs(loaded, encoding, train, heldout, features)
 

@@ -1,25 +1,31 @@
-"""What does the frozen model know about every pair? Features g, reference log-probabilities, and W0's rows."""
+"""What does the frozen model know about every pair? Features g, reference log-probabilities, and W0's rows.
+
+Under `torchrun` or `accelerate launch`, after `torch.distributed.init_process_group`, each process computes its share
+of the packs and leaves it in the cache; the first one assembles them, and all of them read the same features.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from margincast.errors import StatedFailure
 from margincast.features.cache import CacheKey, FeatureCache, fill
-from margincast.features.packing import plan_packs
+from margincast.features.packing import PACK_TOKENS, distinct_tokens, plan_packs
 from margincast.features.passes import check_logits, logit_transform, packing_problem, response_pass
 from margincast.features.tokenize import Encoded, Encoding, encode
 from margincast.models.load import LoadedModel, default_cache_dir, load_model
 from margincast.records import Features, FeatureSet, PairSet
 
-# Distinct tokens per forward pass. On 2 cores SmolLM2 runs as fast at 256 as at 512 and slower beyond, where the
-# quadratic mask begins to cost.
-PACK_TOKENS = 512
 PART_SECONDS = 20.0
+T = TypeVar("T")
 
 
 def extract_features(
@@ -37,7 +43,10 @@ def extract_features(
     Cached under `cache_dir`: a second call reads them, an interrupted one is continued, a damaged file is made again.
     `eos` and `max_length` as in `features.tokenize.encode`.
 
-    Raises `InputError` for pairs that the model cannot read, as `encode` does.
+    Warns, with the reason, when the model cannot be given packed batches and gets padded ones.
+
+    Raises `InputError` for pairs that the model cannot read, as `encode` does; `StatedFailure` when several processes
+    extract and do not see the same cache.
     """
     cache_dir = cache_dir or default_cache_dir()
     loaded = load_model(model, cache_dir=cache_dir) if isinstance(model, str) else model
@@ -55,11 +64,18 @@ def features_of(
     cache_dir: Path,
     progress: bool = False,
     copy_to: Path | None = None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> Features:
-    """`extract_features` for pairs that are already encoded; `copy_to` receives the features and their manifest."""
+    """`extract_features` for pairs that are already encoded.
+
+    copy_to: receives the features and their manifest
+    say: is told once why batches are padded, where they are
+    """
     rows = (*encoding.select(train).rows, *encoding.select(heldout).rows)
     logits = check_logits(loaded.model, rows)
-    packed = packing_problem(loaded.model, rows) is None
+    problem = next(filter(None, _everyone(packing_problem(loaded.model, rows))), None)
+    if problem and _process() == 0:
+        say(f"{loaded.name} is given padded batches, which are slower than packed ones: {problem}")
     key = CacheKey(
         model_hash=loaded.hash,
         dtype=str(next(loaded.model.parameters()).dtype),
@@ -68,13 +84,14 @@ def features_of(
         eos=encoding.eos,
         max_length=encoding.max_length,
         chat_template=getattr(loaded.tokenizer, "chat_template", None) if train.pairs[0].conversational else None,
-        packed=packed,
+        packed=problem is None,
     )
     cache = FeatureCache(cache_dir, key)
     tensors = cache.load()
-    if tensors is None:
-        tensors = _extract(loaded, rows, cache, packed, progress)
-    if copy_to is not None:
+    cached = all(_everyone(tensors is not None))
+    if tensors is None or not cached:
+        tensors = _extract(loaded, rows, cache, problem is None, progress)
+    if copy_to is not None and _process() == 0:
         cache.copy_to(copy_to)
     return _assemble(loaded, encoding, rows, train, heldout, tensors, logits)
 
@@ -85,15 +102,21 @@ def _extract(
 ) -> dict[str, Tensor]:
     from tqdm import tqdm
 
-    parts = cache.load_parts()
-    done = {int(row) for part in parts for row in part["rows"]}
+    process, processes = _process(), len(_everyone(None))
+    done = _everyone(_rows_of(cache.load_parts() if process == 0 else []))[0]
     todo = [index for index in range(len(rows)) if index not in done]
-    units = [rows[index].inputs for index in todo]
-    plan = [[todo[k] for k in pack] for pack in plan_packs(units, PACK_TOKENS, packed)]
+    plan = plan_packs([rows[index].inputs for index in todo], PACK_TOKENS, packed)
+    share = [[todo[k] for k in members] for members in plan[process::processes]]
+    tokens = [distinct_tokens([ids for index in members for ids in rows[index].inputs]) for members in share]
     fresh: list[dict[str, Tensor]] = []
     last_saved = time.monotonic()
-    with tqdm(total=len(rows), initial=len(done), unit="pair", desc="features", disable=not progress) as bar:
-        for number, members in enumerate(plan):
+    name = "features" if processes == 1 else f"features, 1 of {processes} processes"
+    hide = not progress or process > 0
+    with tqdm(total=sum(tokens), unit="token", unit_scale=True, desc=name, disable=hide) as bar:
+        for number, members in enumerate(share):
+            if time.monotonic() - last_saved > PART_SECONDS and fresh:
+                _save_part(cache, fresh)
+                fresh, last_saved = [], time.monotonic()
             result = response_pass(loaded.model, [rows[index] for index in members], packed)
             fresh.append(
                 {
@@ -103,15 +126,52 @@ def _extract(
                     "reference_rejected": result.rejected.double().cpu(),
                 }
             )
-            bar.update(len(members))
-            if time.monotonic() - last_saved > PART_SECONDS and number + 1 < len(plan):
-                part = {name: torch.cat([item[name] for item in fresh]) for name in fresh[0]}
-                cache.save_part(part.pop("rows"), part)
-                parts.extend(fresh)
-                fresh, last_saved = [], time.monotonic()
-    tensors = fill(parts + fresh, len(rows))
-    cache.save(tensors)
+            bar.update(tokens[number])
+    if process > 0 and fresh:
+        _save_part(cache, fresh)
+    _everyone(None)  # every part is written
+    parts = cache.load_parts() + fresh if process == 0 else []
+    missing = len(rows) - len(_everyone(_rows_of(parts))[0])
+    if missing:
+        raise StatedFailure(
+            f"{missing} of {len(rows)} pairs that were computed are not in {cache.folder}; "
+            "the cache must be one folder that all processes of a run share"
+        )
+    tensors = fill(parts, len(rows)) if process == 0 else None
+    if tensors is not None:
+        cache.save(tensors)
+    _everyone(None)  # the features are written
+    tensors = tensors or cache.load()
+    if tensors is None:
+        raise StatedFailure(f"process {process} cannot read the features that process 0 wrote in {cache.folder}")
     return tensors
+
+
+def _save_part(cache: FeatureCache, fresh: Sequence[dict[str, Tensor]]) -> None:
+    part = {name: torch.cat([item[name] for item in fresh]) for name in fresh[0]}
+    cache.save_part(part.pop("rows"), part)
+
+
+def _rows_of(parts: Sequence[dict[str, Tensor]]) -> set[int]:
+    return {int(row) for part in parts for row in part["rows"]}
+
+
+def _process() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _everyone(value: T) -> list[T]:
+    """What every process of this run passes here, in the order of their ranks; returns when all have called it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[T] = [value] * dist.get_world_size()
+    try:
+        dist.all_gather_object(values, value)
+    except RuntimeError as error:
+        raise StatedFailure(
+            "another process of this run stopped during the extraction; what is finished is kept, run it again"
+        ) from error
+    return values
 
 
 def _assemble(
