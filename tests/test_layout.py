@@ -29,10 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "dynamics": BASE,
     "structure": BASE,
     "theory": BASE | {"dynamics", "structure"},
-    "training": BASE | {"models", "features"},
+    "training": BASE | {"models", "features", "runs"},
     "metrics": BASE | {"intervals"},
     "compare": BASE | {"intervals", "metrics"},
-    "runs": BASE | {"metrics", "intervals", "structure", "theory"},
+    "runs": BASE | {"metrics", "intervals"},
     "report": BASE | {"intervals", "metrics", "compare", "runs", "structure", "theory"},
 }
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "pandas")

@@ -24,6 +24,7 @@ _HOMES = {
     "GradientFlow": "margincast.dynamics.optimizers",
     "SGD": "margincast.dynamics.optimizers",
     "AdamW": "margincast.dynamics.optimizers",
+    "MarginCallback": "margincast.training",
     "TrainingSettings": "margincast.training",
     "train_model": "margincast.training",
     "preference_distribution": "margincast.theory.distribution",

@@ -177,6 +177,7 @@ class Trajectory:
 
     steps: the recorded optimizer steps, 0 first; for gradient flow, step s is time t = learning_rate * s
     loss_type: a member of the family f in `margincast.losses`: its name, or the `Loss` where the name does not say all
+    error: bound on the numerical error of any margin; None where rounding of the arithmetic is all there is
     """
 
     steps: tuple[int, ...]
@@ -185,6 +186,7 @@ class Trajectory:
     beta: float
     loss_type: str | Loss = "sigmoid"
     origin: str = ""
+    error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,6 @@ from margincast.losses import LOSS_PARAMETERS, get_loss
 from margincast.metrics import concept_results, metric_rows
 from margincast.records import Pair, PairSet, SplitTrajectory, Text, Trajectory
 from margincast.store import write_json, write_jsonl, write_tensors
-from margincast.structure import Structure
-from margincast.theory.measured import measured_conditions
 
 SCHEMA_VERSION = 1
 SUMMARY = "summary.json"
@@ -42,7 +40,8 @@ class Run:
         config = self.summary["config"]
         if self.summary["command"] == "forecast":
             return "forecast, frozen backbone"
-        return "training, all weights" if config.get("train") == "all" else "training, unembedding only"
+        what = {"all": "all weights", "head": "unembedding only"}.get(config["train"], config["train"])
+        return ", ".join(["training", what, *([config["trainer"]] if "trainer" in config else [])])
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -69,7 +68,10 @@ def data_summary(pairs: PairSet, train: PairSet, heldout: PairSet, data: str) ->
     return {
         "data": data,
         "fingerprint": {"train": train.fingerprint, "heldout": heldout.fingerprint},
-        "concepts": {name: {"train": n, "heldout": heldout.counts.get(name, 0)} for name, n in train.counts.items()},
+        "concepts": {
+            name: {"train": train.counts.get(name, 0), "heldout": heldout.counts.get(name, 0)}
+            for name in pairs.concepts
+        },
         "duplicates": len(pairs.duplicates),
         "skipped": list(pairs.skipped),
     }
@@ -94,41 +96,11 @@ def write_summary(
 def trajectory_results(trajectory: Trajectory, seconds: float) -> dict[str, Any]:
     return {
         "origin": trajectory.origin,
+        "numerical_error": trajectory.error,
         "final": metric_rows(trajectory)[-1],
         "concepts": concept_results(trajectory),
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),
-    }
-
-
-def structure_results(structure: Structure) -> dict[str, Any]:
-    """The `results` of `inspect`. Lengths are in units where the mean half-distance of a concept's clusters is 1."""
-    clusters = structure.clusters
-    nothing = float("nan")
-    cosines = {
-        f"cosine_{kind}{'' if side == 'both' else f'_{side}'}": matrix.tolist()
-        for kind, by_side in (("raw", structure.raw), ("centred", structure.centred_))
-        for side, matrix in by_side.items()
-    }
-    return {
-        "concepts": list(structure.concepts),
-        "pairs": structure.pairs,
-        "hidden": structure.hidden,
-        **cosines,
-        "mean_cosine_raw": structure.mean_between(structure.raw["both"]),
-        "mean_cosine_centred": structure.mean_between(structure.centred_["matching"]),
-        "shared_norm": clusters.shared_norm if clusters else nothing,
-        "noise": clusters.noise if clusters else nothing,
-        "noise_energy": clusters.noise_energy if clusters else nothing,
-        "effective_dimension": clusters.effective_dimension if clusters else nothing,
-        "unit": clusters.unit if clusters else nothing,
-        "concept_lengths": clusters.lengths.tolist() if clusters else None,
-        "concept_gram": clusters.gram.tolist() if clusters else None,
-        "angle_with_shared": clusters.angle_with_shared.tolist() if clusters else None,
-        "midpoint_spread": clusters.midpoint_spread if clusters else nothing,
-        "max_token_count": structure.sharing.max_token_count,
-        "interacting_concepts": structure.sharing.interacting_concepts,
-        "conditions": [asdict(check) for check in measured_conditions(structure)],
     }
 
 
@@ -193,6 +165,7 @@ def load_run(folder: Path) -> Run:
             beta=float(final["beta"]),
             loss_type=loss if loss.parameters else loss.name,
             origin=summary["results"]["origin"],
+            error=summary["results"].get("numerical_error"),
         )
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, InputError):

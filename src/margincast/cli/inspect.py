@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from margincast.cli import options as opt
 from margincast.cli.inputs import Inputs, load_inputs
 from margincast.cli.job import Job, open_job
+
+if TYPE_CHECKING:
+    from margincast.structure import Structure
 
 
 def inspect(
@@ -24,6 +30,14 @@ def inspect(
     max_length: opt.MaxLength = 1024,
     holdout: opt.Holdout = 0.1,
     seed: opt.Seed = 1234,
+    export_reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--export_reference",
+            help="Write the pairs with ref_chosen_logps and ref_rejected_logps for TRL, to a .jsonl or .parquet file",
+            rich_help_panel=opt.OUTPUT,
+        ),
+    ] = None,
     out: opt.Out = None,
     resume: opt.Resume = True,
     json_: opt.Json = False,
@@ -34,7 +48,16 @@ def inspect(
     Example: margincast inspect persona:k4
     """
     job = open_job("inspect", locals())
+    if export_reference:
+        from margincast.training.references import check_references
+
+        check_references(export_reference, eos)  # minutes of extraction earlier than the writing itself would
     inputs = load_inputs(job, persona_dir, cache_dir)
+    if export_reference:
+        from margincast.training.references import write_references
+
+        write_references(export_reference, inputs.features, inputs.encoding)
+        job.say(f"Pairs with reference log-probabilities for TRL: {export_reference}")
     job.done(run_inspection(job, inputs))
 
 
@@ -43,7 +66,7 @@ def run_inspection(job: Job, inputs: Inputs) -> dict[str, Any]:
     from margincast.report import tables
     from margincast.report.figures import cosine_matrices, save_figure
     from margincast.report.sections import write_page
-    from margincast.runs import structure_results, write_summary
+    from margincast.runs import write_summary
     from margincast.structure import inspect_features
 
     structure = inspect_features(inputs.features)
@@ -58,3 +81,38 @@ def run_inspection(job: Job, inputs: Inputs) -> dict[str, Any]:
         rows = tables.condition_rows(results["conditions"])
         job.table("Conditions of Theorems 4.1 and 4.2 on these data", tables.CONDITION_HEADER, rows)
     return summary
+
+
+def structure_results(structure: Structure) -> dict[str, Any]:
+    """The `results` of `inspect`. Lengths are in units where the mean half-distance of a concept's clusters is 1."""
+    from dataclasses import asdict
+
+    from margincast.theory.measured import measured_conditions
+
+    clusters = structure.clusters
+    nothing = float("nan")
+    cosines = {
+        f"cosine_{kind}{'' if side == 'both' else f'_{side}'}": matrix.tolist()
+        for kind, by_side in (("raw", structure.raw), ("centred", structure.centred_))
+        for side, matrix in by_side.items()
+    }
+    return {
+        "concepts": list(structure.concepts),
+        "pairs": structure.pairs,
+        "hidden": structure.hidden,
+        **cosines,
+        "mean_cosine_raw": structure.mean_between(structure.raw["both"]),
+        "mean_cosine_centred": structure.mean_between(structure.centred_["matching"]),
+        "shared_norm": clusters.shared_norm if clusters else nothing,
+        "noise": clusters.noise if clusters else nothing,
+        "noise_energy": clusters.noise_energy if clusters else nothing,
+        "effective_dimension": clusters.effective_dimension if clusters else nothing,
+        "unit": clusters.unit if clusters else nothing,
+        "concept_lengths": clusters.lengths.tolist() if clusters else None,
+        "concept_gram": clusters.gram.tolist() if clusters else None,
+        "angle_with_shared": clusters.angle_with_shared.tolist() if clusters else None,
+        "midpoint_spread": clusters.midpoint_spread if clusters else nothing,
+        "max_token_count": structure.sharing.max_token_count,
+        "interacting_concepts": structure.sharing.interacting_concepts,
+        "conditions": [asdict(check) for check in measured_conditions(structure)],
+    }

@@ -25,9 +25,14 @@ def report(
     """
     import json
 
+    from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import page_of, read_summary
+    from margincast.runs import load_run
     from margincast.store import write_text
 
+    # A run recorded inside another trainer (`MarginCallback`) comes without figures.
+    if read_summary(run)["command"] in ("forecast", "train") and not (run / "figures").exists():
+        save_figure(run_curves(load_run(run).trajectory), run / "figures", "curves")
     target = out or run
     path = target if target.suffix.lower() in (".html", ".htm") else target / "report.html"
     write_text(path, page_of(run))

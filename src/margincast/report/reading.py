@@ -46,12 +46,15 @@ def read_run(summary: Mapping[str, Any]) -> list[str]:
     heldout = sum(count["heldout"] for count in summary["data"]["concepts"].values())
     if final["eval_rewards/margins"] is None:
         return [f"The run diverged: at step {final['step']} margins are no numbers any more. Lower the learning rate."]
+    # A run may have recorded no training pairs.
+    train_accuracy, train_margin = final["rewards/accuracies"], final["rewards/margins"]
+    beside = "" if train_accuracy is None else f", and {train_accuracy:.0%} of the recorded training pairs"
     texts = [
-        f"After {final['step']} steps {final['eval_rewards/accuracies']:.0%} of {heldout} held-out pairs are learned, "
-        f"and {final['rewards/accuracies']:.0%} of the recorded training pairs. The mean held-out reward margin is "
+        f"After {final['step']} steps {final['eval_rewards/accuracies']:.0%} of {heldout} held-out pairs are learned"
+        f"{beside}. The mean held-out reward margin is "
         f"{final['eval_rewards/margins']:.3g}, the held-out loss {final['eval_loss']:.4g}."
     ]
-    if final["rewards/margins"] > 0 and final["eval_rewards/margins"] < final["rewards/margins"] / 2:
+    if train_margin is not None and train_margin > 0 and final["eval_rewards/margins"] < train_margin / 2:
         texts.append(
             "Training pairs gain far more margin than held-out ones: most of what is learned does not carry over."
         )
@@ -93,7 +96,7 @@ def read_comparison(results: Mapping[str, Any]) -> list[str]:
         f"{heldout['accuracy_b']:.0%} in B ({b}), the mean margin {heldout['margin_a']:.3g} and "
         f"{heldout['margin_b']:.3g}."
     ]
-    if {"forecast, frozen backbone", "training, all weights"} == {a, b}:
+    if "forecast, frozen backbone" in (a, b) and any(title.startswith("training, all weights") for title in (a, b)):
         texts.append(
             "A frozen-backbone forecast is exact only when the backbone is frozen. Here every weight moved, so the gap "
             "between the two is what the moving backbone adds; do not read the forecast as a prediction of this run."

@@ -32,10 +32,12 @@ STEP_HEADER = ("step", "train loss", "margin", "accuracy", "held-out loss", "mar
 def step_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
     """The rows of `metrics.jsonl`."""
     keys = [f"{prefix}{name}" for prefix in ("", "eval_") for name in ("loss", "rewards/margins", "rewards/accuracies")]
-    return [
-        [str(row["step"]), *(f"{row[key]:.1%}" if "accuracies" in key else number(row[key], 4) for key in keys)]
-        for row in rows
-    ]
+    return [[str(row["step"]), *(_cell(key, row[key]) for key in keys)] for row in rows]
+
+
+def _cell(key: str, value: float | None) -> str:
+    # A run that recorded no training pairs has no value in their columns.
+    return f"{value:.1%}" if "accuracies" in key and value is not None else number(value, 4)
 
 
 CONCEPT_HEADER = ("concept", "held-out margin [95%]", "held-out accuracy [95%]")

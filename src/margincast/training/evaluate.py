@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margincast.features.extract import PACK_TOKENS
-from margincast.features.packing import plan_packs
+from margincast.features.packing import PACK_TOKENS, plan_packs
 from margincast.features.passes import Rows, hidden_states, response_logps
 from margincast.features.tokenize import Encoded
 

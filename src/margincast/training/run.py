@@ -18,14 +18,15 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from margincast.errors import InputError, StatedFailure
+from margincast.errors import InputError
 from margincast.features.passes import packing_problem
 from margincast.features.tokenize import Encoding
 from margincast.losses import LOSS_PARAMETERS, Loss, get_loss
 from margincast.models.load import LoadedModel, untie
-from margincast.records import Features, FeatureSet, PairSet, SplitTrajectory, Trajectory
-from margincast.store import key_of, write_json, write_jsonl, write_tensors
+from margincast.records import Features, FeatureSet, PairSet, Trajectory
+from margincast.store import key_of, write_jsonl
 from margincast.training.evaluate import Evaluator
+from margincast.training.recording import Recording, claim
 from margincast.training.trainer import MarginTrainer, PairDataset, collate
 
 OPTIM = {"adamw": "adamw_torch", "adam": "adamw_torch", "sgd": "sgd", "gd": "sgd"}
@@ -137,7 +138,8 @@ def train_model(
     state = folder / "state"
     identity = _same_run(state, settings, features)
     loaded.hash = f"{loaded.hash}, trained in run {identity}"  # features cached for the old weights are not these
-    recorder = Recorder(evaluator, state, settings, features, recorded)
+    recording = Recording(evaluator, state, recorded, heldout_pairs)
+    recorder = Recorder(recording, settings, features)
     batch_size = len(rows) if settings.optimizer == "gd" else settings.per_device_train_batch_size
     trainer = MarginTrainer(
         model=model,
@@ -158,7 +160,9 @@ def train_model(
     if save_model:
         model.save_pretrained(folder / "model")
         loaded.tokenizer.save_pretrained(folder / "model")
-    trajectory = recorder.trajectory()
+    what = "all weights" if settings.train == "all" else "the unembedding, backbone frozen"
+    loss_type = loss if loss.parameters else settings.loss_type
+    trajectory = recording.trajectory(settings.beta, loss_type, f"training of {what}")
     shutil.rmtree(state)
     return trajectory
 
@@ -178,18 +182,14 @@ def spread(pairs: PairSet, count: int) -> PairSet:
 
 
 class Recorder(TrainerCallback):
-    """Evaluates the recorded pairs at step 0, every `eval_steps` and the end; keeps each step on disk as it is made."""
+    """Records the pairs of `recording` at step 0, every `eval_steps` and the end."""
 
     trainer: Any
 
-    def __init__(
-        self, evaluator: Evaluator, state: Path, settings: TrainingSettings, features: Features, recorded: PairSet
-    ) -> None:
-        self.evaluator = evaluator
-        self.state = state
+    def __init__(self, recording: Recording, settings: TrainingSettings, features: Features) -> None:
+        self.recording = recording
         self.settings = settings
         self.features = features
-        self.recorded = recorded
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
@@ -200,17 +200,10 @@ class Recorder(TrainerCallback):
             self._record(state.global_step)
 
     def _record(self, step: int) -> None:
-        chosen, rejected = self.evaluator(self.trainer.model)
-        if not bool((chosen + rejected).isfinite().all()):
-            raise StatedFailure(
-                f"training diverged: log-probabilities at step {step} are not finite; lower learning_rate"
-            )
+        chosen, rejected = self.recording.evaluate(self.trainer.model, step)
         if step == 0:
             self._check_reference(chosen, rejected)
-        write_tensors(self._path(step), {"chosen": chosen, "rejected": rejected})
-
-    def _path(self, step: int) -> Path:
-        return self.state / f"step-{step:07d}.safetensors"
+        self.recording.keep(step, chosen, rejected)
 
     def _check_reference(self, chosen: Tensor, rejected: Tensor) -> None:
         allowed = REFERENCE_TOLERANCE[self.trainer.model.dtype]
@@ -227,28 +220,9 @@ class Recorder(TrainerCallback):
 
     def _reference(self, name: str) -> Tensor:
         rows = {pair.id: index for index, pair in enumerate(self.features.train.pairs)}
-        train: Tensor = getattr(self.features.train, name)[[rows[pair.id] for pair in self.recorded]]
+        train: Tensor = getattr(self.features.train, name)[[rows[pair.id] for pair in self.recording.train]]
         heldout: Tensor = getattr(self.features.heldout, name)
         return torch.cat([train, heldout])
-
-    def trajectory(self) -> Trajectory:
-        paths = sorted(self.state.glob("step-*.safetensors"))
-        tensors = [load_file(path) for path in paths]
-        # Step 0 went through the same packs as every other step: against it, rounding of the reference cancels.
-        beta, loss = self.settings.beta, self.settings.loss
-        referred = 0.0 if loss.reference_free else 1.0
-        chosen = beta * torch.stack([item["chosen"] - referred * tensors[0]["chosen"] for item in tensors])
-        rejected = beta * torch.stack([item["rejected"] - referred * tensors[0]["rejected"] for item in tensors])
-        margins, cut = chosen - rejected, len(self.recorded)
-        what = "all weights" if self.settings.train == "all" else "the unembedding, backbone frozen"
-        return Trajectory(
-            steps=tuple(int(path.stem.removeprefix("step-")) for path in paths),
-            train=SplitTrajectory(self.recorded, margins[:, :cut], chosen[:, :cut]),
-            heldout=SplitTrajectory(self.features.heldout.pairs, margins[:, cut:], chosen[:, cut:]),
-            beta=beta,
-            loss_type=loss if loss.parameters else self.settings.loss_type,
-            origin=f"training of {what}",
-        )
 
 
 class ProgressBar(TrainerCallback):
@@ -310,14 +284,7 @@ def _same_run(state: Path, settings: TrainingSettings, features: Features) -> st
     probe = loss.value(torch.linspace(-4.0, 4.0, 17, dtype=torch.float64)).tolist()
     named = {**asdict(settings), "loss_type": loss.name, "loss": probe}
     identity = key_of([named, features.model_hash, *(_fingerprint(s) for s in (features.train, features.heldout))])
-    marker = state / "run.json"
-    try:
-        same = json.loads(marker.read_text())["identity"] == identity
-    except (OSError, ValueError, KeyError):
-        same = False
-    if not same:
-        shutil.rmtree(state, ignore_errors=True)
-        write_json(marker, {"identity": identity})
+    claim(state, identity)
     return identity
 
 

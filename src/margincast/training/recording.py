@@ -1,0 +1,98 @@
+"""How is a real run remembered? Log-probabilities of the recorded pairs, each step on disk as it is made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from margincast.errors import StatedFailure
+from margincast.losses import Loss, get_loss
+from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.store import write_json, write_tensors
+from margincast.training.evaluate import Evaluator
+
+MARKER = "run.json"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The steps of one run recorded so far, in `folder`.
+
+    evaluator: of the rows of `train`, then those of `heldout`
+    """
+
+    evaluator: Evaluator
+    folder: Path
+    train: PairSet
+    heldout: PairSet
+
+    def evaluate(self, model: Any, step: int) -> tuple[Tensor, Tensor]:
+        """(chosen, rejected) log-probabilities under `model`, (pairs,) each. Raises `StatedFailure` on divergence."""
+        chosen, rejected = self.evaluator(model)
+        if not bool((chosen + rejected).isfinite().all()):
+            raise StatedFailure(
+                f"training diverged: log-probabilities at step {step} are not finite; lower learning_rate"
+            )
+        return chosen, rejected
+
+    def keep(self, step: int, chosen: Tensor, rejected: Tensor) -> None:
+        write_tensors(self._path(step), {"chosen": chosen, "rejected": rejected})
+
+    def has(self, step: int) -> bool:
+        return self._path(step).is_file()
+
+    def forget_after(self, step: int) -> None:
+        """Drop the steps after `step`, from which an interrupted run goes on and records them again."""
+        for path in self._paths():
+            if _step(path) > step:
+                path.unlink()
+
+    def trajectory(self, beta: float, loss_type: str | Loss, origin: str) -> Trajectory:
+        """The recorded steps. Step 0 is the reference."""
+        paths = self._paths()
+        tensors = [load_file(path) for path in paths]
+        # Step 0 went through the same packs as every other step: against it, rounding of the reference cancels.
+        referred = 0.0 if get_loss(loss_type, beta, without_reference=True).reference_free else 1.0
+        chosen = beta * torch.stack([item["chosen"] - referred * tensors[0]["chosen"] for item in tensors])
+        rejected = beta * torch.stack([item["rejected"] - referred * tensors[0]["rejected"] for item in tensors])
+        margins, cut = chosen - rejected, len(self.train)
+        return Trajectory(
+            steps=tuple(map(_step, paths)),
+            train=SplitTrajectory(self.train, margins[:, :cut], chosen[:, :cut]),
+            heldout=SplitTrajectory(self.heldout, margins[:, cut:], chosen[:, cut:]),
+            beta=beta,
+            loss_type=loss_type,
+            origin=origin,
+        )
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:07d}.safetensors"
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+
+def belongs(folder: Path, identity: str) -> bool:
+    """Whether `folder` is that of the run called `identity`."""
+    try:
+        return bool(json.loads((folder / MARKER).read_text())["identity"] == identity)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def claim(folder: Path, identity: str) -> None:
+    """Make `folder` that of the run called `identity`: what another run left there is removed."""
+    if not belongs(folder, identity):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(folder / MARKER, {"identity": identity})
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))

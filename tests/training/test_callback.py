@@ -1,0 +1,252 @@
+"""Does a run of TRL's own trainer, recorded from inside, hold the margins that TRL itself evaluates?"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from margincast import InputError, MarginCallback, StatedFailure, load_run
+from margincast.records import PairSet
+from tests.cli.helpers import run
+from tests.problems import make_pairs
+from tests.tiny import tiny_model, tiny_tokenizer
+
+STEPS, BATCH, BETA = 4, 4, 0.1
+TRAIN, HELDOUT = make_pairs(18, 2), make_pairs(7, 2, start=18)
+OWN = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "beta": BETA, "learning_rate": 1e-3, "seed": 11}
+
+
+def dataset(pairs: PairSet) -> Dataset:
+    return Dataset.from_list(
+        [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
+    )
+
+
+def trl(callback: MarginCallback, folder: Path, model: Any = None, **changes: Any) -> DPOTrainer:
+    """TRL's trainer with its own evaluation of `HELDOUT` in one batch, its mean being that of the pairs."""
+    model = tiny_model() if model is None else model
+    reference = changes.pop("ref_model", None if hasattr(model, "peft_config") else copy.deepcopy(model))
+    settings = {
+        "lr_scheduler_type": "constant",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "per_device_eval_batch_size": len(HELDOUT),
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "bf16": False,
+        "use_cpu": True,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        **OWN,
+        **changes,
+    }
+    return DPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=DPOConfig(output_dir=str(folder), **settings),
+        train_dataset=dataset(TRAIN),
+        eval_dataset=dataset(HELDOUT),
+        processing_class=tiny_tokenizer(),
+        callbacks=[callback],
+    )
+
+
+def metrics(folder: Path) -> dict[int, dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows}
+
+
+def assert_trls(trainer: DPOTrainer, folder: Path, steps: set[int]) -> None:
+    """The folder's means are those of TRL's log, at every step that TRL evaluated."""
+    ours = metrics(folder)
+    evaluated = {row["step"]: row for row in trainer.state.log_history if "eval_loss" in row}
+    assert steps <= evaluated.keys() & ours.keys()
+    for step in steps:
+        for name in ("loss", "rewards/margins", "rewards/chosen", "rewards/rejected", "rewards/accuracies"):
+            key = f"eval_{name}"
+            assert ours[step][key] == pytest.approx(evaluated[step][key], abs=1e-5), (step, key)
+    assert max(abs(ours[step]["eval_rewards/margins"]) for step in steps) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"precompute_ref_log_probs": True, "ref_model": None}], ids=["", "precomputed"]
+)
+def test_margins_are_those_trl_evaluates(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    trainer = trl(MarginCallback(HELDOUT, folder, train=TRAIN), tmp_path / "trl", **changes)
+    trainer.train()
+    assert_trls(trainer, folder, {2, 4})
+    recorded = load_run(folder)
+    assert recorded.trajectory.steps == (0, 2, 4)
+    assert recorded.trajectory.train.pairs == TRAIN
+    assert recorded.trajectory.heldout.pairs == HELDOUT
+    assert float(recorded.trajectory.heldout.margins[0].abs().max()) == 0.0
+    assert recorded.title == "training, all weights, TRL's DPOTrainer"
+    last = metrics(folder)[4]
+    parts = [last[f"eval_concept-{k}_rewards/margins"] * n for k, n in ((0, 4), (1, 3))]
+    assert sum(parts) / 7 == pytest.approx(last["eval_rewards/margins"], abs=1e-12)
+    assert not (folder / "state").exists()
+
+
+def test_another_loss_is_trls_too(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    changes = {"loss_type": "robust", "label_smoothing": 0.1}
+    trainer = trl(MarginCallback(HELDOUT, folder), tmp_path / "trl", **changes)
+    trainer.train()
+    assert_trls(trainer, folder, {2, 4})
+    assert load_run(folder).summary["config"]["label_smoothing"] == 0.1
+
+
+def test_a_run_of_ours_with_the_same_settings_has_the_same_margins(tmp_path: Path) -> None:
+    """The whole way: two folders, one from `margincast train`, one from TRL, compared and reported from the CLI."""
+    data, model = tmp_path / "pairs.jsonl", tmp_path / "model"
+    rows = [{**row, "concept": pair.concept} for row, pair in zip(dataset(TRAIN), TRAIN, strict=True)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_model().save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    words = [data, "--concept_column", "concept", "--model", model, "--holdout", 0.3, "--eos", "--eval_steps", 2]
+    for name, value in OWN.items():
+        words += [f"--{name}", value]
+    done = run("train", *words, "--cache_dir", tmp_path / "cache", "--no_save_model", "--out", tmp_path / "ours")
+    assert done.status == 0
+    ours = load_run(tmp_path / "ours").trajectory
+
+    trainer = trl(MarginCallback(ours.heldout.pairs, tmp_path / "theirs", train=ours.train.pairs), tmp_path / "trl")
+    trainer.train_dataset = trl_rows(ours.train.pairs, trainer)
+    trainer.train()
+    done = run("compare", tmp_path / "ours", tmp_path / "theirs", "--out", tmp_path / "comparison", "--json")
+    assert (done.status, done.err) == (0, "")
+    agreement = json.loads(done.out)["results"]["heldout"]
+    assert agreement["pairs"] == len(ours.heldout.pairs)
+    assert agreement["max_abs_difference"] <= 1e-4 * agreement["largest_margin"]
+    assert (tmp_path / "comparison" / "report.html").is_file()
+    assert run("report", tmp_path / "theirs").status == 0
+    assert "TRL&#39;s DPOTrainer" in (tmp_path / "theirs" / "report.html").read_text()
+
+
+def trl_rows(pairs: PairSet, trainer: DPOTrainer) -> Any:
+    return trainer._prepare_dataset(dataset(pairs), trainer.processing_class, trainer.args, "train")
+
+
+def test_without_training_pairs_the_run_is_compared_and_reported_all_the_same(tmp_path: Path) -> None:
+    for name, every in (("a", None), ("b", 1)):
+        trl(MarginCallback(HELDOUT, tmp_path / name, record_steps=every), tmp_path / "trl").train()
+    assert load_run(tmp_path / "b").trajectory.steps == (0, 1, 2, 3, 4)
+    assert metrics(tmp_path / "b")[4]["loss"] is None
+    assert run("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c").status == 0
+    assert run("report", tmp_path / "a").status == 0
+
+
+def test_a_resumed_run_goes_on_with_its_own_step_0(tmp_path: Path) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    trl(MarginCallback(HELDOUT, whole), tmp_path / "trl").train()
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    class Killed(MarginCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_end(args, state, control, **kwargs)
+            if state.global_step == 3:
+                raise Stop
+
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(Stop):
+        trl(Killed(HELDOUT, parted), tmp_path / "parts", **saving).train()
+    checkpoint = str(tmp_path / "parts" / "checkpoint-2")
+    with pytest.raises(InputError, match=r"resumes at step 2 and .* has no record of this run's step 0"):
+        trl(MarginCallback(HELDOUT, tmp_path / "other"), tmp_path / "parts").train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(InputError, match="resumes at step 2"):
+        trl(MarginCallback(TRAIN, parted), tmp_path / "parts").train(resume_from_checkpoint=checkpoint)
+    trl(MarginCallback(HELDOUT, parted), tmp_path / "parts", **saving).train(resume_from_checkpoint=checkpoint)
+    assert metrics(parted) == metrics(whole)
+
+
+def test_a_model_that_is_not_the_reference_is_refused(tmp_path: Path) -> None:
+    trainer = trl(MarginCallback(HELDOUT, tmp_path / "run"), tmp_path / "trl", ref_model=tiny_model(seed=1))
+    with pytest.raises(InputError, match="the model at step 0 is not the trainer's reference"):
+        trainer.train()
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"loss_type": ["sigmoid", "sft"]}, "records one loss"),
+        ({"loss_type": "apo_zero"}, "not a function of the margin"),
+        ({"loss_type": "ipo"}, "single-token"),
+        ({"ld_alpha": 0.5}, "ld_alpha=0.5"),
+        ({"f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence'"),
+        ({"use_weighting": True}, "use_weighting=True"),
+        ({"sync_ref_model": True}, "sync_ref_model=True"),
+        ({"max_length": 12}, "made.jsonl, line 19: the prompt has"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_what_cannot_be_recorded_is_refused_before_the_first_step(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    trainer = trl(MarginCallback(HELDOUT, tmp_path / "run"), tmp_path / "trl", **{"max_length": 64, **changes})
+    with pytest.raises(InputError, match=says):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_that_make_no_sense_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs held-out pairs"):
+        MarginCallback(PairSet(()), tmp_path)
+    with pytest.raises(InputError, match="record_steps must be at least 1, got 0"):
+        MarginCallback(HELDOUT, tmp_path, record_steps=0)
+
+
+def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    trl(MarginCallback(HELDOUT, folder), tmp_path / "trl").train()
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="already holds a finished run"):
+        trl(MarginCallback(HELDOUT, folder), tmp_path / "trl").train()
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_divergence_is_a_stated_failure(tmp_path: Path) -> None:
+    class Break(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                with torch.no_grad():
+                    kwargs["model"].get_output_embeddings().weight.fill_(float("nan"))
+
+    trainer = trl(MarginCallback(HELDOUT, tmp_path / "run"), tmp_path / "trl", eval_strategy="no", max_steps=2)
+    trainer.add_callback(Break())
+    with pytest.raises(StatedFailure, match="training diverged: log-probabilities at step 2"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh adapter", "trained before"])
+def test_lora_is_recorded_against_trls_reference(fresh: bool, tmp_path: Path) -> None:
+    """For TRL the reference is the model below a fresh adapter, and a copy of an adapter trained before."""
+    folder = tmp_path / "run"
+    modules = ["q_proj", "v_proj"]
+    settings = LoraConfig(r=4, target_modules=modules, task_type="CAUSAL_LM", init_lora_weights=fresh)
+    model = get_peft_model(tiny_model(), settings)
+    trainer = trl(MarginCallback(HELDOUT, folder, train=TRAIN), tmp_path / "trl", model, learning_rate=0.1)
+    trainer.train()
+    assert_trls(trainer, folder, {2, 4})
+    assert load_run(folder).title == "training, adapter, TRL's DPOTrainer"
+
+
+def test_virtual_tokens_are_refused(tmp_path: Path) -> None:
+    model = get_peft_model(tiny_model(), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    trainer = trl(MarginCallback(HELDOUT, tmp_path / "run"), tmp_path / "trl", model)
+    with pytest.raises(InputError, match="tokens of its own before the prompt"):
+        trainer.train()
