@@ -87,11 +87,16 @@ def test_training_with_simpo_records_margins_without_the_reference(inputs: Words
     assert metric_rows(load_run(out).trajectory) == written
 
 
-def test_a_forecast_of_simpo_is_refused_before_any_work(inputs: Words, tmp_path: Path) -> None:
-    outcome = run("forecast", *inputs, "--loss_type", "simpo", "--out", tmp_path / "out")
-    assert outcome.status == 2
-    assert "leaves the reference out" in outcome.err
-    assert not (tmp_path / "out" / "features.safetensors").exists()
+def test_a_forecast_of_simpo_is_what_training_the_head_gives(inputs: Words, tmp_path: Path) -> None:
+    words = (*inputs, "--loss_type", "simpo", "--beta", 2.0, *STEPS, "--learning_rate", 0.01)
+    assert run("forecast", *words, "--out", tmp_path / "forecast").status == 0
+    assert run("train", *words, "--train", "head", "--no_save_model", "--out", tmp_path / "real").status == 0
+    ours, real = (load_file(tmp_path / name / "margins.safetensors") for name in ("forecast", "real"))
+    for name in ("train", "heldout", "train_chosen", "heldout_chosen"):
+        if name in ours:
+            gap = (ours[name].double() - real[name].double()).abs().max()
+            assert float(gap) <= 1e-4 * float(real[name].abs().max())
+    assert float((ours["heldout"][-1] - ours["heldout"][0]).abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("command", ["forecast", "train"])

@@ -11,6 +11,7 @@ from margincast.dynamics.flow import gradient_flow
 from margincast.dynamics.optimizers import SGD
 from margincast.dynamics.simulate import simulate
 from margincast.errors import InputError
+from margincast.losses import get_loss
 from tests.oracles import runge_kutta
 from tests.problems import random_space, repeated_margin, repeated_pair
 from tests.tolerances import error
@@ -92,3 +93,15 @@ def test_the_result_comes_in_the_dtype_of_the_features() -> None:
 def test_times_that_are_no_times_are_refused(times: list[float]) -> None:
     with pytest.raises(InputError, match="times of the flow"):
         gradient_flow(SPACE, times)
+
+
+def test_a_loss_without_a_reference_flows_from_the_models_own_margins() -> None:
+    """SimPO: the limit of small steps, and nothing like the flow from margins of 0."""
+    loss, W0 = get_loss("simpo", without_reference=True), torch.linspace(-1.0, 1.0, 20, dtype=torch.float64).view(4, 5)
+    flow = gradient_flow(SPACE, [2.0], loss, unembedding=W0)[0]
+    steps = 20_000
+    *_, last = simulate(SPACE, SGD(2.0 / steps), full_batch(len(SPACE), steps), unembedding=W0, loss=loss)
+    assert error(last, flow) <= 1e-4
+    assert error(gradient_flow(SPACE, [2.0], loss, unembedding=torch.zeros_like(W0))[0], flow) > 1e-2
+    with pytest.raises(InputError, match="leaves the reference out"):
+        gradient_flow(SPACE, [2.0], loss)

@@ -119,5 +119,7 @@ def test_bad_features_are_named(bad: float) -> None:
 
 def test_no_pairs_is_said() -> None:
     space = random_space(6, 5, 3, 0.3, 6).rows(torch.arange(0))
-    with pytest.raises(InputError, match="no pair"):
-        next(simulate(space, AdamW(), iter([]), unembedding=space.zeros()))
+    with pytest.raises(InputError, match="no pair to train on"):
+        space.check()
+    with pytest.raises(InputError, match="no training pair"):
+        next(simulate(space, AdamW(), full_batch(0, 1), unembedding=space.zeros()))

@@ -35,7 +35,7 @@ PARAMETERS = {
     "robust": {"label_smoothing": 0.1},
     "exo_pair": {"label_smoothing": 0.01},
 }
-MEMBERS = [get_loss(name, BETA, **PARAMETERS.get(name, {})) for name in LOSS_NAMES if name != "simpo"]
+MEMBERS = [get_loss(name, BETA, without_reference=True, **PARAMETERS.get(name, {})) for name in LOSS_NAMES]
 MEMBERS.append(custom_loss("cosh", lambda r: (1 - r).cosh()))
 
 Torch = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -139,7 +139,8 @@ def simulated(data: Problem, loss: Loss, ours: Optimizer, full: bool, name: str,
         factor=schedule(name, STEPS, WARMUP),
         max_grad_norm=clip,
     )
-    return torch.stack([everything.margins(state) for state in states])
+    start = data.unembedding[list(RESPONSES)] if loss.reference_free else 0.0
+    return torch.stack([everything.margins(start + state) for state in states])
 
 
 CASES = [

@@ -85,3 +85,12 @@ def test_what_cannot_be_integrated_is_said() -> None:
             long_flow(space, times)
     with pytest.raises(InputError, match="not convex"):
         long_flow(space, [1.0], get_loss("savage"))
+
+
+def test_a_last_time_far_beyond_the_first_is_reached() -> None:
+    """Steps are small beside the first times, not beside the last: that is no failure."""
+    space = stiff_space()
+    flow = long_flow(space, [0.01, 1e12], rtol=1e-4)
+    alone = long_flow(space, [0.01], rtol=1e-4)
+    assert torch.equal(flow.states[0], alone.states[0])
+    assert bool((space.margins(flow.states[1]) > 10.0).all())

@@ -9,6 +9,7 @@ from margincast.dynamics.batches import batch_order, full_batch
 from margincast.dynamics.optimizers import SGD, AdamW, Optimizer
 from margincast.dynamics.pairspace import choose_form, factor_space, pair_space, simulate_in
 from margincast.errors import InputError
+from margincast.losses import get_loss, sigmoid
 from tests.problems import random_space
 from tests.tolerances import error
 
@@ -45,13 +46,14 @@ def test_the_factor_drops_directions_that_are_not_there() -> None:
 
 def test_the_choice() -> None:
     wide, tall = random_space(8, 4000, 16, 0.5, 3, torch.float32), random_space(400, 8, 2, 0.5, 3)
-    assert choose_form(wide, SGD(0.1), 1000, 8) == "pair"
-    assert choose_form(tall, SGD(0.1), 1000, 400) == "token"
+    assert choose_form(wide, SGD(0.1), 1000, 8, sigmoid) == "pair"
+    assert choose_form(tall, SGD(0.1), 1000, 400, sigmoid) == "token"
     few_tokens = random_space(50, 4000, 2, 0.5, 3)
-    assert choose_form(few_tokens, SGD(0.1), 1, 50) == "token"  # one step does not pay for the kernel
-    assert choose_form(few_tokens, SGD(0.1), 100, 50) == "pair"
-    assert choose_form(wide, AdamW(0.1), 1000, 8) == "token"  # divides entry by entry
-    assert choose_form(wide, SGD(0.1, weight_decay=0.1), 1000, 8) == "token"
+    assert choose_form(few_tokens, SGD(0.1), 1, 50, sigmoid) == "token"  # one step does not pay for the kernel
+    assert choose_form(few_tokens, SGD(0.1), 100, 50, sigmoid) == "pair"
+    assert choose_form(wide, AdamW(0.1), 1000, 8, sigmoid) == "token"  # divides entry by entry
+    assert choose_form(wide, SGD(0.1, weight_decay=0.1), 1000, 8, sigmoid) == "token"
+    assert choose_form(wide, SGD(0.1), 1000, 8, get_loss("simpo", without_reference=True)) == "token"
 
 
 def test_bad_features_are_said() -> None:

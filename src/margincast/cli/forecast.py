@@ -7,7 +7,6 @@ from typing import Any
 from margincast.cli import options as opt
 from margincast.cli.inputs import Inputs, check_settings, load_inputs
 from margincast.cli.job import Job, open_job
-from margincast.losses import get_loss
 
 
 def forecast(
@@ -58,7 +57,6 @@ def forecast(
     """
     job = open_job("forecast", locals())
     check_settings(job.config)
-    get_loss(opt.loss_of(job.config))  # a forecast starts margins at 0, so a loss without a reference is refused
     inputs = load_inputs(job, persona_dir, cache_dir)
     job.done(run_forecast(job, inputs))
 
@@ -93,6 +91,8 @@ def run_forecast(job: Job, inputs: Inputs) -> dict[str, Any]:
     summary = write_summary(job.out, "forecast", config, results, **inputs.sections(config))
     write_page(job.out)
     job.say(f"This is a {trajectory.origin}.")
+    if trajectory.error is not None:
+        job.say(f"Numerical error of any margin: at most {trajectory.error:.1g}.")
     job.table("", tables.STEP_HEADER, tables.step_rows(metric_rows(trajectory)))
     job.table(f"Step {config['max_steps']}", tables.CONCEPT_HEADER, tables.concept_rows(results["concepts"]))
     return summary

@@ -23,18 +23,21 @@ def gradient_flow(
     tau: float = 1.0,
     rtol: float = 1e-8,
     atol: float = 1e-12,
+    unembedding: Tensor | None = None,
 ) -> Tensor:
     """States dW at `times` of the flow tau dW/dt = (beta/N) sum_i -f'(r_i) delta_i g_i^T, from dW = 0.
 
     times: strictly ascending, t >= 0, in units of learning_rate * steps when tau = 1
     Returns (times, T, hidden) in the features' dtype; the integration runs in float64. `rtol` and `atol` bound the
     local error of the state. Where the loss is convex (`Loss.convex`) its flow never moves two trajectories apart, and
-    the global error is at most the sum of the local ones.
+    the global error is at most the sum of the local ones. unembedding: W0's rows, (T, hidden), for a loss without a
+    reference, whose margins are those of W0 + dW.
 
     Raises `InputError` for times that are negative, infinite or not ascending, `StatedFailure` when the integrator
     gives up.
     """
-    loss = get_loss(loss)  # refuses one without a reference: margins start at 0 here
+    loss = get_loss(loss, without_reference=unembedding is not None)
+    start = unembedding.double() if unembedding is not None and loss.reference_free else 0.0
     clock = np.asarray(times, dtype=np.float64)
     ascending = clock.ndim == 1 and len(clock) > 0 and clock[0] >= 0 and bool((np.diff(clock) > 0).all())
     if not (ascending and np.isfinite(clock[-1])):
@@ -46,7 +49,7 @@ def gradient_flow(
     everything = next(full_batch(len(space), 1))
 
     def velocity(_: float, flat: NDArray[np.float64]) -> NDArray[np.float64]:
-        gradient = space.gradient(torch.from_numpy(flat).view(shape), loss, everything)
+        gradient = space.gradient(start + torch.from_numpy(flat).view(shape), loss, everything)
         return (-gradient / tau).flatten().numpy()  # Eq. 6, with the 1/N that Eq. 7 drops
 
     solution = solve_ivp(

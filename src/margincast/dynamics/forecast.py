@@ -7,6 +7,7 @@ from torch import Tensor
 
 from margincast.dynamics.batches import batch_order, full_batch
 from margincast.dynamics.flow import gradient_flow
+from margincast.dynamics.horizon import long_flow
 from margincast.dynamics.optimizers import SGD, AdamW, GradientFlow, Optimizer
 from margincast.dynamics.pairspace import choose_form, simulate_in
 from margincast.dynamics.schedule import schedule
@@ -14,6 +15,9 @@ from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
 from margincast.losses import Loss, get_loss
 from margincast.records import Features, FeatureSet, SplitTrajectory, Trajectory
+
+# Local error of gradient flow relative to dW.
+FLOW_RTOL = 1e-9
 
 
 def recorded_steps(steps: int, every: int) -> tuple[int, ...]:
@@ -40,17 +44,29 @@ def forecast(
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last of `steps`.
 
     Equal, to rounding, to training the unembedding alone with `margincast train --train head` and the same settings.
-    Gradient flow ignores batches, schedule and clipping: it is their limit for small learning rates.
+    Gradient flow ignores batches, schedule and clipping: it is their limit for small learning rates; where the loss is
+    convex, `error` of the result bounds the numerical error of its margins.
 
     Raises `InputError` when the features do not obey the equations: multi-token responses, logits not linear in W.
     """
     spaces = token_spaces(features, beta, dtype)
     train, heldout = spaces
     wanted = recorded_steps(steps, eval_steps)
-    loss = get_loss(loss_type, beta)
-    unembedding = features.unembedding.to(dtype)
+    loss = get_loss(loss_type, beta, without_reference=True)
+    unembedding, error = features.unembedding.to(dtype), None
+    if loss.reference_free and features.bias is not None:
+        raise InputError(
+            f"loss_type {loss.name!r} leaves the reference out, and the unembedding of {features.model} has a bias, "
+            "which its margins start from; forecast it with a loss that has a reference"
+        )
     if isinstance(optimizer, GradientFlow):
-        states = list(gradient_flow(train, [optimizer.learning_rate * step for step in wanted], loss))
+        times = [optimizer.learning_rate * step for step in wanted]
+        if loss.convex and not loss.reference_free and len(times) > 1:
+            flow = long_flow(train, times[1:], loss, rtol=FLOW_RTOL)
+            states = [train.zeros(), *flow.states.to(dtype)]
+            error = max(float(flow.margin_error(space).max()) for space in spaces)
+        else:
+            states = list(gradient_flow(train, times, loss, unembedding=unembedding))
     else:
         whole = isinstance(optimizer, SGD) and optimizer.full_batch
         batches = (
@@ -60,7 +76,7 @@ def forecast(
         )
         size = len(train) if whole else min(len(train), batch_size * gradient_accumulation_steps)
         run = simulate_in(
-            choose_form(train, optimizer, steps, size),
+            choose_form(train, optimizer, steps, size, loss),
             train,
             optimizer,
             batches,
@@ -76,8 +92,10 @@ def forecast(
 
     def record(split: FeatureSet, space: TokenSpace) -> SplitTrajectory:
         start = space.features @ unembedding.T + bias
-        margins = torch.stack([space.margins(state) for state in states])
+        margins = torch.stack([space.margins(unembedding + s if loss.reference_free else s) for s in states])
         chosen = None if decays else torch.stack([_chosen_rewards(split, space, start, s) for s in states])
+        if chosen is not None and loss.reference_free:
+            chosen = chosen + beta * split.reference_chosen.to(dtype)
         return SplitTrajectory(split.pairs, margins, chosen)
 
     return Trajectory(
@@ -86,6 +104,7 @@ def forecast(
         heldout=record(features.heldout, heldout),
         beta=beta,
         loss_type=loss_type,
+        error=error,
         origin="forecast of training the unembedding on a frozen backbone (exact)",
     )
 

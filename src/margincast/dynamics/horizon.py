@@ -24,7 +24,7 @@ from torch import Tensor
 from margincast.dynamics.batches import full_batch
 from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError, StatedFailure
-from margincast.losses import Loss, sigmoid
+from margincast.losses import Loss, get_loss, sigmoid
 
 MAX_ORDER = 9
 SUBSPACE_PASSES = 3
@@ -71,6 +71,7 @@ def long_flow(
     Raises `InputError` for a loss that is not convex, for such times, pairs or features as cannot be used;
     `StatedFailure` when the steps become too small.
     """
+    loss = get_loss(loss)  # refuses one without a reference: margins start at 0 here
     if not loss.convex:
         raise InputError(f"the loss {loss.name!r} is not convex, so that its flow has no such error bound")
     clock = np.asarray(times, dtype=np.float64)
@@ -88,7 +89,7 @@ def long_flow(
             last = now + step * (1 + 1e-9) >= time
             h = time - now if last else step
             attempt = _extrapolate(problem, state, velocity, h, rtol, atol, target)
-            if attempt.step < 1e-12 * clock[-1]:
+            if attempt.step < 1e-12 * max(now, float(clock[0])):
                 raise StatedFailure(f"gradient flow stopped at t = {now:g}: the steps became too small")
             # A step that was cut short to end on a requested time says little about the next one.
             step = attempt.step if not (last and attempt.accepted) else max(step, attempt.step)

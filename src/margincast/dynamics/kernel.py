@@ -16,6 +16,8 @@ from numba.extending import intrinsic
 BOTH, MARGINS, PULL = 0, 1, 2
 # Sums over so many groups of four rows stay in the state's precision; longer ones are carried in float64.
 FLUSH = 64
+# States lie this many numbers further apart than their width: rows of 4,096 numbers would share the same cache sets.
+APART = 80
 
 
 def _by_type(typing: Any, value: Any) -> Any:
@@ -58,7 +60,7 @@ def _dot(g0: Any, g1: Any, g2: Any, g3: Any, t: Any, out: Any) -> None:
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _dot_two(g0: Any, g1: Any, g2: Any, g3: Any, t: Any, u: Any, v: Any, w: Any, out: Any) -> None:
+def _dot_four(g0: Any, g1: Any, g2: Any, g3: Any, t: Any, u: Any, v: Any, w: Any, out: Any) -> None:
     """out, (4, 4): four rows times four states."""
     zero = t.dtype.type(0)
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = zero
@@ -98,12 +100,17 @@ def _add(g0: Any, g1: Any, g2: Any, g3: Any, c: Any, out: Any) -> None:
 @_compiled  # type: ignore[untyped-decorator]
 def _add_four(g0: Any, g1: Any, g2: Any, g3: Any, c: Any, o0: Any, o1: Any, o2: Any, o3: Any) -> None:
     """`_add` for four states at once; c: (4, 4), rows by states."""
+    # In variables of their own, so that they stay in registers: the compiler cannot know that `out` is not `c`.
+    a0, a1, a2, a3 = c[0, 0], c[0, 1], c[0, 2], c[0, 3]
+    b0, b1, b2, b3 = c[1, 0], c[1, 1], c[1, 2], c[1, 3]
+    d0, d1, d2, d3 = c[2, 0], c[2, 1], c[2, 2], c[2, 3]
+    e0, e1, e2, e3 = c[3, 0], c[3, 1], c[3, 2], c[3, 3]
     for k in range(len(o0)):
         x0, x1, x2, x3 = _widen(g0[k]), _widen(g1[k]), _widen(g2[k]), _widen(g3[k])
-        o0[k] += c[0, 0] * x0 + c[1, 0] * x1 + c[2, 0] * x2 + c[3, 0] * x3
-        o1[k] += c[0, 1] * x0 + c[1, 1] * x1 + c[2, 1] * x2 + c[3, 1] * x3
-        o2[k] += c[0, 2] * x0 + c[1, 2] * x1 + c[2, 2] * x2 + c[3, 2] * x3
-        o3[k] += c[0, 3] * x0 + c[1, 3] * x1 + c[2, 3] * x2 + c[3, 3] * x3
+        o0[k] += a0 * x0 + b0 * x1 + d0 * x2 + e0 * x3
+        o1[k] += a1 * x0 + b1 * x1 + d1 * x2 + e1 * x3
+        o2[k] += a2 * x0 + b2 * x1 + d2 * x2 + e2 * x3
+        o3[k] += a3 * x0 + b3 * x1 + d3 * x2 + e3 * x3
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -117,8 +124,8 @@ def visit(
     """
     settings, _, width = state.shape
     real = state.dtype.type
-    towards = np.empty((settings, width), state.dtype)  # delta^T dW for the two tokens of the rows at hand
-    local = np.zeros((settings, width), state.dtype)
+    towards = np.empty((settings, width + APART), state.dtype)  # delta^T dW for the two tokens of the rows at hand
+    local = np.zeros((settings, width + APART), state.dtype)
     dots = np.zeros((4, settings), state.dtype)
     scale = np.zeros((4, settings), state.dtype)
     tiled = settings - settings % 4
@@ -127,7 +134,7 @@ def visit(
     while at < stop:
         first, second = plus[at], minus[at]
         if at == start or first != plus[at - 1] or second != minus[at - 1]:
-            towards[:] = state[:, first] - state[:, second]
+            towards[:, :width] = state[:, first] - state[:, second]
         many = 1
         while many < 4 and at + many < stop and plus[at + many] == first and minus[at + many] == second:
             many += 1
@@ -136,10 +143,10 @@ def visit(
         g2, g3 = features[rows[at + min(2, many - 1)]], features[rows[at + min(3, many - 1)]]
         if mode != PULL:
             for s in range(0, tiled, 4):
-                t = towards[s : s + 4]
-                _dot_two(g0, g1, g2, g3, t[0], t[1], t[2], t[3], dots[:, s : s + 4])
+                t, u, v, w = towards[s], towards[s + 1], towards[s + 2], towards[s + 3]
+                _dot_four(g0, g1, g2, g3, t[:width], u[:width], v[:width], w[:width], dots[:, s : s + 4])
             for s in range(tiled, settings):
-                _dot(g0, g1, g2, g3, towards[s], dots[:, s])
+                _dot(g0, g1, g2, g3, towards[s, :width], dots[:, s])
         for q in range(many):
             toward = real(sign[at + q])
             for s in range(settings):
@@ -153,12 +160,12 @@ def visit(
         if mode == MARGINS:
             continue
         for s in range(0, tiled, 4):
-            o = local[s : s + 4]
-            _add_four(g0, g1, g2, g3, scale[:, s : s + 4], o[0], o[1], o[2], o[3])
+            t, u, v, w = local[s], local[s + 1], local[s + 2], local[s + 3]
+            _add_four(g0, g1, g2, g3, scale[:, s : s + 4], t[:width], u[:width], v[:width], w[:width])
         for s in range(tiled, settings):
-            _add(g0, g1, g2, g3, scale[:, s], local[s])
+            _add(g0, g1, g2, g3, scale[:, s], local[s, :width])
         groups += 1
         if at == stop or groups % FLUSH == 0 or plus[at] != first or minus[at] != second:
-            pull[:, first] += local
-            pull[:, second] -= local
+            pull[:, first] += local[:, :width]
+            pull[:, second] -= local[:, :width]
             local[:] = 0

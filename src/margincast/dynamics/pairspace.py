@@ -97,9 +97,10 @@ def form_costs(pairs: int, hidden: int, tokens: int, steps: int, batch: int) -> 
     }
 
 
-def choose_form(space: TokenSpace, optimizer: Optimizer, steps: int, batch: int) -> str:
+def choose_form(space: TokenSpace, optimizer: Optimizer, steps: int, batch: int, loss: Loss) -> str:
     """The cheapest form that gives the same numbers: token, pair or factor. Features in 16 bits stay in token space."""
-    combines = isinstance(optimizer, SGD) and not optimizer.weight_decay
+    # A loss without a reference needs W0's margins, which are no combination of pairs.
+    combines = isinstance(optimizer, SGD) and not optimizer.weight_decay and not loss.reference_free
     if not combines or space.features.element_size() < 4:
         return "token"
     costs = form_costs(len(space), space.features.shape[1], space.tokens, steps, batch)

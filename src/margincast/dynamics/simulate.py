@@ -32,19 +32,19 @@ def simulate(
     unembedding: like the state, W0's rows; factor: schedule of the learning rate; max_grad_norm: clipping as
     `torch.nn.utils.clip_grad_norm_` does it, None or 0 for none.
 
-    Raises `InputError` for a space without pairs or with features that are not finite, `StatedFailure` when the state
-    stops being finite.
+    Raises `StatedFailure` when the state stops being finite, `InputError` when features that are not finite made it so.
     """
-    loss = get_loss(loss)  # refuses one without a reference: margins start at 0 here
-    space.check()
+    loss = get_loss(loss, without_reference=True)
     state = space.zeros()
     slots: Slots = {}
     for done, batch in enumerate(batches):
-        gradient = space.gradient(state, loss, batch)
+        # Without a reference margins are those of W0 + dW, not of dW alone (SimPO).
+        gradient = space.gradient(unembedding + state if loss.reference_free else state, loss, batch)
         if max_grad_norm:
             gradient = gradient * (max_grad_norm / (space.norm(gradient) + 1e-6)).clamp(max=1.0)
         rate = optimizer.learning_rate * factor(done)
         state = state + optimizer.update(gradient, unembedding + state, slots, done + 1, rate)
         if not bool(state.isfinite().all()):
+            space.check()  # a feature that is not finite shows here, in the first step that meets it
             raise StatedFailure(f"the simulated run diverged at step {done + 1}; lower learning_rate")
         yield state

@@ -127,8 +127,7 @@ class TokenSpace:
         if not len(self):
             raise InputError("there is no pair to train on")
         for part in self.blocks():
-            # One bad number makes its row's sum bad, and rows are short enough not to overflow by themselves.
-            finite = self.features[part].sum(dim=1, dtype=torch.float64).isfinite()
+            finite = self.features[part].isfinite().all(dim=1)
             if not bool(finite.all()):
                 bad = part.start + int((~finite).nonzero()[0])
                 raise InputError(f"the features of pair {bad} are not finite; extract them in float32")

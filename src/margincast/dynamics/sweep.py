@@ -38,7 +38,7 @@ def sweep(
 
     `space.beta` is not used. Ends with the setting that has the fewest batches.
 
-    Raises `InputError` for no settings, for pairs or features that cannot be used, and for a loss made for one beta
+    Raises `InputError` for no settings, for features that are not finite, and for a loss made for one beta
     when the settings have others; `StatedFailure`, naming the setting, when a state stops being finite.
     """
     if not settings:
@@ -46,7 +46,6 @@ def sweep(
     made_for = loss.parameters.get("beta")
     if made_for is not None and any(setting.beta != made_for for setting in settings):
         raise InputError(f"the loss {loss.name!r} was made for beta {made_for}; sweep each beta with its own loss")
-    space.check()
     beta = torch.tensor([setting.beta for setting in settings], dtype=torch.float64)
     states = torch.stack([space.zeros()] * len(settings))
     slots: list[Slots] = [{} for _ in settings]
@@ -55,7 +54,8 @@ def sweep(
         weights = torch.zeros(len(rows), len(settings), dtype=torch.float64)
         for column, (place, batch) in enumerate(zip(places, batches, strict=True)):
             weights[:, column].index_add_(0, place, batch.weights)
-        gradients = space.gradients(states, loss, rows, weights, beta)
+        at = unembedding + states if loss.reference_free else states
+        gradients = space.gradients(at, loss, rows, weights, beta)
         states = states.clone()
         for number, setting in enumerate(settings):
             gradient, state = gradients[number], states[number]
@@ -65,6 +65,7 @@ def sweep(
             state += setting.optimizer.update(gradient, unembedding + state, slots[number], done + 1, rate)
         finite = states.flatten(1).isfinite().all(dim=1)
         if not bool(finite.all()):
+            space.check()  # a feature that is not finite shows here, in the first step that meets it
             bad = int((~finite).nonzero()[0])
             raise StatedFailure(f"setting {bad} of the sweep diverged at step {done + 1}; lower its learning_rate")
         yield states
