@@ -1,13 +1,14 @@
 # make demo   the whole story on packaged data and a small real model; ends in an HTML report
 # make test   lint, types, tests
-# Both set up everything they need in .venv.
+# make bench  every benchmark; quiet machine, minutes to an hour
+# All set up everything they need in .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test lint types tests clean
+.PHONY: demo test bench lint types tests clean
 
 demo: .venv/runtime
 	$(BIN)/margincast demo --out runs/demo
@@ -34,6 +35,9 @@ tests: .venv/dev
 .venv/dev: .venv/runtime
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
+
+bench: .venv/dev
+	for name in engine horizon packing; do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 clean:
 	rm -rf .venv runs build dist

@@ -1,0 +1,1 @@
+"""Other ways of computing the same numbers, as we run them."""
