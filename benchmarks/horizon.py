@@ -55,10 +55,8 @@ def halving_time(space: TokenSpace) -> float:
     def halved(state: Tensor) -> bool:
         return bool(sigmoid.value(space.margins(state.to(space.dtype))).mean() <= 0.5 * np.log(2.0))
 
-    times = [float(2**k) for k in range(1, 40)]
-    states = long_flow(space, times, rtol=1e-3).states
-    after = next(k for k, state in enumerate(states) if halved(state))
-    fine = np.linspace(times[after - 1], times[after], 33)
+    after = next(end for k in range(1, 60) if halved(long_flow(space, [end := 2.0**k], rtol=1e-3).states[0]))
+    fine = np.linspace(after / 2, after, 33)
     return float(
         next(t for t, s in zip(fine, long_flow(space, list(fine), rtol=1e-4).states, strict=True) if halved(s))
     )
