@@ -49,11 +49,14 @@ def forecast(
 
     Raises `InputError` when the features do not obey the equations: multi-token responses, logits not linear in W.
     """
-    spaces = token_spaces(features, beta, dtype)
+    # The flow's integrators are CPU code; steps run where there is a GPU (Apple's has no float64).
+    gpu = torch.cuda.is_available() and not isinstance(optimizer, GradientFlow)
+    device = torch.device("cuda" if gpu else "cpu")
+    spaces = tuple(space.to(device) for space in token_spaces(features, beta, dtype))
     train, heldout = spaces
     wanted = recorded_steps(steps, eval_steps)
     loss = get_loss(loss_type, beta, without_reference=True)
-    unembedding, error = features.unembedding.to(dtype), None
+    unembedding, error = features.unembedding.to(device, dtype), None
     if loss.reference_free and features.bias is not None:
         raise InputError(
             f"loss_type {loss.name!r} leaves the reference out, and the unembedding of {features.model} has a bias, "
@@ -88,15 +91,15 @@ def forecast(
         states = [train.zeros(), *(state for step, state in enumerate(run, start=1) if step in wanted)]
     # With weight decay the other rows of W move as well, and the normaliser is not known from T rows.
     decays = not isinstance(optimizer, GradientFlow) and optimizer.weight_decay != 0.0
-    bias = 0.0 if features.bias is None else features.scale * features.bias.to(dtype)
+    bias = 0.0 if features.bias is None else features.scale * features.bias.to(unembedding)
 
     def record(split: FeatureSet, space: TokenSpace) -> SplitTrajectory:
         start = space.features @ unembedding.T + bias
         margins = torch.stack([space.margins(unembedding + s if loss.reference_free else s) for s in states])
         chosen = None if decays else torch.stack([_chosen_rewards(split, space, start, s) for s in states])
         if chosen is not None and loss.reference_free:
-            chosen = chosen + beta * split.reference_chosen.to(dtype)
-        return SplitTrajectory(split.pairs, margins, chosen)
+            chosen = chosen + beta * split.reference_chosen.to(chosen)
+        return SplitTrajectory(split.pairs, margins.cpu(), None if chosen is None else chosen.cpu())
 
     return Trajectory(
         steps=wanted,
@@ -105,7 +108,7 @@ def forecast(
         beta=beta,
         loss_type=loss_type,
         error=error,
-        origin="forecast of training the unembedding on a frozen backbone (exact)",
+        origin=f"forecast of training the unembedding on a frozen backbone (exact{', on the GPU' if gpu else ''})",
     )
 
 

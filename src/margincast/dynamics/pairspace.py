@@ -98,10 +98,13 @@ def form_costs(pairs: int, hidden: int, tokens: int, steps: int, batch: int) -> 
 
 
 def choose_form(space: TokenSpace, optimizer: Optimizer, steps: int, batch: int, loss: Loss) -> str:
-    """The cheapest form that gives the same numbers: token, pair or factor. Features in 16 bits stay in token space."""
+    """The cheapest form that gives the same numbers: token, pair or factor.
+
+    Features in 16 bits, and features on another device than the CPU, stay in token space.
+    """
     # A loss without a reference needs W0's margins, which are no combination of pairs.
     combines = isinstance(optimizer, SGD) and not optimizer.weight_decay and not loss.reference_free
-    if not combines or space.features.element_size() < 4:
+    if not combines or space.features.element_size() < 4 or space.features.device.type != "cpu":
         return "token"
     costs = form_costs(len(space), space.features.shape[1], space.tokens, steps, batch)
     return min(costs, key=lambda form: costs[form])

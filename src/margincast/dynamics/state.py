@@ -64,6 +64,11 @@ class TokenSpace:
         """The state before training: dW = 0, (T, hidden)."""
         return self.features.new_zeros(self.tokens, self.features.shape[1], dtype=self.dtype)
 
+    def to(self, device: torch.device) -> TokenSpace:
+        """This space with its tensors on `device`."""
+        chosen, rejected = self.chosen.to(device), self.rejected.to(device)
+        return TokenSpace(self.features.to(device), chosen, rejected, self.beta, self.tokens)
+
     def rows(self, index: Tensor) -> TokenSpace:
         """The pairs at `index`, for a minibatch."""
         return TokenSpace(self.features[index], self.chosen[index], self.rejected[index], self.beta, self.tokens)
