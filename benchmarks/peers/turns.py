@@ -75,7 +75,8 @@ class Side:
         line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
-            raise RuntimeError(f"{' '.join(self.process.args)} ended: {self.errors.read()[-2000:]}")  # type: ignore[arg-type]
+            status, said = self.process.wait(), self.errors.read()[-2000:]
+            raise RuntimeError(f"the training process {self.process.args} ended with status {status}: {said}")
         answer: dict[str, Any] = json.loads(line)
         self.peak = answer["peak"]
         return answer
