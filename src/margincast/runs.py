@@ -40,7 +40,7 @@ class Run:
         config = self.summary["config"]
         if self.summary["command"] == "forecast":
             return "forecast, frozen backbone"
-        what = {"all": "all weights", "head": "unembedding only"}.get(config["train"], config["train"])
+        what = {"all": "all weights", "head": "unembedding only", "lora": "LoRA"}.get(config["train"], config["train"])
         return ", ".join(["training", what, *([config["trainer"]] if "trainer" in config else [])])
 
 

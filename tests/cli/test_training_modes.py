@@ -59,7 +59,7 @@ def test_bfloat16_is_near_float32(inputs: Words, plain: Path, tmp_path: Path) ->
     assert float(correlation) > 0.95
 
 
-@pytest.mark.parametrize("what, seed", [("all", 0), ("head", 1)])
+@pytest.mark.parametrize("what, seed", [("all", 0), ("head", 1), ("lora", 2)])
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     what: str, seed: int, inputs: Words, tmp_path: Path
 ) -> None:
@@ -80,7 +80,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
 
     for out in (killed, whole):
         assert run_program(*words, "--out", out).status == 0
-    for name in ("margins.safetensors", "model/model.safetensors"):
+    weights = "adapter_model" if what == "lora" else "model"
+    for name in ("margins.safetensors", f"model/{weights}.safetensors"):
         ours, theirs = load_file(killed / name), load_file(whole / name)
         assert set(ours) == set(theirs)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

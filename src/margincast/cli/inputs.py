@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from margincast.cli.job import Job
 from margincast.cli.options import loss_of, optimizer_of
 
@@ -103,6 +105,8 @@ def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
         copy_to=job.out,
         say=job.say,
     )
+    if job.command != "train" and not job.main:
+        raise typer.Exit  # the rest is no work for several
     return Inputs(loaded, encoding, train, heldout, features)
 
 

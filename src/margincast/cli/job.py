@@ -7,23 +7,29 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
 from margincast.errors import InputError
+from margincast.processes import by_first, join, launched, process, processes
 from margincast.store import key_of, plain, write_text
 
 NOT_SETTINGS = {"out", "json_", "quiet", "resume", "cache_dir"}
+# Commands that several processes can share; of inspect and forecast it is the extraction.
+SHARED = ("inspect", "forecast", "train")
 # What a run has written before its first result. A folder of just this is left by one that failed there; it is free.
 BEFORE_RESULTS = {"config.yaml", "features.safetensors", "features.manifest.json"}
 
 
 @dataclass
 class Job:
-    """A command at work. `config` is what decides its numbers; `out` where its files go."""
+    """A command at work. `config` is what decides its numbers; `out` where its files go.
+
+    Of several processes the first speaks and writes results, the others are silent.
+    """
 
     command: str
     config: dict[str, Any]
@@ -32,6 +38,11 @@ class Job:
     quiet: bool
     finished: bool
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes results."""
+        return process() == 0
 
     @property
     def progress(self) -> bool:
@@ -86,15 +97,28 @@ class Job:
         """Claim the folder for this run: to be called when the input is known to be good."""
         import yaml
 
-        write_text(self.out / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+        if self.main:
+            write_text(self.out / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
 
 
 def open_job(command: str, parameters: dict[str, Any]) -> Job:
     """Start (or find again) the job of `command` with these parameters, the command function's arguments.
 
     Nothing is written yet, so that input found to be bad leaves no folder behind. Raises `InputError` when the folder
-    to write to holds the results of something else.
+    to write to holds the results of something else, and for a command that a launcher cannot start several times.
     """
+    if not launched():
+        return _open(command, parameters)
+    if command not in SHARED:
+        raise InputError(f"{command} is one process; over several, as a launcher starts them: {', '.join(SHARED)}")
+    join(parameters["device"])
+    if command == "train":
+        parameters = {**parameters, "processes": processes()}  # which share every step
+    job = by_first(lambda: _open(command, parameters))
+    return job if job.main else replace(job, json=False, quiet=True)
+
+
+def _open(command: str, parameters: dict[str, Any]) -> Job:
     config = {name: _plain(value) for name, value in parameters.items() if name not in NOT_SETTINGS}
     out, resume = parameters["out"], parameters.get("resume", True)
     if out is None:

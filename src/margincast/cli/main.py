@@ -168,7 +168,9 @@ def _fail(error: BaseException, status: int, debug: bool, message: str | None = 
         import traceback
 
         traceback.print_exception(error)
-    print(f"margincast: error: {' '.join((message or str(error)).split())}", file=sys.stderr)
+    # What is wrong with the input every process of a run finds, and one says.
+    if not (isinstance(error, InputError) and os.environ.get("RANK", "0") != "0"):
+        print(f"margincast: error: {' '.join((message or str(error)).split())}", file=sys.stderr)
     return status
 
 

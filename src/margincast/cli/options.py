@@ -33,6 +33,7 @@ class Optim(StrEnum):
 class TrainWhat(StrEnum):
     all = "all"
     head = "head"
+    lora = "lora"
 
 
 class Schedule(StrEnum):
@@ -150,7 +151,13 @@ OptimizerOption = Annotated[
 ]
 MaxSteps = Annotated[int, typer.Option("--max_steps", min=1, help="Optimizer steps", rich_help_panel=TRAINING)]
 BatchSize = Annotated[
-    int, typer.Option("--per_device_train_batch_size", min=1, help="Pairs in a batch", rich_help_panel=TRAINING)
+    int,
+    typer.Option(
+        "--per_device_train_batch_size",
+        min=1,
+        help="Pairs in a batch of each process",
+        rich_help_panel=TRAINING,
+    ),
 ]
 Accumulation = Annotated[
     int, typer.Option("--gradient_accumulation_steps", min=1, help="Batches in a step", rich_help_panel=TRAINING)

@@ -19,7 +19,11 @@ def train(
     data: opt.Data,
     train_what: Annotated[
         opt.TrainWhat,
-        typer.Option("--train", help="all weights, or the unembedding (head) alone", rich_help_panel=opt.TRAINING),
+        typer.Option(
+            "--train",
+            help="all weights, the unembedding (head) alone, or a LoRA adapter (lora)",
+            rich_help_panel=opt.TRAINING,
+        ),
     ] = opt.TrainWhat.all,
     model: opt.Model = "smollm2",
     revision: opt.Revision = None,
@@ -53,6 +57,27 @@ def train(
     lr_scheduler_type: opt.Scheduler = opt.Schedule.constant,
     warmup_steps: opt.WarmupSteps = 0,
     max_grad_norm: opt.MaxGradNorm = 1.0,
+    lora_r: Annotated[
+        int, typer.Option("--lora_r", min=1, help="Rank of the adapter", rich_help_panel=opt.TRAINING)
+    ] = 16,
+    lora_alpha: Annotated[
+        int,
+        typer.Option(
+            "--lora_alpha", min=1, help="Scale of the adapter, which is divided by lora_r", rich_help_panel=opt.TRAINING
+        ),
+    ] = 32,
+    lora_dropout: Annotated[
+        float,
+        typer.Option("--lora_dropout", min=0.0, max=0.99, help="Dropout in the adapter", rich_help_panel=opt.TRAINING),
+    ] = 0.05,
+    lora_target_modules: Annotated[
+        str | None,
+        typer.Option(
+            "--lora_target_modules",
+            help="Names separated by commas, or all-linear [default: peft's choice for the architecture]",
+            rich_help_panel=opt.TRAINING,
+        ),
+    ] = None,
     gradient_checkpointing: Annotated[
         bool,
         typer.Option("--gradient_checkpointing", help="Less memory, more time", rich_help_panel=opt.TRAINING),
@@ -139,6 +164,8 @@ def run_training(job: Job, inputs: Inputs) -> dict[str, Any]:
         progress=job.progress,
         save_model=config["save_model"],
     )
+    if not job.main:
+        return {}
     save_trajectory(job.out, trajectory)
     save_figure(run_curves(trajectory), job.out / "figures", "curves")
     results = trajectory_results(trajectory, job.seconds)

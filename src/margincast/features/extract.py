@@ -10,10 +10,8 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from margincast.errors import StatedFailure
@@ -22,10 +20,10 @@ from margincast.features.packing import PACK_TOKENS, distinct_tokens, plan_packs
 from margincast.features.passes import check_logits, logit_transform, packing_problem, response_pass
 from margincast.features.tokenize import Encoded, Encoding, encode
 from margincast.models.load import LoadedModel, default_cache_dir, load_model
+from margincast.processes import everyone, process, processes
 from margincast.records import Features, FeatureSet, PairSet
 
 PART_SECONDS = 20.0
-T = TypeVar("T")
 
 
 def extract_features(
@@ -73,8 +71,8 @@ def features_of(
     """
     rows = (*encoding.select(train).rows, *encoding.select(heldout).rows)
     logits = check_logits(loaded.model, rows)
-    problem = next(filter(None, _everyone(packing_problem(loaded.model, rows))), None)
-    if problem and _process() == 0:
+    problem = next(filter(None, everyone(packing_problem(loaded.model, rows))), None)
+    if problem and process() == 0:
         say(f"{loaded.name} is given padded batches, which are slower than packed ones: {problem}")
     key = CacheKey(
         model_hash=loaded.hash,
@@ -88,10 +86,10 @@ def features_of(
     )
     cache = FeatureCache(cache_dir, key)
     tensors = cache.load()
-    cached = all(_everyone(tensors is not None))
+    cached = all(everyone(tensors is not None))
     if tensors is None or not cached:
         tensors = _extract(loaded, rows, cache, problem is None, progress)
-    if copy_to is not None and _process() == 0:
+    if copy_to is not None and process() == 0:
         cache.copy_to(copy_to)
     return _assemble(loaded, encoding, rows, train, heldout, tensors, logits)
 
@@ -102,16 +100,16 @@ def _extract(
 ) -> dict[str, Tensor]:
     from tqdm import tqdm
 
-    process, processes = _process(), len(_everyone(None))
-    done = _everyone(_rows_of(cache.load_parts() if process == 0 else []))[0]
+    rank, count = process(), processes()
+    done = everyone(_rows_of(cache.load_parts() if rank == 0 else []))[0]
     todo = [index for index in range(len(rows)) if index not in done]
     plan = plan_packs([rows[index].inputs for index in todo], PACK_TOKENS, packed)
-    share = [[todo[k] for k in members] for members in plan[process::processes]]
+    share = [[todo[k] for k in members] for members in plan[rank::count]]
     tokens = [distinct_tokens([ids for index in members for ids in rows[index].inputs]) for members in share]
     fresh: list[dict[str, Tensor]] = []
     last_saved = time.monotonic()
-    name = "features" if processes == 1 else f"features, 1 of {processes} processes"
-    hide = not progress or process > 0
+    name = "features" if count == 1 else f"features, 1 of {count} processes"
+    hide = not progress or rank > 0
     with tqdm(total=sum(tokens), unit="token", unit_scale=True, desc=name, disable=hide) as bar:
         for number, members in enumerate(share):
             if time.monotonic() - last_saved > PART_SECONDS and fresh:
@@ -127,23 +125,23 @@ def _extract(
                 }
             )
             bar.update(tokens[number])
-    if process > 0 and fresh:
+    if rank > 0 and fresh:
         _save_part(cache, fresh)
-    _everyone(None)  # every part is written
-    parts = cache.load_parts() + fresh if process == 0 else []
-    missing = len(rows) - len(_everyone(_rows_of(parts))[0])
+    everyone(None)  # every part is written
+    parts = cache.load_parts() + fresh if rank == 0 else []
+    missing = len(rows) - len(everyone(_rows_of(parts))[0])
     if missing:
         raise StatedFailure(
             f"{missing} of {len(rows)} pairs that were computed are not in {cache.folder}; "
             "the cache must be one folder that all processes of a run share"
         )
-    tensors = fill(parts, len(rows)) if process == 0 else None
+    tensors = fill(parts, len(rows)) if rank == 0 else None
     if tensors is not None:
         cache.save(tensors)
-    _everyone(None)  # the features are written
+    everyone(None)  # the features are written
     tensors = tensors or cache.load()
     if tensors is None:
-        raise StatedFailure(f"process {process} cannot read the features that process 0 wrote in {cache.folder}")
+        raise StatedFailure(f"process {rank} cannot read the features that process 0 wrote in {cache.folder}")
     return tensors
 
 
@@ -154,24 +152,6 @@ def _save_part(cache: FeatureCache, fresh: Sequence[dict[str, Tensor]]) -> None:
 
 def _rows_of(parts: Sequence[dict[str, Tensor]]) -> set[int]:
     return {int(row) for part in parts for row in part["rows"]}
-
-
-def _process() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _everyone(value: T) -> list[T]:
-    """What every process of this run passes here, in the order of their ranks; returns when all have called it."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list[T] = [value] * dist.get_world_size()
-    try:
-        dist.all_gather_object(values, value)
-    except RuntimeError as error:
-        raise StatedFailure(
-            "another process of this run stopped during the extraction; what is finished is kept, run it again"
-        ) from error
-    return values
 
 
 def _assemble(

@@ -23,7 +23,8 @@ from margincast.runs import SUMMARY, data_summary, save_trajectory, trajectory_r
 from margincast.store import key_of
 from margincast.training.evaluate import Evaluator
 from margincast.training.recording import Recording, belongs, claim
-from margincast.training.run import REFERENCE_TOLERANCE, TrainingSettings
+from margincast.training.run import REFERENCE_TOLERANCE
+from margincast.training.settings import TrainingSettings
 
 # Settings of DPOConfig that make a margin, or the text it is of, another thing than here; and where they are harmless.
 PLAIN = {

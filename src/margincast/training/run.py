@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,84 +14,24 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TrainerCallback, TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from margincast.errors import InputError
 from margincast.features.passes import packing_problem
 from margincast.features.tokenize import Encoding
-from margincast.losses import LOSS_PARAMETERS, Loss, get_loss
+from margincast.metrics import metric_rows
 from margincast.models.load import LoadedModel, untie
+from margincast.processes import by_first, everyone, process, processes
 from margincast.records import Features, FeatureSet, PairSet, Trajectory
 from margincast.store import key_of, write_jsonl
 from margincast.training.evaluate import Evaluator
 from margincast.training.recording import Recording, claim
+from margincast.training.settings import TrainingSettings, arguments
 from margincast.training.trainer import MarginTrainer, PairDataset, collate
 
-OPTIM = {"adamw": "adamw_torch", "adam": "adamw_torch", "sgd": "sgd", "gd": "sgd"}
 # Log-probabilities of two passes over the same model differ by rounding alone; more means another model.
 REFERENCE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 2.0, torch.float16: 0.5}
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The settings of a run, under the names that TRL and transformers give them.
-
-    train: "all" weights, or the unembedding ("head") alone, untied from the input embedding
-    loss_type: a name of `margincast.losses`, with the parameters that it takes (None: TRL's default), or a `Loss`
-    momentum, nesterov: of sgd and gd;  adam_beta1, adam_beta2, adam_epsilon: of adamw and adam
-    record_train: how many training pairs to record, spread over concepts; 0 records all of them
-    """
-
-    train: str = "all"
-    beta: float = 0.01
-    loss_type: str | Loss = "sigmoid"
-    label_smoothing: float | None = None
-    discopop_tau: float | None = None
-    simpo_gamma: float | None = None
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    nesterov: bool = False
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_steps: int = 60
-    per_device_train_batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    lr_scheduler_type: str = "constant"
-    warmup_steps: int = 0
-    max_grad_norm: float = 1.0
-    seed: int = 1234
-    eval_steps: int = 10
-    record_train: int = 0
-    gradient_checkpointing: bool = False
-    bf16: bool = False
-    report_to: str = "none"
-
-    def __post_init__(self) -> None:
-        if self.train not in ("all", "head"):
-            raise InputError(f"train must be all or head, got {self.train!r}")
-        if self.optimizer not in OPTIM:
-            raise InputError(f"optimizer {self.optimizer!r} cannot train; use one of: {', '.join(OPTIM)}")
-        if self.optimizer == "adam" and self.weight_decay:
-            raise InputError("weight_decay is decoupled decay and belongs to adamw; with adam leave it 0")
-        if OPTIM[self.optimizer] != "sgd" and (self.momentum or self.nesterov):
-            raise InputError(f"momentum and nesterov belong to sgd and gd; with {self.optimizer} leave them out")
-        if self.nesterov and not self.momentum:
-            raise InputError("nesterov needs a momentum above 0")
-        known = {"none", "all", *INTEGRATION_TO_CALLBACK}
-        if self.report_to not in known:
-            raise InputError(f"report_to {self.report_to!r} is not known; use one of: {', '.join(sorted(known))}")
-        _ = self.loss  # refuses what is no loss before any work
-
-    @property
-    def loss(self) -> Loss:
-        """The loss that `loss_type` and its parameters name. Raises `InputError` where they do not name one."""
-        parameters = {name: getattr(self, name) for name in LOSS_PARAMETERS}
-        return get_loss(self.loss_type, self.beta, without_reference=True, **parameters)
 
 
 def train_model(
@@ -108,7 +48,7 @@ def train_model(
 
     features: of the same pairs under the untrained model; their log-probabilities are the reference
     folder: receives `train_log.jsonl`, `model/` when `save_model`, and, while the run goes on, checkpoints and recorded
-    steps from which the same call continues after an interruption.
+    steps from which the same call continues after an interruption. All processes of a run must share it.
 
     Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not the reference, and when
     the loss divides log-ratios by the length of responses that are longer than one token.
@@ -126,6 +66,8 @@ def train_model(
         model.requires_grad_(False)
         # A small step of the unembedding moves its entries, and logits, by less than float32 can hold.
         head.to(torch.float64).weight.requires_grad_(True)
+    elif settings.train == "lora":
+        model = loaded.model = add_adapter(model, settings)
     train_pairs, heldout_pairs = features.train.pairs, features.heldout.pairs
     recorded = spread(train_pairs, settings.record_train)
     rows = encoding.select(train_pairs).rows
@@ -136,14 +78,16 @@ def train_model(
         frozen_backbone=settings.train == "head",
     )
     state = folder / "state"
-    identity = _same_run(state, settings, features)
+    identity = by_first(lambda: _same_run(state, settings, features))
     loaded.hash = f"{loaded.hash}, trained in run {identity}"  # features cached for the old weights are not these
+    what = {"all": "all weights", "head": "the unembedding, backbone frozen", "lora": "a LoRA adapter"}[settings.train]
+    loss_type = loss if loss.parameters else settings.loss_type
     recording = Recording(evaluator, state, recorded, heldout_pairs)
     recorder = Recorder(recording, settings, features)
-    batch_size = len(rows) if settings.optimizer == "gd" else settings.per_device_train_batch_size
+    batch_size = len(rows) if settings.optimizer == "gd" else settings.per_device_train_batch_size * processes()
     trainer = MarginTrainer(
         model=model,
-        args=_arguments(settings, state, batch_size, next(model.parameters()).device.type),
+        args=arguments(settings, state, batch_size, next(model.parameters()).device.type),
         train_dataset=PairDataset(rows, features.train.reference_chosen, features.train.reference_rejected),
         data_collator=collate,
         callbacks=[recorder, *([ProgressBar()] if progress else [])],
@@ -154,17 +98,37 @@ def train_model(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     recorder.trainer = trainer
-    trainer.train(resume_from_checkpoint=_last_checkpoint(state))
-    write_jsonl(folder / "train_log.jsonl", [row for row in trainer.state.log_history if "loss" in row])
+    trainer.train(resume_from_checkpoint=by_first(lambda: _last_checkpoint(state)))
     model.get_output_embeddings().to(dtype)
-    if save_model:
-        model.save_pretrained(folder / "model")
-        loaded.tokenizer.save_pretrained(folder / "model")
-    what = "all weights" if settings.train == "all" else "the unembedding, backbone frozen"
-    loss_type = loss if loss.parameters else settings.loss_type
     trajectory = recording.trajectory(settings.beta, loss_type, f"training of {what}")
-    shutil.rmtree(state)
+    everyone(None)  # all have read what is removed now
+    if process() == 0:
+        write_jsonl(folder / "train_log.jsonl", [row for row in trainer.state.log_history if "loss" in row])
+        if save_model:
+            model.save_pretrained(folder / "model")
+            loaded.tokenizer.save_pretrained(folder / "model")
+        shutil.rmtree(state)
     return trajectory
+
+
+def add_adapter(model: Any, settings: TrainingSettings) -> Any:
+    """`model` inside a fresh LoRA adapter, which is all that trains. Raises `InputError` where it cannot have one."""
+    from peft import LoraConfig, get_peft_model
+
+    modules = settings.lora_target_modules
+    names = [name.strip() for name in modules.split(",")] if modules and modules != "all-linear" else modules
+    torch.manual_seed(settings.seed)  # the adapter's first weights
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=names,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(f"this model cannot have the adapter: {str(error).splitlines()[0]}") from error
 
 
 def spread(pairs: PairSet, count: int) -> PairSet:
@@ -203,7 +167,18 @@ class Recorder(TrainerCallback):
         chosen, rejected = self.recording.evaluate(self.trainer.model, step)
         if step == 0:
             self._check_reference(chosen, rejected)
-        self.recording.keep(step, chosen, rejected)
+        if process() == 0:
+            self.recording.keep(step, chosen, rejected)
+        everyone(None)  # the step is on disk for all
+        if process() == 0:
+            self._report()
+
+    def _report(self) -> None:
+        """Held-out metrics of the last recorded step, for the trackers of `report_to`."""
+        row = metric_rows(self.recording.trajectory(self.settings.beta, self.settings.loss, ""))[-1]
+        wanted = self.trainer.control.should_log  # the trainer takes every log for its own of this step
+        self.trainer.log({name: value for name, value in row.items() if name.startswith("eval_")})
+        self.trainer.control.should_log = wanted
 
     def _check_reference(self, chosen: Tensor, rejected: Tensor) -> None:
         # Mixed precision rounds the pass at step 0, which the reference, extracted before, did not go through.
@@ -245,45 +220,12 @@ class ProgressBar(TrainerCallback):
         self.bar.close()
 
 
-def _arguments(settings: TrainingSettings, state: Path, batch_size: int, device: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(state),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        max_steps=settings.max_steps,
-        learning_rate=settings.learning_rate,
-        optim=OPTIM[settings.optimizer],
-        optim_args=f"momentum={settings.momentum!r},nesterov={settings.nesterov}",
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        adam_epsilon=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_steps,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        activation_checkpointing=settings.gradient_checkpointing,
-        bf16=settings.bf16,
-        report_to=settings.report_to,
-        use_cpu=device == "cpu",
-        eval_strategy="no",
-        save_strategy="steps",
-        save_steps=settings.eval_steps,
-        save_total_limit=1,
-        logging_steps=1,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-
-
 def _same_run(state: Path, settings: TrainingSettings, features: Features) -> str:
     """Make `state` the folder of this very run: what another run left there is removed. Returns the run's identity."""
     loss = settings.loss
     # A loss of one's own has no more than a name: what it does at some margins tells two of the same name apart.
     probe = loss.value(torch.linspace(-4.0, 4.0, 17, dtype=torch.float64)).tolist()
-    named = {**asdict(settings), "loss_type": loss.name, "loss": probe}
+    named = {**asdict(settings), "loss_type": loss.name, "loss": probe, "processes": processes()}
     identity = key_of([named, features.model_hash, *(_fingerprint(s) for s in (features.train, features.heldout))])
     claim(state, identity)
     return identity

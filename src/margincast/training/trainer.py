@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
 from margincast.features.passes import response_pass
@@ -51,6 +52,9 @@ class MarginTrainer(Trainer):
     """`transformers.Trainer` whose loss is f(margin), with TRL's metrics in its logs.
 
     Reference log-probabilities come with the batch: they are computed once, by the extraction pass.
+
+    Here `per_device_train_batch_size` is the batch of all processes together: each computes its share of it. So any
+    number of processes goes through the same batches in the same order, also the smaller last one of an epoch.
     """
 
     def __init__(self, *, loss: Loss, beta: float, packed: bool, **kwargs: Any) -> None:
@@ -61,11 +65,25 @@ class MarginTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._metrics: dict[str, list[float]] = {}
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = super().get_train_dataloader()
+        if isinstance(loader.batch_sampler, BatchSamplerShard):
+            # Every process gets all batches, as they are.
+            loader.batch_sampler.num_processes, loader.batch_sampler.process_index = 1, 0
+            loader.batch_sampler.even_batches = False
+        return loader
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        result = response_pass(model, inputs["pairs"], self.packed)
-        references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        whole = inputs["pairs"]
+        mine = share(whole, self.args.process_index, self.args.world_size)
+        # Gradients and metrics are averaged over processes. One that has no share (the last batch of an epoch can be
+        # that small) takes part with any pair, at no weight.
+        weight = self.args.world_size / len(whole) if mine else 0.0
+        mine = mine or [0]
+        result = response_pass(model, [whole[index] for index in mine], self.packed)
+        references = inputs["ref_chosen_logps"][mine], inputs["ref_rejected_logps"][mine]
         if self.state.global_step == 0:
             # Before the first update the policy is the reference: from the same pass, so that margins are exactly 0.
             references = result.chosen.detach(), result.rejected.detach()
@@ -82,11 +100,21 @@ class MarginTrainer(Trainer):
             "logps/chosen": result.chosen,
             "logps/rejected": result.rejected,
         }.items():
-            self._metrics.setdefault(name, []).append(float(values.detach().mean()))
-        return self.loss.value(margins).mean()
+            self._metrics.setdefault(name, []).append(weight * float(values.detach().sum()))
+        return weight * self.loss.value(margins).sum()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            logs = logs | {name: sum(values) / len(values) for name, values in self._metrics.items()}
+            means = torch.tensor(
+                [sum(values) / len(values) for values in self._metrics.values()], device=self.args.device
+            )
+            means = self.accelerator.reduce(means, "mean")
+            logs = logs | dict(zip(self._metrics, means.tolist(), strict=True))
             self._metrics.clear()
         super().log(logs, *args, **kwargs)
+
+
+def share(batch: Sequence[Encoded], process: int, processes: int) -> list[int]:
+    """Which pairs of `batch` are one process's: neighbours in the order of their prompts, which share most."""
+    order = sorted(range(len(batch)), key=lambda index: batch[index].prompt)
+    return order[process * len(batch) // processes : (process + 1) * len(batch) // processes]
