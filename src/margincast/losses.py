@@ -15,7 +15,16 @@ from margincast.loss_family import FAMILIES, LOSSES, Loss, Scalar, sigmoid
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LOSSES", "LOSS_NAMES", "LOSS_PARAMETERS", "Loss", "custom_loss", "get_loss", "sigmoid"]
+__all__ = [
+    "LOSSES",
+    "LOSS_NAMES",
+    "LOSS_PARAMETERS",
+    "Loss",
+    "custom_loss",
+    "get_loss",
+    "refuse_length_normalized",
+    "sigmoid",
+]
 
 LOSS_NAMES = (*LOSSES, *FAMILIES)
 # The parameters that losses take beside beta, under TRL's names.
@@ -59,6 +68,15 @@ def get_loss(
             "log-ratios; this computation starts them at 0"
         )
     return made
+
+
+def refuse_length_normalized(loss: Loss, single_token: bool) -> None:
+    """Raises `InputError` for a loss that is a function of the margin for single-token responses only, given others."""
+    if loss.single_token and not single_token:
+        raise InputError(
+            f"loss_type {loss.name!r} divides log-ratios by the length of the response, so it is a function of the "
+            "margin for single-token responses only, and a response here has more than one token"
+        )
 
 
 def _named(name: str, beta: float | None, given: dict[str, float]) -> Loss:

@@ -202,10 +202,14 @@ def test_an_out_that_is_a_file(data_folder: Path, model_folder: Path, here: Path
     assert Path("file").read_text() == "mine\n"
 
 
-def test_responses_of_many_tokens_cannot_be_forecast(model_folder: Path, data_folder: Path, here: Path) -> None:
+def test_responses_of_many_tokens_cannot_be_divided_by_their_length(
+    model_folder: Path, data_folder: Path, here: Path
+) -> None:
     rows = [{"prompt": f"Is it {k}?", "chosen": " Yes, it is", "rejected": " Not at all"} for k in range(10)]
     path = write_rows(Path("many.jsonl"), rows)
-    refused(run("forecast", path, "--model", model_folder, "--out", "out"), "more than one token")
+    for command in ("forecast", "train"):
+        words = (command, path, "--model", model_folder, "--loss_type", "ipo", "--out", "out")
+        refused(run(*words), "more than one token")
     assert not Path("out/summary.json").exists()
     assert run("forecast", data_folder, "--model", model_folder, "--max_steps", 1, "--out", "out").status == 0
 

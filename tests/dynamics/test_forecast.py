@@ -119,7 +119,7 @@ def test_features_the_equations_do_not_cover_are_refused() -> None:
     with pytest.raises(InputError, match=r"logits of a made head are soft-capped at 30.*use a model without"):
         forecast(capped)
     long = dataclasses.replace(features.heldout, chosen_ids=((1, 2), *features.heldout.chosen_ids[1:]))
-    with pytest.raises(InputError, match=r"more than one token.*--no-eos"):
+    with pytest.raises(InputError, match=r"more than one token.*forecast_tokens"):
         forecast(dataclasses.replace(features, heldout=long))
     hidden = features.train.hidden.clone()
     hidden[2, 1] = float("nan")

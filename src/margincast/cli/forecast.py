@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from margincast.cli import options as opt
 from margincast.cli.inputs import Inputs, check_settings, load_inputs
 from margincast.cli.job import Job, open_job
+
+if TYPE_CHECKING:
+    from margincast.records import Trajectory
 
 
 def forecast(
@@ -71,20 +74,23 @@ def run_forecast(job: Job, inputs: Inputs) -> dict[str, Any]:
     from margincast.runs import save_trajectory, trajectory_results, write_summary
 
     config = job.config
-    trajectory = forecast_margins(
-        inputs.features,
-        beta=config["beta"],
-        optimizer=opt.optimizer_of(config),
-        steps=config["max_steps"],
-        batch_size=config["per_device_train_batch_size"],
-        gradient_accumulation_steps=config["gradient_accumulation_steps"],
-        seed=config["seed"],
-        eval_steps=config["eval_steps"],
-        loss_type=opt.loss_of(config),
-        lr_scheduler_type=config["lr_scheduler_type"],
-        warmup_steps=config["warmup_steps"],
-        max_grad_norm=config["max_grad_norm"],
-    )
+    settings: dict[str, Any] = {
+        "beta": config["beta"],
+        "optimizer": opt.optimizer_of(config),
+        "steps": config["max_steps"],
+        "batch_size": config["per_device_train_batch_size"],
+        "gradient_accumulation_steps": config["gradient_accumulation_steps"],
+        "seed": config["seed"],
+        "eval_steps": config["eval_steps"],
+        "loss_type": opt.loss_of(config),
+        "lr_scheduler_type": config["lr_scheduler_type"],
+        "warmup_steps": config["warmup_steps"],
+        "max_grad_norm": config["max_grad_norm"],
+    }
+    if inputs.encoding.single_token:
+        trajectory = forecast_margins(inputs.features, **settings)
+    else:
+        trajectory = multi_token_forecast(job, inputs, settings)
     save_trajectory(job.out, trajectory)
     save_figure(run_curves(trajectory), job.out / "figures", "curves")
     results = trajectory_results(trajectory, job.seconds)
@@ -96,3 +102,15 @@ def run_forecast(job: Job, inputs: Inputs) -> dict[str, Any]:
     job.table("", tables.STEP_HEADER, tables.step_rows(metric_rows(trajectory)))
     job.table(f"Step {config['max_steps']}", tables.CONCEPT_HEADER, tables.concept_rows(results["concepts"]))
     return summary
+
+
+def multi_token_forecast(job: Job, inputs: Inputs, settings: dict[str, Any]) -> Trajectory:
+    """Forecast with the whole unembedding as the state, from the features of every response position."""
+    from margincast.tokens import forecast_tokens, head_of, token_features
+
+    pairs = inputs.train, inputs.heldout
+    train, heldout = (
+        token_features(inputs.loaded, inputs.encoding.select(part).rows, progress=job.progress) for part in pairs
+    )
+    unembedding, bias = head_of(inputs.loaded)
+    return forecast_tokens(train, heldout, pairs, unembedding, bias=bias, progress=job.progress, **settings)

@@ -62,8 +62,8 @@ def load_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> I
 
 
 def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
-    from margincast.dynamics.forecast import refuse_multi_token
     from margincast.features import encode, features_of
+    from margincast.losses import refuse_length_normalized
     from margincast.models import load_model
     from margincast.models.load import default_cache_dir
 
@@ -93,7 +93,8 @@ def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
         job.say(f"{encoding.truncated} responses are cut at max_length {encoding.max_length}")
     train, heldout = encoding.pairs.split(config["holdout"], config["seed"])
     if job.command == "forecast":
-        refuse_multi_token(encoding.single_token)  # minutes of extraction earlier than the forecast itself would
+        # Minutes of extraction earlier than the forecast itself would.
+        refuse_length_normalized(loss_of(config), encoding.single_token)
     job.write_config()
     features = features_of(
         loaded,

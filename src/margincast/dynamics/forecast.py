@@ -144,8 +144,8 @@ def refuse_multi_token(single_token: bool) -> None:
     """Raises `InputError` unless every response is a single token: the equations above hold for no others."""
     if not single_token:
         raise InputError(
-            "a response has more than one token; the frozen forecast covers single-token responses "
-            "(--no-eos keeps TRL's end-of-sequence token off), multi-token pairs can be inspected and trained"
+            "a response has more than one token, and these equations are of single tokens; use "
+            "`tokens.forecast_tokens`, or eos=False where only TRL's end-of-sequence token is too many"
         )
 
 

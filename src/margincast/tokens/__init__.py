@@ -2,13 +2,16 @@
 
 from margincast.tokens.decomposition import Factors, contributions, pull, token_rates
 from margincast.tokens.displacement import ches, response_rates
-from margincast.tokens.features import TokenFeatures, token_features
+from margincast.tokens.dynamics import forecast_tokens
+from margincast.tokens.features import TokenFeatures, head_of, token_features
 
 __all__ = [
     "Factors",
     "TokenFeatures",
     "ches",
     "contributions",
+    "forecast_tokens",
+    "head_of",
     "pull",
     "response_rates",
     "token_features",

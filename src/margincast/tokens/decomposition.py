@@ -84,7 +84,7 @@ def contributions(
     Arguments as of `token_rates`; sums over all training positions are the sums of its results. target: a response or
     a token, whose distributions, positions x V, are held at once
     """
-    own = torch.softmax(_logits(target, slice(None), unembedding, bias), dim=1)
+    own = _log_softmax(target, slice(None), unembedding, bias).exp_()
     cooccurrence = torch.zeros_like(weights)
     probability_factor = torch.zeros_like(weights)
     correlation = torch.zeros_like(weights)
@@ -102,12 +102,20 @@ def distributions(
     features: TokenFeatures, unembedding: Tensor, bias: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Output distributions S(W g), a block of positions at a time: (rows, (positions, V))."""
+    for rows, logps in log_distributions(features, unembedding, bias):
+        yield rows, logps.exp_()
+
+
+def log_distributions(
+    features: TokenFeatures, unembedding: Tensor, bias: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Logarithms of `distributions`."""
     height = max(1, BLOCK // len(unembedding))
     for start in range(0, len(features.hidden), height):
         rows = slice(start, start + height)
-        yield rows, torch.softmax(_logits(features, rows, unembedding, bias), dim=1)
+        yield rows, _log_softmax(features, rows, unembedding, bias)
 
 
-def _logits(features: TokenFeatures, rows: slice, unembedding: Tensor, bias: Tensor | None) -> Tensor:
+def _log_softmax(features: TokenFeatures, rows: slice, unembedding: Tensor, bias: Tensor | None) -> Tensor:
     logits = features.hidden[rows] @ unembedding.T
-    return logits if bias is None else logits + bias
+    return torch.log_softmax(logits if bias is None else logits + bias, dim=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from margincast.errors import InputError
 from margincast.features.packing import PACK_TOKENS, plan_packs
@@ -47,11 +48,19 @@ class TokenFeatures:
     def per_response(self, values: Tensor) -> Tensor:
         """Sums of `values`, (P, ...), over the tokens of each response: (pairs, 2, ...), chosen first."""
         sums = values.new_zeros(2 * self.pairs, *values.shape[1:]).index_add(0, self.response, values)
-        return sums.unflatten(0, (self.pairs, 2))
+        return sums.reshape(self.pairs, 2, *values.shape[1:])
+
+
+def head_of(loaded: LoadedModel) -> tuple[Tensor, Tensor | None]:
+    """(unembedding (V, hidden), bias (V,) or None) that make the model's logits from `TokenFeatures.hidden`."""
+    head = loaded.model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    scaled = None if bias is None else bias.detach().cpu() * logit_transform(loaded.model)[0]
+    return head.weight.detach().cpu(), scaled
 
 
 @torch.no_grad()
-def token_features(loaded: LoadedModel, rows: Sequence[Encoded]) -> TokenFeatures:
+def token_features(loaded: LoadedModel, rows: Sequence[Encoded], *, progress: bool = False) -> TokenFeatures:
     """Features at every response position of `rows`, in packed passes where the model takes them.
 
     Raises `InputError` for a model whose logits are not linear in the unembedding.
@@ -61,7 +70,8 @@ def token_features(loaded: LoadedModel, rows: Sequence[Encoded]) -> TokenFeature
         raise InputError(f"the logits of {loaded.name} are {logits}: the decomposition is of logits linear in W")
     packed = packing_problem(loaded.model, rows) is None
     parts: list[TokenFeatures] = []
-    for members in plan_packs([row.inputs for row in rows], PACK_TOKENS, packed):
+    plan = plan_packs([row.inputs for row in rows], PACK_TOKENS, packed)
+    for members in tqdm(plan, desc="response positions", unit="pack", disable=not progress):
         hidden, where = hidden_states(loaded.model, [rows[index] for index in members], packed)
         response = 2 * torch.tensor(members)[where.response // 2] + where.response % 2
         parts.append(TokenFeatures(hidden[where.row].cpu(), where.target, response, len(rows)))

@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from margincast.errors import InputError
 from margincast.features.passes import packing_problem
 from margincast.features.tokenize import Encoding
+from margincast.losses import refuse_length_normalized
 from margincast.metrics import metric_rows
 from margincast.models.load import LoadedModel, untie
 from margincast.processes import by_first, everyone, process, processes
@@ -55,11 +56,7 @@ def train_model(
     """
     model = loaded.model
     loss = settings.loss
-    if loss.single_token and not (features.train.single_token and features.heldout.single_token):
-        raise InputError(
-            f"loss_type {loss.name!r} divides log-ratios by the length of the response, so it is a function of the "
-            "margin for single-token responses only, and a response here has more than one token"
-        )
+    refuse_length_normalized(loss, features.train.single_token and features.heldout.single_token)
     dtype = model.get_output_embeddings().weight.dtype
     if settings.train == "head":
         head = untie(model)
