@@ -263,6 +263,26 @@ def test_forecast_is_training_of_the_head(optimizer: str, rate: str, inputs: Wor
         assert float((forecast[split] - training[split]).abs().max()) <= 1e-4 * largest
 
 
+@pytest.mark.parametrize("eos", ["--eos", "--no_eos"])
+def test_forecast_is_training_of_the_head_for_responses_of_many_tokens(
+    eos: str, model_folder: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"Is it {k}?", "chosen": f" Yes, it is {k % 5}", "rejected": " Not at all"[: 5 + k % 6]}
+        for k in range(30)
+    ]
+    path = write_rows(tmp_path / "many.jsonl", rows)
+    words = (path, "--model", model_folder, eos, "--learning_rate", 1e-2, "--beta", 0.1, "--max_steps", 6)
+    words = (*words, "--eval_steps", 3, "--per_device_train_batch_size", 8, "--weight_decay", 0.1, "--quiet")
+    succeed("forecast", *words, "--out", tmp_path / "forecast")
+    succeed("train", *words, "--train", "head", "--no_save_model", "--out", tmp_path / "train")
+    forecast, training = margins(tmp_path / "forecast"), margins(tmp_path / "train")
+    for split in ("train", "heldout", "train_chosen", "heldout_chosen"):
+        largest = float(training[split].abs().max())
+        assert largest > 0.01
+        assert float((forecast[split] - training[split]).abs().max()) <= 1e-4 * largest
+
+
 @pytest.mark.parametrize("what", ["all", "head"])
 def test_an_interrupted_training_goes_on_where_it_stopped(
     what: str, inputs: Words, runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
