@@ -37,7 +37,7 @@ tests: .venv/dev
 	touch $@
 
 bench: .venv/dev
-	for name in engine horizon packing; do $(BIN)/python -m benchmarks $$name || exit 1; done
+	for name in engine horizon packing tokens; do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 clean:
 	rm -rf .venv runs build dist

@@ -26,6 +26,14 @@ def join(device: str) -> None:
     PartialState(cpu=device == "cpu", timeout=PATIENCE)
 
 
+def leave() -> None:
+    """Part from the other processes. One that ends while threads of the group are at work can be aborted for it."""
+    if launched() and processes() > 1:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
 def process() -> int:
     """The number of this process, from 0."""
     import torch.distributed as dist

@@ -48,7 +48,7 @@ try:
     if rank == 0:
         write_tensors(folder / "result.safetensors", {"states": torch.stack(states), "margins": margins})
 except (InputError, StatedFailure) as error:
-    print(f"{type(error).__name__}: {error}")
+    print(f"{type(error).__name__}: {error}", flush=True)
     os._exit(1)
 dist.destroy_process_group()
 """

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from margincast.errors import InputError, StatedFailure
+from margincast.processes import leave
 
 
 class _Interrupted(Exception):  # noqa: N818 (a person's wish)
@@ -160,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             hint = f"unexpected {type(error).__name__}: {error}; --debug shows where"
             status = _fail(error, 1, debug, hint)
+    leave()
     sys.exit(status or 0)
 
 
