@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -26,12 +27,21 @@ def join(device: str) -> None:
     PartialState(cpu=device == "cpu", timeout=PATIENCE)
 
 
-def leave() -> None:
-    """Part from the other processes. One that ends while threads of the group are at work can be aborted for it."""
+def leave(status: int) -> None:
+    """Part from the other processes, with nothing left to do. Processes but the first end here, with `status`.
+
+    The interpreter's own end, while threads of the group are at work, aborted one of two gloo processes now and then.
+    The first process has it still: trackers write their last lines then.
+    """
     if launched() and processes() > 1:
         import torch.distributed as dist
 
+        rank = process()
         dist.destroy_process_group()
+        if rank > 0:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
 
 
 def process() -> int:

@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             hint = f"unexpected {type(error).__name__}: {error}; --debug shows where"
             status = _fail(error, 1, debug, hint)
-    leave()
+    leave(status or 0)
     sys.exit(status or 0)
 
 
