@@ -34,7 +34,7 @@ def rows() -> Iterator[Row]:
     folder = Path(os.environ["MARGINCAST_DATA_DIR"]) / "hh-helpful"
     splits = [load_pairs(str(folder / f"{name}.jsonl"), on_bad_row="skip").pairs[:PAIRS] for name in ("train", "test")]
     train, heldout = map(PairSet, splits)
-    encoding = cut(encode(PairSet(train.pairs + heldout.pairs), loaded.tokenizer, eos=True, on_bad_row="skip"))
+    encoding = cut(encode(PairSet(train.pairs + heldout.pairs), loaded.tokenizer, eos=True, on_bad_row="skip"), CUT)
     forecasts: list[Trajectory] = []
     trained: list[Trajectory] = []
     features = [token_features(loaded, encoding.select(part).rows) for part in (train, heldout)]
@@ -76,8 +76,7 @@ def rows() -> Iterator[Row]:
             yield Row(name, "train --train head", None, rho, rho, rho, target, mine, real)
 
 
-def cut(encoding: Encoding) -> Encoding:
-    return replace(
-        encoding,
-        rows=tuple(replace(row, chosen=row.chosen[:CUT], rejected=row.rejected[:CUT]) for row in encoding.rows),
-    )
+def cut(encoding: Encoding, length: int) -> Encoding:
+    """`encoding` with responses of at most `length` tokens."""
+    rows = (replace(row, chosen=row.chosen[:length], rejected=row.rejected[:length]) for row in encoding.rows)
+    return replace(encoding, rows=tuple(rows))
