@@ -1,8 +1,8 @@
 """Whose chosen likelihood falls under full fine-tuning? Predictions of frozen features, and CHES, against real runs.
 
-Needs $MARGINCAST_DATA_DIR with hh-helpful/train.jsonl and test.jsonl in it; responses are cut at 64 tokens. For each seed
-SmolLM2 is trained, all weights, on other pairs in another order. What a run did is kept in the cache, and a second call
-of the benchmark continues after it.
+Needs $MARGINCAST_DATA_DIR with hh-helpful/train.jsonl and test.jsonl in it; responses are cut at 64 tokens. For each
+seed SmolLM2 is trained, all weights, on other pairs in another order. What a run did is kept in the cache, and a second
+call of the benchmark continues after it.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def run(seed: int) -> dict[str, Tensor]:
         splits.append(PairSet(tuple(random.Random(seed).sample(pairs, count))))
     train, heldout = splits
     encoding = cut(encode(PairSet(train.pairs + heldout.pairs), loaded.tokenizer, eos=True, on_bad_row="skip"), CUT)
-    parts = {"train": train, "heldout": heldout}
-    features = {name: token_features(loaded, encoding.select(part).rows) for name, part in parts.items()}
+    known_positions = token_features(loaded, encoding, train, heldout, cache_dir=where / "cache")
+    features = dict(zip(("train", "heldout"), known_positions, strict=True))
     unembedding, _ = head_of(loaded)
     forecast = forecast_tokens(
         features["train"], features["heldout"], (train, heldout), unembedding, beta=settings.beta,

@@ -20,6 +20,7 @@ from margincast.data import load_pairs
 from margincast.dynamics.optimizers import AdamW
 from margincast.features import Encoding, encode, features_of
 from margincast.losses import get_loss
+from margincast.models.load import default_cache_dir
 from margincast.records import PairSet, Trajectory
 from margincast.runs import peak_memory_bytes
 from margincast.tokens import forecast_tokens, head_of, response_rates, token_features
@@ -37,7 +38,7 @@ def rows() -> Iterator[Row]:
     encoding = cut(encode(PairSet(train.pairs + heldout.pairs), loaded.tokenizer, eos=True, on_bad_row="skip"), CUT)
     forecasts: list[Trajectory] = []
     trained: list[Trajectory] = []
-    features = [token_features(loaded, encoding.select(part).rows) for part in (train, heldout)]
+    features = token_features(loaded, encoding, train, heldout, cache_dir=default_cache_dir())
     unembedding, _ = head_of(loaded)
 
     def ours() -> None:

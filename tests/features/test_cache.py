@@ -22,6 +22,7 @@ OTHER: dict[str, Any] = {
     "max_length": 512,
     "chat_template": "{{ messages }}",
     "packed": False,
+    "kind": "positions",
     "layout": 10**6,
 }
 

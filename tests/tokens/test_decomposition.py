@@ -90,11 +90,13 @@ def test_contributions_of_training_positions_add_up_to_each_factor(
     train, heldout, reference, weight = problem(seed, vocabulary, hidden, pairs, longest)
     weights = pull(train, get_loss("sigmoid"), BETA, margins_of(train, weight, reference))
     rates = token_rates(train, heldout, weight, weights, BETA)
-    for response in range(2 * heldout.pairs):
-        parts = contributions(train, heldout.of(response), weight, weights, BETA)
+    for pair in range(heldout.pairs):
+        parts = contributions(train, heldout.select(torch.tensor([pair])), weight, weights, BETA)
         for name in ("cooccurrence", "probability", "correlation"):
-            mine = getattr(rates, name)[heldout.response == response].sum()
-            torch.testing.assert_close(getattr(parts, name).sum(), mine, rtol=1e-9, atol=1e-11)
+            mine = getattr(rates, name)[heldout.pair == pair]
+            sides = torch.stack([mine[heldout.sign[heldout.pair == pair] == sign].sum() for sign in (1, -1)])
+            torch.testing.assert_close(getattr(parts.by_position, name).sum(0), sides, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(getattr(parts.by_pair, name).sum(0), mine, rtol=1e-9, atol=1e-11)
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,12 +104,12 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = pull(train, get_loss("sigmoid"), BETA, margins_of(train, weight, reference))
     whole = (
         token_rates(train, heldout, weight, weights, BETA),
-        contributions(train, heldout.of(0), weight, weights, BETA),
+        contributions(train, heldout.select(torch.tensor([0])), weight, weights, BETA).by_position,
     )
     monkeypatch.setattr(decomposition, "BLOCK", 23)
     blocked = (
         token_rates(train, heldout, weight, weights, BETA),
-        contributions(train, heldout.of(0), weight, weights, BETA),
+        contributions(train, heldout.select(torch.tensor([0])), weight, weights, BETA).by_position,
     )
     for one, other in zip(whole, blocked, strict=True):
         torch.testing.assert_close(other.total, one.total, rtol=1e-12, atol=1e-14)

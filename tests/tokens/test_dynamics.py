@@ -82,7 +82,7 @@ def both(
     chosen = TrainingSettings(train="head", optimizer=optimizer, **(SETTINGS | more))  # type: ignore[arg-type]
     names = ("weight_decay", "momentum", "nesterov")
     made = make_optimizer(optimizer, chosen.learning_rate, **{n: more[n] for n in names if n in more})  # type: ignore[arg-type]
-    features = [token_features(loaded, encoding.select(part).rows) for part in (train, heldout)]
+    features = token_features(loaded, encoding, train, heldout, cache_dir=folder / "cache")
     ours = forecast_tokens(
         features[0], features[1], (train, heldout), loaded.model.get_output_embeddings().weight,
         beta=chosen.beta, optimizer=made, steps=chosen.max_steps, batch_size=chosen.per_device_train_batch_size,
@@ -121,7 +121,7 @@ def test_single_tokens_are_what_the_engine_says_without_the_full_matrix(loaded: 
     pairs = make_pairs(20)
     train, heldout = PairSet(pairs.pairs[:-6]), PairSet(pairs.pairs[-6:])
     encoding = encode(pairs, loaded.tokenizer, eos=False)
-    one = [token_features(loaded, encoding.select(part).rows) for part in (train, heldout)]
+    one = token_features(loaded, encoding, train, heldout, cache_dir=tmp_path)
     settings = {"beta": 0.3, "optimizer": AdamW(1e-2), "steps": 6, "batch_size": 4, "eval_steps": 2}
     full = forecast_tokens(
         one[0], one[1], (train, heldout), loaded.model.get_output_embeddings().weight, **settings  # type: ignore[arg-type]

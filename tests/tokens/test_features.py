@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from margincast.features import Encoding, encode
 from margincast.features.passes import response_pass
 from margincast.losses import get_loss
 from margincast.models import LoadedModel, untie
+from margincast.records import PairSet
 from margincast.tokens import TokenFeatures, response_rates, token_features
 from tests.problems import make_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -36,20 +38,23 @@ def head_rates(loaded: LoadedModel, encoding: Encoding) -> Tensor:
     return torch.stack(rates).unflatten(0, (-1, 2))
 
 
-def our_rates(loaded: LoadedModel, encoding: Encoding) -> tuple[TokenFeatures, Tensor]:
-    features = token_features(loaded, encoding.rows)
+def our_rates(loaded: LoadedModel, encoding: Encoding, cache_dir: Path) -> tuple[TokenFeatures, Tensor]:
+    one = PairSet(encoding.pairs.pairs[:1])
+    features, _ = token_features(loaded, encoding, encoding.pairs, one, cache_dir=cache_dir)
     weight = loaded.model.get_output_embeddings().weight.detach()
     return features, response_rates(features, features, weight, get_loss("sigmoid"), BETA)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_log_probabilities_and_rates_are_the_models(family: str) -> None:
+def test_log_probabilities_and_rates_are_the_models(family: str, tmp_path: Path) -> None:
     model, tokenizer = tiny_model(family), tiny_tokenizer()
     loaded = LoadedModel("tiny", "tiny", model, tokenizer)
     encoding = encode(make_pairs(12), tokenizer, eos=True)
-    features, rates = our_rates(loaded, encoding)
+    features, rates = our_rates(loaded, encoding, tmp_path)
     logits = features.hidden @ model.get_output_embeddings().weight.detach().T
     logps = torch.log_softmax(logits, dim=1)[torch.arange(len(features.target)), features.target]
+    assert features.reference is not None
+    torch.testing.assert_close(features.reference, logps.double(), rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         exact = response_pass(model, encoding.rows)
     torch.testing.assert_close(features.per_response(logps)[:, 0], exact.chosen, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 from margincast.cli import options as opt
 from margincast.cli.compare import run_comparison
 from margincast.cli.forecast import run_forecast
-from margincast.cli.inputs import Inputs, load_inputs
+from margincast.cli.inputs import PairInputs, load_inputs
 from margincast.cli.inspect import run_inspection
 from margincast.cli.job import Job, open_job
 from margincast.cli.train import run_training
@@ -103,7 +103,7 @@ def demo(
     finish(job, inputs)
 
 
-def fresh(inputs: Inputs, cache_dir: Any) -> Inputs:
+def fresh(inputs: PairInputs, cache_dir: Any) -> PairInputs:
     """The same inputs with an untrained model: training changes the model it is given."""
     from margincast.models import load_model
     from margincast.models.load import default_cache_dir
@@ -112,7 +112,7 @@ def fresh(inputs: Inputs, cache_dir: Any) -> Inputs:
     return dataclasses.replace(inputs, loaded=loaded)
 
 
-def finish(job: Job, inputs: Inputs) -> None:
+def finish(job: Job, inputs: PairInputs) -> None:
     from margincast.report.sections import page_of
     from margincast.runs import write_summary
     from margincast.store import write_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from margincast.cli import options as opt
-from margincast.cli.inputs import Inputs, check_settings, load_inputs
+from margincast.cli.inputs import PairInputs, PositionInputs, check_settings, read_inputs, with_features, with_positions
 from margincast.cli.job import Job, open_job
 
 if TYPE_CHECKING:
@@ -60,11 +60,12 @@ def forecast(
     """
     job = open_job("forecast", locals())
     check_settings(job.config)
-    inputs = load_inputs(job, persona_dir, cache_dir)
-    job.done(run_forecast(job, inputs))
+    inputs = read_inputs(job, persona_dir, cache_dir)
+    of_what = with_features if inputs.encoding.single_token else with_positions
+    job.done(run_forecast(job, of_what(job, inputs, cache_dir)))
 
 
-def run_forecast(job: Job, inputs: Inputs) -> dict[str, Any]:
+def run_forecast(job: Job, inputs: PairInputs | PositionInputs) -> dict[str, Any]:
     """Forecast for the settings in `job.config`, save the run, print its tables."""
     from margincast.dynamics.forecast import forecast as forecast_margins
     from margincast.metrics import metric_rows
@@ -74,23 +75,11 @@ def run_forecast(job: Job, inputs: Inputs) -> dict[str, Any]:
     from margincast.runs import save_trajectory, trajectory_results, write_summary
 
     config = job.config
-    settings: dict[str, Any] = {
-        "beta": config["beta"],
-        "optimizer": opt.optimizer_of(config),
-        "steps": config["max_steps"],
-        "batch_size": config["per_device_train_batch_size"],
-        "gradient_accumulation_steps": config["gradient_accumulation_steps"],
-        "seed": config["seed"],
-        "eval_steps": config["eval_steps"],
-        "loss_type": opt.loss_of(config),
-        "lr_scheduler_type": config["lr_scheduler_type"],
-        "warmup_steps": config["warmup_steps"],
-        "max_grad_norm": config["max_grad_norm"],
-    }
-    if inputs.encoding.single_token:
+    settings = forecast_settings(config)
+    if isinstance(inputs, PairInputs):
         trajectory = forecast_margins(inputs.features, **settings)
     else:
-        trajectory = multi_token_forecast(job, inputs, settings)
+        trajectory = token_forecast(job, inputs, **settings)
     save_trajectory(job.out, trajectory)
     save_figure(run_curves(trajectory), job.out / "figures", "curves")
     results = trajectory_results(trajectory, job.seconds)
@@ -104,13 +93,27 @@ def run_forecast(job: Job, inputs: Inputs) -> dict[str, Any]:
     return summary
 
 
-def multi_token_forecast(job: Job, inputs: Inputs, settings: dict[str, Any]) -> Trajectory:
-    """Forecast with the whole unembedding as the state, from the features of every response position."""
-    from margincast.tokens import forecast_tokens, head_of, token_features
+def forecast_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What forecasts of either kind take, from the options."""
+    return {
+        "beta": config["beta"],
+        "optimizer": opt.optimizer_of(config),
+        "steps": config["max_steps"],
+        "batch_size": config["per_device_train_batch_size"],
+        "gradient_accumulation_steps": config["gradient_accumulation_steps"],
+        "seed": config["seed"],
+        "eval_steps": config["eval_steps"],
+        "loss_type": opt.loss_of(config),
+        "lr_scheduler_type": config["lr_scheduler_type"],
+        "warmup_steps": config["warmup_steps"],
+        "max_grad_norm": config["max_grad_norm"],
+    }
 
-    pairs = inputs.train, inputs.heldout
-    train, heldout = (
-        token_features(inputs.loaded, inputs.encoding.select(part).rows, progress=job.progress) for part in pairs
-    )
+
+def token_forecast(job: Job, inputs: PositionInputs, **settings: Any) -> Trajectory:
+    """Forecast with the whole unembedding as the state."""
+    from margincast.tokens import forecast_tokens, head_of
+
     unembedding, bias = head_of(inputs.loaded)
-    return forecast_tokens(train, heldout, pairs, unembedding, bias=bias, progress=job.progress, **settings)
+    pairs = inputs.train, inputs.heldout
+    return forecast_tokens(*inputs.positions, pairs, unembedding, bias=bias, progress=job.progress, **settings)

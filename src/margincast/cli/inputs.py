@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from margincast.features import Encoding
     from margincast.models import LoadedModel
     from margincast.records import Features, PairSet
+    from margincast.tokens import TokenFeatures
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the options name, loaded: model, encoded pairs of both splits, their features."""
+    """What the options name, loaded: model and encoded pairs of both splits."""
 
     loaded: LoadedModel
     encoding: Encoding
     train: PairSet
     heldout: PairSet
-    features: Features
 
     def sections(self, config: dict[str, Any]) -> dict[str, Any]:
         """The `data`, `model` and `device` parts of a summary."""
@@ -41,15 +41,38 @@ class Inputs:
         return {"data": data, "model": model, "device": config["device"]}
 
 
+@dataclass(frozen=True)
+class PairInputs(Inputs):
+    """With the features of every pair."""
+
+    features: Features
+
+
+@dataclass(frozen=True)
+class PositionInputs(Inputs):
+    """With the features of every response position, of training and held-out pairs."""
+
+    positions: tuple[TokenFeatures, TokenFeatures]
+
+
 def check_settings(config: dict[str, Any]) -> None:
     """Refuse settings of a forecast or training before anything is loaded. Raises `InputError`."""
     loss_of(config)
     optimizer_of(config)
 
 
-def load_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> Inputs:
+def load_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> PairInputs:
     """Load, encode, split and extract for the settings in `job.config`; put the features into the job's folder."""
+    return with_features(job, read_inputs(job, persona_dir, cache_dir), cache_dir)
+
+
+def read_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> Inputs:
+    """Load, encode and split for the settings in `job.config`, which then claims its folder."""
     from margincast.data import load_pairs
+    from margincast.features import encode
+    from margincast.losses import refuse_length_normalized
+    from margincast.models import load_model
+    from margincast.models.load import default_cache_dir
 
     config = job.config
     pairs = load_pairs(
@@ -58,25 +81,14 @@ def load_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> I
         concept_column=config["concept_column"],
         on_bad_row=config["on_bad_row"],
     )
-    return prepare(job, pairs, cache_dir)
-
-
-def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
-    from margincast.features import encode, features_of
-    from margincast.losses import refuse_length_normalized
-    from margincast.models import load_model
-    from margincast.models.load import default_cache_dir
-
-    config = job.config
     _say_what_was_read(job, pairs)
-    cache_dir = cache_dir or default_cache_dir()
     loaded = load_model(
         config["model"],
         revision=config["revision"],
         dtype=config["dtype"],
         device=config["device"],
         trust_remote_code=config["trust_remote_code"],
-        cache_dir=cache_dir,
+        cache_dir=cache_dir or default_cache_dir(),
     )
     encoding = encode(
         pairs,
@@ -92,23 +104,48 @@ def prepare(job: Job, pairs: PairSet, cache_dir: Path | None) -> Inputs:
     if encoding.truncated:
         job.say(f"{encoding.truncated} responses are cut at max_length {encoding.max_length}")
     train, heldout = encoding.pairs.split(config["holdout"], config["seed"])
-    if job.command == "forecast":
+    if job.command in ("forecast", "decompose"):
         # Minutes of extraction earlier than the forecast itself would.
         refuse_length_normalized(loss_of(config), encoding.single_token)
     job.write_config()
-    features = features_of(
-        loaded,
-        encoding,
-        train,
-        heldout,
-        cache_dir=cache_dir,
-        progress=job.progress,
-        copy_to=job.out,
-        say=job.say,
-    )
+    return Inputs(loaded, encoding, train, heldout)
+
+
+def with_features(job: Job, inputs: Inputs, cache_dir: Path | None) -> PairInputs:
+    from margincast.features import features_of
+
+    features = features_of(*_parts(inputs), **_options(job, cache_dir))
+    _leave_to_first(job)
+    return PairInputs(*_parts(inputs), features)
+
+
+def with_positions(job: Job, inputs: Inputs, cache_dir: Path | None) -> PositionInputs:
+    from margincast.tokens import token_features
+
+    positions = token_features(*_parts(inputs), **_options(job, cache_dir))
+    _leave_to_first(job)
+    return PositionInputs(*_parts(inputs), positions)
+
+
+def _parts(inputs: Inputs) -> tuple[LoadedModel, Encoding, PairSet, PairSet]:
+    return inputs.loaded, inputs.encoding, inputs.train, inputs.heldout
+
+
+def _options(job: Job, cache_dir: Path | None) -> dict[str, Any]:
+    """How an extraction of `job` runs: its cache, its progress bar, where its features go, whom it tells."""
+    from margincast.models.load import default_cache_dir
+
+    return {
+        "cache_dir": cache_dir or default_cache_dir(),
+        "progress": job.progress,
+        "copy_to": job.out,
+        "say": job.say,
+    }
+
+
+def _leave_to_first(job: Job) -> None:
     if job.command != "train" and not job.main:
         raise typer.Exit  # the rest is no work for several
-    return Inputs(loaded, encoding, train, heldout, features)
 
 
 def _say_what_was_read(job: Job, pairs: PairSet) -> None:

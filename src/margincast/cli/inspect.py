@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from margincast.cli import options as opt
-from margincast.cli.inputs import Inputs, load_inputs
+from margincast.cli.inputs import PairInputs, load_inputs
 from margincast.cli.job import Job, open_job
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def inspect(
     job.done(run_inspection(job, inputs))
 
 
-def run_inspection(job: Job, inputs: Inputs) -> dict[str, Any]:
+def run_inspection(job: Job, inputs: PairInputs) -> dict[str, Any]:
     """Inspect the features, save figures and summary, print the tables."""
     from margincast.report import tables
     from margincast.report.figures import cosine_matrices, save_figure

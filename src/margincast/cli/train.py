@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from margincast.cli import options as opt
-from margincast.cli.inputs import Inputs, check_settings, load_inputs
+from margincast.cli.inputs import PairInputs, check_settings, load_inputs
 from margincast.cli.job import Job, open_job
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def training_settings(config: dict[str, Any]) -> TrainingSettings:
     return TrainingSettings(**settings)
 
 
-def run_training(job: Job, inputs: Inputs) -> dict[str, Any]:
+def run_training(job: Job, inputs: PairInputs) -> dict[str, Any]:
     """Train with the settings in `job.config`, save the run, print its tables."""
     from margincast.metrics import metric_rows
     from margincast.report import tables

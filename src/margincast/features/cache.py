@@ -36,6 +36,7 @@ class CacheKey:
     max_length: int
     chat_template: str | None
     packed: bool
+    kind: str = "pairs"
     layout: int = LAYOUT
 
     @property
@@ -83,7 +84,7 @@ class FeatureCache:
                 shutil.copyfile(self.folder / name, folder / target)
 
     def save_part(self, rows: Tensor, tensors: dict[str, Tensor]) -> None:
-        """Keep finished `rows` (indices over training then held-out pairs) of every tensor."""
+        """Keep finished `rows` of every tensor: indices over training then held-out pairs, or over their positions."""
         path = self.folder / f"part-{int(rows.min()):09d}-{len(rows)}.safetensors"
         write_tensors(path, {"rows": rows, **tensors})
         write_text(path.with_suffix(".sha256"), file_sha256(path))

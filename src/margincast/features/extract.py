@@ -9,7 +9,10 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +27,30 @@ from margincast.processes import everyone, process, processes
 from margincast.records import Features, FeatureSet, PairSet
 
 PART_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an extraction keeps of pairs: `height` lines of each, made by `lines` for a pack of them, pair after pair.
+
+    kind: its name in the key of the cache
+    """
+
+    kind: str
+    height: Callable[[Encoded], int]
+    lines: Callable[[Any, Sequence[Encoded], bool], dict[str, Tensor]]
+
+
+def _pair_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
+    result = response_pass(model, batch, packed)
+    return {
+        "hidden": result.hidden.cpu(),
+        "reference_chosen": result.chosen.double().cpu(),
+        "reference_rejected": result.rejected.double().cpu(),
+    }
+
+
+PAIRS = Kept("pairs", lambda row: 1, _pair_lines)
 
 
 def extract_features(
@@ -69,8 +96,27 @@ def features_of(
     copy_to: receives the features and their manifest
     say: is told once why batches are padded, where they are
     """
+    tensors = kept_tensors(
+        loaded, encoding, train, heldout, PAIRS, cache_dir=cache_dir, progress=progress, copy_to=copy_to, say=say
+    )
     rows = (*encoding.select(train).rows, *encoding.select(heldout).rows)
-    logits = check_logits(loaded.model, rows)
+    return _assemble(loaded, encoding, rows, train, heldout, tensors, check_logits(loaded.model, rows))
+
+
+def kept_tensors(
+    loaded: LoadedModel,
+    encoding: Encoding,
+    train: PairSet,
+    heldout: PairSet,
+    kept: Kept,
+    *,
+    cache_dir: Path,
+    progress: bool = False,
+    copy_to: Path | None = None,
+    say: Callable[[str], None] = warnings.warn,
+) -> dict[str, Tensor]:
+    """What `kept` says of training then held-out pairs, cached or from the model. Arguments of `features_of`."""
+    rows = (*encoding.select(train).rows, *encoding.select(heldout).rows)
     problem = next(filter(None, everyone(packing_problem(loaded.model, rows))), None)
     if problem and process() == 0:
         say(f"{loaded.name} is given padded batches, which are slower than packed ones: {problem}")
@@ -83,26 +129,28 @@ def features_of(
         max_length=encoding.max_length,
         chat_template=getattr(loaded.tokenizer, "chat_template", None) if train.pairs[0].conversational else None,
         packed=problem is None,
+        kind=kept.kind,
     )
     cache = FeatureCache(cache_dir, key)
     tensors = cache.load()
     cached = all(everyone(tensors is not None))
     if tensors is None or not cached:
-        tensors = _extract(loaded, rows, cache, problem is None, progress)
+        tensors = _extract(loaded, rows, kept, cache, problem is None, progress)
     if copy_to is not None and process() == 0:
         cache.copy_to(copy_to)
-    return _assemble(loaded, encoding, rows, train, heldout, tensors, logits)
+    return tensors
 
 
 @torch.no_grad()
 def _extract(
-    loaded: LoadedModel, rows: Sequence[Encoded], cache: FeatureCache, packed: bool, progress: bool
+    loaded: LoadedModel, rows: Sequence[Encoded], kept: Kept, cache: FeatureCache, packed: bool, progress: bool
 ) -> dict[str, Tensor]:
     from tqdm import tqdm
 
     rank, count = process(), processes()
-    done = everyone(_rows_of(cache.load_parts() if rank == 0 else []))[0]
-    todo = [index for index in range(len(rows)) if index not in done]
+    offsets = [0, *accumulate(map(kept.height, rows))]
+    done = everyone(_lines_of(cache.load_parts() if rank == 0 else []))[0]
+    todo = [index for index in range(len(rows)) if offsets[index] not in done]
     plan = plan_packs([rows[index].inputs for index in todo], PACK_TOKENS, packed)
     share = [[todo[k] for k in members] for members in plan[rank::count]]
     tokens = [distinct_tokens([ids for index in members for ids in rows[index].inputs]) for members in share]
@@ -115,27 +163,21 @@ def _extract(
             if time.monotonic() - last_saved > PART_SECONDS and fresh:
                 _save_part(cache, fresh)
                 fresh, last_saved = [], time.monotonic()
-            result = response_pass(loaded.model, [rows[index] for index in members], packed)
-            fresh.append(
-                {
-                    "rows": torch.tensor(members),
-                    "hidden": result.hidden.cpu(),
-                    "reference_chosen": result.chosen.double().cpu(),
-                    "reference_rejected": result.rejected.double().cpu(),
-                }
-            )
+            where = torch.cat([torch.arange(offsets[index], offsets[index + 1]) for index in members])
+            fresh.append({"rows": where, **kept.lines(loaded.model, [rows[index] for index in members], packed)})
             bar.update(tokens[number])
     if rank > 0 and fresh:
         _save_part(cache, fresh)
     everyone(None)  # every part is written
     parts = cache.load_parts() + fresh if rank == 0 else []
-    missing = len(rows) - len(everyone(_rows_of(parts))[0])
+    done = everyone(_lines_of(parts))[0]
+    missing = sum(offset not in done for offset in offsets[:-1])
     if missing:
         raise StatedFailure(
             f"{missing} of {len(rows)} pairs that were computed are not in {cache.folder}; "
             "the cache must be one folder that all processes of a run share"
         )
-    tensors = fill(parts, len(rows)) if rank == 0 else None
+    tensors = fill(parts, offsets[-1]) if rank == 0 else None
     if tensors is not None:
         cache.save(tensors)
     everyone(None)  # the features are written
@@ -150,7 +192,7 @@ def _save_part(cache: FeatureCache, fresh: Sequence[dict[str, Tensor]]) -> None:
     cache.save_part(part.pop("rows"), part)
 
 
-def _rows_of(parts: Sequence[dict[str, Tensor]]) -> set[int]:
+def _lines_of(parts: Sequence[dict[str, Tensor]]) -> set[int]:
     return {int(row) for part in parts for row in part["rows"]}
 
 

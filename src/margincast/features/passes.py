@@ -110,7 +110,7 @@ def response_logps(
     for start in range(0, len(hidden), height):
         mine = ((position >= start) & (position < start + height)).nonzero()[:, 0]
         block = (model, hidden[start : start + height], position[mine] - start, rows.target[mine])
-        blocks.append(checkpoint(_token_logps, *block, use_reentrant=False) if recompute else _token_logps(*block))
+        blocks.append(checkpoint(token_logps, *block, use_reentrant=False) if recompute else token_logps(*block))
         members.append(mine)
     tokens, response = torch.cat(blocks), rows.response[torch.cat(members)]
     sums = torch.zeros(2 * pairs, dtype=tokens.dtype, device=tokens.device).index_add(
@@ -123,7 +123,8 @@ def _vocabulary(model: Any) -> int:
     return int(unwrapped(model).get_output_embeddings().weight.shape[0])
 
 
-def _token_logps(model: Any, hidden: Tensor, position: Tensor, target: Tensor) -> Tensor:
+def token_logps(model: Any, hidden: Tensor, position: Tensor, target: Tensor) -> Tensor:
+    """Log-probabilities of `target`, (tokens,), at rows `position` of `hidden`; float32 at least."""
     logits = logits_of(model, hidden)
     logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
     return logps[position.to(logps.device), target.to(logps.device)]

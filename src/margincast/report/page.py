@@ -34,6 +34,24 @@ class PageTable:
 
 
 @dataclass(frozen=True)
+class Colour:
+    """A token of a text: coloured "up" or "down" with `strength` in [0, 1]; `title` shows when it is pointed at."""
+
+    text: str
+    direction: str
+    strength: float
+    title: str
+
+
+@dataclass(frozen=True)
+class ColouredText:
+    """A response, token by token."""
+
+    caption: str
+    tokens: Sequence[Colour]
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page; `reading` says in plain words what the numbers mean."""
 
@@ -42,6 +60,7 @@ class Section:
     reading: Sequence[str] = ()
     figures: Sequence[PageFigure] = ()
     tables: Sequence[PageTable] = ()
+    coloured: Sequence[ColouredText] = ()
 
 
 def render_page(title: str, lead: str, sections: Sequence[Section], details: Sequence[tuple[str, str]]) -> str:

@@ -11,6 +11,7 @@ import yaml
 
 from margincast.errors import InputError
 from margincast.report import tables
+from margincast.report.decomposition import decomposition_sections
 from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.store import write_text
@@ -163,5 +164,6 @@ BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], list[Section]]] = {
     "forecast": run_sections,
     "train": run_sections,
     "compare": comparison_sections,
+    "decompose": decomposition_sections,
     "demo": demo_sections,
 }

@@ -37,6 +37,18 @@ class Factors:
         return self.cooccurrence + self.probability + self.correlation
 
 
+@dataclass(frozen=True)
+class Contributions:
+    """Who moves the rewards of one pair's responses: its Q positions, and P positions of N training pairs.
+
+    by_position: (P, 2) of every training position to the chosen and the rejected response
+    by_pair: (N, Q) of every training pair to every target position
+    """
+
+    by_position: Factors
+    by_pair: Factors
+
+
 def pull(train: TokenFeatures, loss: Loss, beta: float, margins: Tensor) -> Tensor:
     """(P,) how hard every training position pulls: beta s (-f'(m)) / N, with the sign of its side. margins: (pairs,)"""
     return -loss.slope(margins)[train.pair] * train.sign * (beta / train.pairs)
@@ -78,24 +90,28 @@ def contributions(
     weights: Tensor,
     beta: float,
     bias: Tensor | None = None,
-) -> Factors:
-    """What every training position adds to d/dt of the reward of `target`, (P,) each, summed over target's positions.
+) -> Contributions:
+    """What training positions and pairs add to d/dt of the rewards of one pair's responses.
 
-    Arguments as of `token_rates`; sums over all training positions are the sums of its results. target: a response or
-    a token, whose distributions, positions x V, are held at once
+    Arguments as of `token_rates`; sums over all training positions are the sums of its results. target: of one pair,
+    whose distributions, positions x V, are held at once
     """
     own = _log_softmax(target, slice(None), unembedding, bias).exp_()
-    cooccurrence = torch.zeros_like(weights)
-    probability_factor = torch.zeros_like(weights)
-    correlation = torch.zeros_like(weights)
+    by_position = [weights.new_zeros(len(weights), 2) for _ in range(3)]
+    by_pair = [weights.new_zeros(train.pairs, len(target.target)) for _ in range(3)]
     for rows, probability in distributions(train, unembedding, bias):
-        features = train.hidden[rows] @ target.hidden.T  # C*, (block, target positions)
+        # C*, (block, target positions), with the pull of each training position.
+        features = (train.hidden[rows] @ target.hidden.T) * (beta * weights[rows, None])
         tokens = train.target[rows]
-        cooccurrence[rows] = (features * (tokens[:, None] == target.target)).sum(1)
-        probability_factor[rows] = -(features * (probability[:, target.target] + own[:, tokens].T)).sum(1)
-        correlation[rows] = (features * (probability @ own.T)).sum(1)
-    scale = beta * weights
-    return Factors(scale * cooccurrence, scale * probability_factor, scale * correlation)
+        factors = (
+            features * (tokens[:, None] == target.target),
+            -features * (probability[:, target.target] + own[:, tokens].T),
+            features * (probability @ own.T),
+        )
+        for factor, positions, pairs in zip(factors, by_position, by_pair, strict=True):
+            positions[rows] = factor.new_zeros(len(factor), 2).index_add_(1, target.response, factor)
+            pairs.index_add_(0, train.pair[rows], factor)
+    return Contributions(Factors(*by_position), Factors(*by_pair))
 
 
 def distributions(

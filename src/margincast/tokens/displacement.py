@@ -2,12 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from margincast.losses import Loss
-from margincast.tokens.decomposition import pull, token_rates
+from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.tokens.decomposition import distributions, pull, token_rates
 from margincast.tokens.features import TokenFeatures
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """What becomes of the likelihoods of one split's pairs; columns are the chosen and the rejected response.
+
+    forecast: (pairs, 2) change of log pi over the forecast run;  rates: (pairs, 2) d log pi/dt at its start
+    ches, ches_length_normalized: (pairs,)
+    blame: (pairs,) what each training pair adds to d/dt, at the start, of the summed log pi of those chosen responses,
+    of both splits, that the forecast lets fall: below 0 it pushes them down;  blame_by_position: (P,) by its positions.
+    None for held-out pairs, which push nothing
+    """
+
+    forecast: Tensor
+    rates: Tensor
+    ches: Tensor
+    ches_length_normalized: Tensor
+    blame: Tensor | None = None
+    blame_by_position: Tensor | None = None
+
+
+@torch.no_grad()
+def displacement(
+    train: TokenFeatures,
+    heldout: TokenFeatures,
+    forecast: Trajectory,
+    unembedding: Tensor,
+    loss: Loss,
+    bias: Tensor | None = None,
+) -> tuple[Displacement, Displacement]:
+    """Forecast and scores of both splits, and who is to blame. forecast: of `forecast_tokens` on the same features."""
+    weights = pull(train, loss, forecast.beta, train.hidden.new_zeros(train.pairs))
+    changes = [_changes(split, forecast.beta) for split in (forecast.train, forecast.heldout)]
+    blame = torch.zeros_like(weights)
+    for targets, change in zip((train, heldout), changes, strict=True):
+        falls = (change[:, 0] < 0).to(weights)
+        coefficients = falls[targets.pair] * (targets.sign > 0)
+        blame += influence(train, targets, coefficients, unembedding, weights, bias)
+    results = []
+    for targets, change in zip((train, heldout), changes, strict=True):
+        rates = response_rates(train, targets, unembedding, loss, forecast.beta, bias)
+        results.append(Displacement(change, rates, ches(targets), ches(targets, length_normalized=True)))
+    by_pair = blame.new_zeros(train.pairs).index_add_(0, train.pair, blame)
+    return replace(results[0], blame=by_pair, blame_by_position=blame), results[1]
+
+
+def _changes(split: SplitTrajectory, beta: float) -> Tensor:
+    """(pairs, 2) changes of log pi from the first to the last recorded step."""
+    assert split.chosen is not None
+    return torch.stack([split.chosen[-1], split.chosen[-1] - split.margins[-1]], dim=1) / beta
+
+
+@torch.no_grad()
+def influence(
+    train: TokenFeatures,
+    targets: TokenFeatures,
+    coefficients: Tensor,
+    unembedding: Tensor,
+    weights: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """(P,) what every training position adds to d/dt of sum_q coefficients_q log pi(target q) at W = `unembedding`.
+
+    coefficients: (Q,);  weights: (P,) of `pull`. Eq. 16 summed over targets: one matrix of the unembedding's shape.
+    """
+    used = coefficients.nonzero()[:, 0]
+    part = TokenFeatures(targets.hidden[used], targets.target[used], targets.response[used], targets.pairs)
+    pulled = coefficients[used, None] * part.hidden
+    wanted = torch.zeros_like(unembedding).index_add_(0, part.target, pulled)
+    for rows, probability in distributions(part, unembedding, bias):
+        wanted.addmm_(probability.T, pulled[rows], alpha=-1.0)
+    total = (wanted[train.target] * train.hidden).sum(1)
+    for rows, probability in distributions(train, unembedding, bias):
+        total[rows] -= ((probability @ wanted) * train.hidden[rows]).sum(1)
+    return weights * total
 
 
 def response_rates(
@@ -39,3 +119,68 @@ def ches(features: TokenFeatures, *, length_normalized: bool = False) -> Tensor:
         sums = sums / features.per_response(ones)
     chosen, rejected = sums.unbind(1)
     return (chosen * rejected).sum(1) - (chosen * chosen).sum(1)
+
+
+def to_drop(train: Displacement, share: float) -> list[int]:
+    """Training pairs that push the falling chosen responses down most: at most `share` of them, the worst first."""
+    assert train.blame is not None
+    order = torch.argsort(train.blame, stable=True).tolist()
+    return [k for k in order[: round(share * len(order))] if float(train.blame[k]) < 0]
+
+
+def displacement_rows(
+    pairs: tuple[PairSet, PairSet], splits: tuple[Displacement, Displacement]
+) -> list[dict[str, Any]]:
+    """The rows of `displacement.jsonl`; `blame` is None for held-out pairs."""
+    rows = []
+    for name, of_split, split in zip(("train", "heldout"), pairs, splits, strict=True):
+        for k, pair in enumerate(of_split):
+            rows.append(
+                {
+                    "id": pair.id,
+                    "split": name,
+                    "source": pair.source,
+                    "line": pair.line,
+                    "forecast_delta_logp_chosen": float(split.forecast[k, 0]),
+                    "forecast_delta_logp_rejected": float(split.forecast[k, 1]),
+                    "rate_logp_chosen": float(split.rates[k, 0]),
+                    "rate_logp_rejected": float(split.rates[k, 1]),
+                    "ches": float(split.ches[k]),
+                    "ches_length_normalized": float(split.ches_length_normalized[k]),
+                    "blame": None if split.blame is None else float(split.blame[k]),
+                }
+            )
+    return rows
+
+
+def split_summary(split: Displacement) -> dict[str, float]:
+    """Shares and means over the pairs of a split."""
+    falls = (split.forecast < 0).double().mean(0).tolist()
+    means = split.forecast.double().mean(0).tolist()
+    return {
+        "pairs": len(split.forecast),
+        "chosen_falls": falls[0],
+        "chosen_falls_at_start": float((split.rates[:, 0] < 0).double().mean()),
+        "rejected_falls": falls[1],
+        "mean_delta_chosen": means[0],
+        "mean_delta_rejected": means[1],
+    }
+
+
+def worst_tokens(
+    features: TokenFeatures, train: Displacement, word: Callable[[int], str], count: int
+) -> list[dict[str, Any]]:
+    """The `count` training tokens, of one side each, that push the falling chosen responses down most."""
+    assert train.blame_by_position is not None
+    kinds, which = torch.unique(2 * features.target + features.response % 2, return_inverse=True)
+    blame = train.blame_by_position.new_zeros(len(kinds)).index_add_(0, which, train.blame_by_position)
+    times = torch.bincount(which, minlength=len(kinds))
+    return [
+        {
+            "text": word(int(kinds[k]) // 2),
+            "side": ("chosen", "rejected")[int(kinds[k]) % 2],
+            "times": int(times[k]),
+            "blame": float(blame[k]),
+        }
+        for k in torch.argsort(blame, stable=True)[:count].tolist()
+    ]

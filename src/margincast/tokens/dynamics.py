@@ -32,15 +32,15 @@ KEEP = 1 << 26
 class HeadSpace:
     """Pairs with responses of any length as seen by the state dW, (V, hidden). A `dynamics.state.Space`.
 
+    features: their `reference` is of this very arithmetic at W0, not of the model, so that margins start at exactly 0
+
     unembedding: (V, hidden) W0, in the dtype of the features;  bias: (V,), which does not move
-    reference: (P,) log-probabilities under W0, from this very arithmetic, so that margins start at exactly 0
     """
 
     features: TokenFeatures
     unembedding: Tensor
     beta: float
     bias: Tensor | None
-    reference: Tensor
 
     def check(self) -> None:
         """Raises `InputError` for features that are not finite."""
@@ -58,20 +58,20 @@ class HeadSpace:
     def rewards(self, state: Tensor) -> Tensor:
         """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12)."""
         logps = _logps(self.features, self.unembedding + state, self.bias)
-        return self.beta * self.features.per_response(logps - self.reference)
+        return self.beta * self.features.per_response(logps - _known(self.features))
 
     def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
         """Gradient of the batch's mean loss at W0 + `state`, (V, hidden): minus Eq. 14."""
-        part, reference = self._part(batch.rows)
+        part = self.features.select(batch.rows)
         weight = self.unembedding + state
         kept: list[tuple[slice, Tensor]] = []
         keep = len(part.hidden) * len(weight) <= KEEP
-        logps = torch.empty_like(reference)
+        logps = torch.empty_like(part.hidden[:, 0])
         for rows, block in log_distributions(part, weight, self.bias):
             logps[rows] = _own(part, rows, block)
             if keep:
                 kept.append((rows, block.exp_()))
-        rewards = self.beta * part.per_response(logps - reference)
+        rewards = self.beta * part.per_response(logps - _known(part))
         slopes = loss.slope(rewards[:, 0] - rewards[:, 1]) * batch.weights.to(rewards) * self.beta
         weights = slopes[part.pair] * part.sign
         pulled = weights[:, None] * part.hidden
@@ -79,16 +79,6 @@ class HeadSpace:
         for rows, probability in kept or distributions(part, weight, self.bias):
             gradient.addmm_(probability.T, pulled[rows], alpha=-1.0)
         return gradient
-
-    def _part(self, pairs: Tensor) -> tuple[TokenFeatures, Tensor]:
-        """The positions of `pairs`, numbered anew in that order, and their reference log-probabilities."""
-        features = self.features
-        number = torch.full((features.pairs,), -1)
-        number[pairs] = torch.arange(len(pairs))
-        mine = number[features.pair] >= 0
-        response = 2 * number[features.pair[mine]] + features.response[mine] % 2
-        part = TokenFeatures(features.hidden[mine], features.target[mine], response, len(pairs))
-        return part, self.reference[mine]
 
 
 def head_space(
@@ -99,10 +89,10 @@ def head_space(
     dtype: torch.dtype = torch.float64,
 ) -> HeadSpace:
     """The `HeadSpace` of `features`, calculated in `dtype`."""
-    features = replace(features, hidden=features.hidden.to(dtype))
+    features = replace(features, hidden=features.hidden.to(dtype), reference=None)
     unembedding = unembedding.detach().to(dtype)
     bias = None if bias is None else bias.detach().to(dtype)
-    return HeadSpace(features, unembedding, beta, bias, _logps(features, unembedding, bias))
+    return HeadSpace(replace(features, reference=_logps(features, unembedding, bias)), unembedding, beta, bias)
 
 
 @torch.no_grad()
@@ -157,12 +147,12 @@ def forecast_tokens(
             max_grad_norm=max_grad_norm,
         )
     # Only rewards are kept: a state is as large as the unembedding.
-    recorded = [(space.rewards(space.zeros()), others.rewards(others.zeros()))]
+    recorded = [tuple(each.unembedding.new_zeros(each.features.pairs, 2) for each in (space, others))]
     for step, state in enumerate(
         tqdm(states, desc="forecast", unit="step", total=steps, disable=not progress), start=1
     ):
         if step in wanted:
-            recorded.append((space.rewards(state), others.rewards(state)))
+            recorded.append(tuple(each.rewards(state) for each in (space, others)))
     splits = []
     for mine, of_split in zip(pairs, zip(*recorded, strict=True), strict=True):
         rewards = torch.stack(of_split)
@@ -188,6 +178,11 @@ def _runge_kutta(space: HeadSpace, loss: Loss, rate: float, steps: int) -> Itera
         k4 = space.gradient(state - rate * k3, loss, whole)
         state = state - rate / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         yield state
+
+
+def _known(features: TokenFeatures) -> Tensor:
+    assert features.reference is not None  # `head_space` gives it
+    return features.reference
 
 
 def _logps(features: TokenFeatures, weight: Tensor, bias: Tensor | None) -> Tensor:
