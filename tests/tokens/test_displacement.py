@@ -34,7 +34,7 @@ def test_influence_is_the_sum_of_contributions(
 
 def test_blame_is_what_leaving_a_pair_out_gives_back() -> None:
     """One small step of gradient descent, with and without a pair: the falling responses gain what it is blamed for."""
-    train, heldout, reference, _ = problem(8, 13, 6, 7, 5)
+    train, heldout, reference, _ = problem(11, 13, 6, 7, 5)
     pairs = make_pairs(9).pairs
     sets = PairSet(pairs[:7]), PairSet(pairs[7:])
     rate = 1e-4
@@ -46,7 +46,7 @@ def test_blame_is_what_leaving_a_pair_out_gives_back() -> None:
     assert first.blame is not None and second.blame is None
     torch.testing.assert_close(first.forecast / rate, first.rates, rtol=1e-2, atol=1e-3)
     falls = torch.cat([first.forecast[:, 0] < 0, second.forecast[:, 0] < 0])
-    assert bool(falls.any())
+    assert bool(falls[:7].any()) and bool(falls[7:].any()), "of both splits, by the choice of the seed"
     for left_out in range(7):
         rest = train.select(torch.tensor([k for k in range(7) if k != left_out]))
         without = torch.cat([response_rates(rest, each, reference, loss, BETA)[:, 0] for each in (train, heldout)])
