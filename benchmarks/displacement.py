@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -86,7 +87,7 @@ def run(seed: int) -> dict[str, Tensor]:
     forecast = forecast_tokens(
         features["train"], features["heldout"], (train, heldout), unembedding, beta=settings.beta,
         optimizer=AdamW(settings.learning_rate), steps=settings.max_steps, eval_steps=settings.eval_steps,
-        batch_size=settings.per_device_train_batch_size, seed=seed,
+        batch_size=settings.per_device_train_batch_size, seed=seed, dtype=torch.float32,
     )  # fmt: skip
     copied = replace(loaded, model=copy.deepcopy(loaded.model))
     known = features_of(copied, encoding, train, heldout, cache_dir=where / "cache")

@@ -107,13 +107,13 @@ def read_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> I
     if job.command in ("forecast", "decompose"):
         # Minutes of extraction earlier than the forecast itself would.
         refuse_length_normalized(loss_of(config), encoding.single_token)
-    job.write_config()
     return Inputs(loaded, encoding, train, heldout)
 
 
 def with_features(job: Job, inputs: Inputs, cache_dir: Path | None) -> PairInputs:
     from margincast.features import features_of
 
+    job.write_config()
     features = features_of(*_parts(inputs), **_options(job, cache_dir))
     _leave_to_first(job)
     return PairInputs(*_parts(inputs), features)
@@ -122,6 +122,7 @@ def with_features(job: Job, inputs: Inputs, cache_dir: Path | None) -> PairInput
 def with_positions(job: Job, inputs: Inputs, cache_dir: Path | None) -> PositionInputs:
     from margincast.tokens import token_features
 
+    job.write_config()
     positions = token_features(*_parts(inputs), **_options(job, cache_dir))
     _leave_to_first(job)
     return PositionInputs(*_parts(inputs), positions)
