@@ -22,8 +22,9 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
+# Two processes of one thread each: most tests are too small for two threads.
 tests: .venv/dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .venv/runtime: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "margincast needs Python 3.11 or later")'
