@@ -22,7 +22,7 @@ def estimate(plan: Plan) -> None:
     device = "cpu" if job.config["device"] == "cpu" else "gpu"
     rows: list[list[str]] = []
     listed: list[dict[str, Any]] = []
-    for weights in ("head", "all"):
+    for weights in plan.scale.trained:
         for k in plan.scale.K if plan.specs else ():
             work = workload(plan, k, weights, tokens_per_pair(plan, k, tokenizer))
             found = cost(size, work, device)

@@ -156,7 +156,7 @@ class Plan:
 
         self.job, self.scale, self.figures, self.personas, self.cache_dir = job, scale, figures, personas, cache_dir
         with_runs = bool({"fig2", "fig4", "fig5"} & set(figures))
-        self.specs = run_specs(scale.K, scale.seeds) if with_runs else []
+        self.specs = run_specs(scale) if with_runs else []
         # Every file is looked for before the first is used.
         self.found = [source.label for source in find_sources("persona:all", personas, None)]
         for k in scale.K if with_runs else ():
@@ -190,11 +190,12 @@ class Plan:
                 )
         if self.specs:
             rates, ks, seeds = scale.learning_rate, ", ".join(map(str, scale.K)), ", ".join(map(str, scale.seeds))
+            only = "" if "head" in scale.trained else " (the latter forecast, which is that run to rounding)"
             parts.append(
                 f"Runs: K = {ks} personas, seeds {seeds} (split and batch order), {scale.max_steps} steps of AdamW on "
                 f"{scale.per_device_train_batch_size} pairs per process, learning rate {rates['all']:g} for all "
-                f"weights and {rates['head']:g} for the unembedding alone. Every {scale.eval_steps} steps margins of "
-                f"all held-out pairs (10%) and of {scale.record_train} training pairs per persona are recorded."
+                f"weights and {rates['head']:g} for the unembedding alone{only}. Every {scale.eval_steps} steps "
+                f"margins of all held-out pairs (10%) and of {scale.record_train} training pairs per persona are kept."
             )
         return " ".join(parts)
 
@@ -303,21 +304,27 @@ class Plan:
             stage = self.stage(spec)
             self.job.say(f"run {number} of {len(self.specs)}: {spec.folder}{', done before' if stage.finished else ''}")
             if not stage.finished:
-                inputs = load_inputs(stage, self.personas, self.cache_dir)
-                (run_forecast if spec.source == "forecast" else run_training)(stage, inputs)
+                self.run(stage)
             if self.job.main:
                 trajectory = load_run(stage.out).trajectory
                 # A forecast has all training pairs: of them those that training records.
                 recorded = spread(trajectory.train.pairs, self.scale.record_train * spec.K)
                 yield curves_of(spec, restricted(trajectory, recorded))
 
+    def run(self, stage: Job) -> None:
+        try:
+            inputs = load_inputs(stage, self.personas, self.cache_dir)
+        except typer.Exit:  # of several processes the first alone makes a forecast
+            return
+        (run_forecast if stage.command == "forecast" else run_training)(stage, inputs)
+
     def stage(self, spec: RunSpec) -> Job:
         from margincast.processes import processes
         from margincast.reproduce.scales import settings_of
 
         names = ("model", "revision", "dtype", "device", "trust_remote_code")
-        config = {name: self.job.config[name] for name in names} | settings_of(spec, self.scale)
+        config = {name: self.job.config[name] for name in names} | settings_of(spec, self.scale, processes())
         config |= {"data": self.data(spec.K), "persona_dir": None if self.personas is None else str(self.personas)}
-        if processes() > 1:
+        if processes() > 1 and spec.source == "training":
             config["processes"] = processes()
         return replace(self.job, config=config, quiet=True).stage(f"runs/{spec.folder}", spec.source.replace("ing", ""))

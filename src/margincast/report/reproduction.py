@@ -96,7 +96,7 @@ def curve_figure(curves: Sequence[Curves], quantity: str, label: str) -> Figure:
 
     Lines are means over seeds, bands reach from the lowest seed to the highest; dashed lines are forecasts.
     """
-    rows = [weights for weights in TRAINED if chosen(curves, weights, "training")]
+    rows = [weights for weights in TRAINED if any(chosen(curves, weights, s) for s in ("training", "forecast"))]
     figure, axes = new_figure(2, rows=max(len(rows), 1), width=4.2, height=3.0)
     ks = sorted({one.spec.K for one in curves})
     colours = {k: K_COLOURS[index % len(K_COLOURS)] for index, k in enumerate(ks)}

@@ -25,6 +25,7 @@ class Scale:
     learning_rate: by what trains, all weights or the unembedding (head)
     per_device_train_batch_size: pairs in a batch of each process;  processes: for estimates, a launcher starts them
     record_train: training pairs per persona whose margins are recorded; held-out pairs are recorded all
+    trained: what is trained for real, of the unembedding (head) and all weights
     statements: per persona and figure, for the embeddings of Figures 1 and 3; None: all of them
     """
 
@@ -37,6 +38,7 @@ class Scale:
     per_device_train_batch_size: int
     record_train: int
     statements: dict[str, int | None]
+    trained: tuple[str, ...] = ("head", "all")
     processes: int = 1
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -79,6 +81,8 @@ SCALES = {
         per_device_train_batch_size=32,
         record_train=100,
         statements={"fig1": None, "fig3": None},
+        # Of the unembedding alone the forecast is the run, to rounding; sharded training of a part is not tested.
+        trained=("all",),
         processes=4,
         bf16=True,
         gradient_checkpointing=True,
@@ -103,19 +107,22 @@ class RunSpec:
         return f"{name}-{self.weights}{flow}-k{self.K}-seed{self.seed}"
 
 
-def run_specs(K: Sequence[int], seeds: Sequence[int]) -> list[RunSpec]:
+def run_specs(scale: Scale) -> list[RunSpec]:
     """The runs, the quickest first: forecasts, then training of the unembedding, then of all weights.
 
     A forecast of training all weights would be one more line here; figures and verdicts take what there is.
     """
-    kinds = (("head", "forecast", "flow"), ("head", "forecast", "adamw"), ("head", "training", "adamw"))
-    return [
-        RunSpec(k, seed, *kind) for kind in (*kinds, ("all", "training", "adamw")) for seed in seeds for k in sorted(K)
-    ]
+    kinds = [("head", "forecast", "flow"), ("head", "forecast", "adamw")]
+    kinds += [(weights, "training", "adamw") for weights in scale.trained]
+    return [RunSpec(k, seed, *kind) for kind in kinds for seed in scale.seeds for k in sorted(scale.K)]
 
 
-def settings_of(spec: RunSpec, scale: Scale) -> dict[str, Any]:
-    """The options of `margincast train` or `margincast forecast` that are the run `spec`, data and model aside."""
+def settings_of(spec: RunSpec, scale: Scale, processes: int) -> dict[str, Any]:
+    """The options of `margincast train` or `margincast forecast` that are the run `spec`, data and model aside.
+
+    processes: that share each step of training; a forecast is one process's work, with batches of all of them
+    """
+    together = processes if spec.source == "forecast" else 1
     settings: dict[str, Any] = {
         "eos": None,
         "max_length": 1024,
@@ -130,7 +137,7 @@ def settings_of(spec: RunSpec, scale: Scale) -> dict[str, Any]:
         "learning_rate": FLOW_RATE if spec.optimizer == "flow" else scale.learning_rate[spec.weights],
         "weight_decay": 0.0,
         "max_steps": scale.max_steps,
-        "per_device_train_batch_size": scale.per_device_train_batch_size,
+        "per_device_train_batch_size": scale.per_device_train_batch_size * together,
         "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
