@@ -224,7 +224,7 @@ class Plan:
         model = {"id": job.config["model"], "revision": job.config["revision"]}
         summary = write_summary(job.out, "reproduce", job.config, results, model=model, device=job.config["device"])
         write_page(job.out)
-        job.table("", VERDICT_HEADER[:3], [row[:3] for row in verdict_rows(verdicts)])
+        job.table("", VERDICT_HEADER, verdict_rows(verdicts))
         job.say(f"Figures and verdicts: {job.out / 'report.html'}")
         job.done(summary)
 
