@@ -1,5 +1,6 @@
 # make demo   the whole story on packaged data and a small real model; ends in an HTML report
 # make test   lint, types, tests
+# make docs   the documentation site, in build/site
 # make bench  every benchmark; quiet machine, minutes to an hour
 # All set up everything they need in .venv.
 
@@ -8,12 +9,12 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test bench lint types tests clean
+.PHONY: demo test bench lint types docs tests clean
 
 demo: .venv/runtime
 	$(BIN)/margincast demo --out runs/demo
 
-test: lint types tests
+test: lint types docs tests
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -21,6 +22,9 @@ lint: .venv/dev
 
 types: .venv/dev
 	$(BIN)/mypy
+
+docs: .venv/dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Two processes of one thread each: most tests are too small for two threads.
 tests: .venv/dev

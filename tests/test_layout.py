@@ -35,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": BASE | {"intervals"},
     "compare": BASE | {"intervals", "metrics"},
     "runs": BASE | {"metrics", "intervals"},
-    "report": BASE | {"intervals", "metrics", "compare", "runs", "structure", "theory"},
+    "reproduce": BASE | {"intervals", "metrics", "structure", "dynamics", "theory"},
+    "report": BASE | {"intervals", "metrics", "compare", "runs", "structure", "theory", "reproduce"},
 }
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "pandas")
 FILES = sorted(ROOT.rglob("*.py"))

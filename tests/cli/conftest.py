@@ -12,39 +12,13 @@ from tests.cli.helpers import CONCEPTS, persona_rows, write_rows
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two layers and a byte-level tokenizer in which " Yes" and " No" are single tokens."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
     from transformers.utils.logging import disable_progress_bar
+
+    from margincast.models.tiny import save_tiny
 
     # The command line asks for this by an environment variable, which is read when transformers is first imported.
     disable_progress_bar()
-    merges = [("Ġ", "Y"), ("ĠY", "e"), ("ĠYe", "s"), ("Ġ", "N"), ("ĠN", "o")]
-    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(merge) for merge in merges), "<|end|>"]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    pieces = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    pieces.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, eos_token="<|end|>", pad_token="<|end|>")
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        # Wide enough that the features of different prompts differ.
-        initializer_range=0.3,
-        eos_token_id=vocabulary["<|end|>"],
-        pad_token_id=vocabulary["<|end|>"],
-        bos_token_id=None,
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from margincast.store import key_of, plain, write_text
 
 NOT_SETTINGS = {"out", "json_", "quiet", "resume", "cache_dir"}
 # Commands that several processes can share; of inspect and forecast it is the extraction.
-SHARED = ("inspect", "forecast", "train")
+SHARED = ("inspect", "forecast", "train", "reproduce")
 # What a run has written before its first result. A folder of just this is left by one that failed there; it is free.
 BEFORE_RESULTS = {"config.yaml", "features.safetensors", "features.manifest.json"}
 

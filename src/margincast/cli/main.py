@@ -91,7 +91,7 @@ def _commands() -> None:
     """Register every command. Their modules import nothing heavy."""
     import inspect
 
-    from margincast.cli import bounds, compare, decompose, demo, forecast, report, simulate, train
+    from margincast.cli import bounds, compare, decompose, demo, forecast, report, reproduce, simulate, train
     from margincast.cli import inspect as inspect_
 
     for function in (
@@ -103,6 +103,7 @@ def _commands() -> None:
         decompose.decompose,
         bounds.bounds,
         simulate.simulate,
+        reproduce.reproduce,
         report.report,
     ):
         signature = inspect.signature(function, eval_str=True)

@@ -13,6 +13,7 @@ from torch import nn
 
 from margincast.errors import InputError, StatedFailure
 from margincast.models.smollm2 import MANIFEST, smollm2_folder
+from margincast.models.tiny import tiny_folder
 from margincast.store import file_sha256
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,7 +52,7 @@ def load_model(
     trust_remote_code: bool = False,
     cache_dir: Path | None = None,
 ) -> LoadedModel:
-    """Load `smollm2`, a local folder, or a Hub id, with dropout off.
+    """Load `smollm2`, `tiny` (random weights, to try things with), a local folder, or a Hub id, with dropout off.
 
     Raises `InputError` for a folder or dtype that cannot be used, `StatedFailure` for a model that cannot be fetched.
     """
@@ -81,6 +82,8 @@ def locate(name: str, cache_dir: Path | None = None) -> str:
     """A folder or Hub id for `name`. Raises `InputError` when `name` is a path that holds no model."""
     if name == "smollm2":
         return str(smollm2_folder(cache_dir or default_cache_dir()))
+    if name == "tiny":
+        return str(tiny_folder(cache_dir or default_cache_dir()))
     folder = Path(name).expanduser()
     if name.strip() and folder.is_dir():
         if not (folder / "config.json").is_file():

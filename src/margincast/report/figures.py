@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from margincast.compare import Comparison
 from margincast.metrics import concept_rows, metric_rows
@@ -150,18 +151,24 @@ def margin_scatter(comparison: Comparison, title_a: str, title_b: str) -> Figure
 
 
 def cosine_matrices(structure: Structure, side: str) -> Figure:
-    """Average cosine between concepts, raw and centred (Figures 1 and 3), for one side or both."""
-    names = [short(name) for name in structure.concepts]
+    """Average cosine between concepts, raw and centred, for one side or both."""
+    title = f"{side.replace('_', '-')} statements"
+    return cosine_panels(structure.concepts, structure.raw[side], structure.centred_[side], title)
+
+
+def cosine_panels(concepts: Sequence[str], raw: Tensor, centred: Tensor, title: str) -> Figure:
+    """Two (concepts, concepts) matrices of cosines between concepts side by side (Figures 1 and 3)."""
+    names = [short(name) for name in concepts]
     size = max(3.4, min(0.42 * len(names) + 1.6, 14.0))
     figure, axes = new_figure(2, width=size + 0.8, height=size)
-    panels = ((structure.raw[side], "raw", "viridis", 0.0), (structure.centred_[side], "centred", "RdBu_r", -1.0))
-    for column, (axis, (matrix, title, colours, lowest)) in enumerate(zip(axes[0], panels, strict=True)):
+    panels = ((raw, "raw", "viridis", 0.0), (centred, "centred", "RdBu_r", -1.0))
+    for column, (axis, (matrix, kind, colours, lowest)) in enumerate(zip(axes[0], panels, strict=True)):
         image = axis.imshow(matrix, cmap=colours, vmin=lowest, vmax=1.0)
         axis.grid(visible=False)
         fontsize = 7 if len(names) <= 30 else 4
         axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=fontsize)
         axis.set_yticks(range(len(names)), names if column == 0 else [], fontsize=fontsize)
-        axis.set_title(f"{title}, {side.replace('_', '-')} statements", fontsize=9, color=INK)
+        axis.set_title(f"{kind}, {title}", fontsize=9, color=INK)
         if len(names) <= 10:
             for i, row in enumerate(matrix.tolist()):
                 for j, value in enumerate(row):

@@ -14,6 +14,7 @@ from margincast.report import tables
 from margincast.report.decomposition import decomposition_sections
 from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
+from margincast.report.reproduction import reproduction_sections
 from margincast.store import write_text
 
 CURVES = (
@@ -166,4 +167,5 @@ BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], list[Section]]] = {
     "compare": comparison_sections,
     "decompose": decomposition_sections,
     "demo": demo_sections,
+    "reproduce": reproduction_sections,
 }

@@ -1,0 +1,102 @@
+"""What `margincast reproduce --dry_run` says: every run's memory and time, and how to launch it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from margincast.reproduce.cost import GIB, Cost, ModelSize, Workload, cost
+
+if TYPE_CHECKING:
+    from margincast.cli.reproduce import Plan
+
+HEADER = ("run", "runs", "tokens a step", "GiB a process", "states", "activations", "hours each", "hours")
+LAUNCH = "accelerate launch --config_file examples/paper/fsdp.yaml"
+
+
+def estimate(plan: Plan) -> None:
+    """Print the estimates of `plan`; nothing is written, and of the model its configuration is read alone."""
+    job = plan.job
+    size, tokenizer = model_size(job.config)
+    device = "cpu" if job.config["device"] == "cpu" else "gpu"
+    rows: list[list[str]] = []
+    listed: list[dict[str, Any]] = []
+    for weights in plan.scale.trained:
+        for k in plan.scale.K if plan.specs else ():
+            work = workload(plan, k, weights, tokens_per_pair(plan, k, tokenizer))
+            found = cost(size, work, device)
+            listed.append({"K": k, **asdict(work), **asdict(found), "memory": found.memory})
+            rows.append(_row(f"{weights}, K={k}", len(plan.scale.seeds), work, found))
+    if job.json:
+        print(json.dumps({"model": asdict(size), "runs": listed}, indent=2))
+        return
+    processes = plan.scale.processes
+    job.say(plan.setting())
+    job.say(
+        f"{size.parameters:,} parameters in {size.layers} layers of width {size.width}; {processes} "
+        f"process{'es' if processes > 1 else ''} on {device}. Formulae and assumed speed: margincast/reproduce/cost.py."
+    )
+    job.table("Estimates", HEADER, rows)
+    job.say(f"All training: {sum(r['seconds'] for r in listed) * len(plan.scale.seeds) / 3600:.1f} hours.")
+    words = f"margincast reproduce {job.config['figure']} --scale {job.config['scale']} --model {job.config['model']}"
+    job.say(f"Start it: {f'{LAUNCH} -m {words} --device cuda' if processes > 1 else words} --out {job.out}")
+
+
+def model_size(config: dict[str, Any]) -> tuple[ModelSize, Any]:
+    """Counted on a model without storage. Raises `InputError` or `StatedFailure` for one that cannot be found."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from margincast.errors import StatedFailure
+    from margincast.models.load import first_line, locate
+
+    options = {"revision": config["revision"], "trust_remote_code": config["trust_remote_code"]}
+    place = locate(config["model"])
+    try:
+        described = AutoConfig.from_pretrained(place, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except (OSError, ValueError) as error:
+        raise StatedFailure(f"model {config['model']!r} cannot be found: {first_line(error)}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(described)  # type: ignore[no-untyped-call]
+    described = described.get_text_config()
+    return ModelSize(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        head=model.get_output_embeddings().weight.numel(),
+        layers=described.num_hidden_layers,
+        width=described.hidden_size,
+    ), tokenizer
+
+
+def tokens_per_pair(plan: Plan, k: int, tokenizer: Any) -> tuple[float, int]:
+    """Tokens that a pass reads for a pair of the K personas, on average, and how many pairs there are."""
+    from margincast.data import load_pairs
+    from margincast.features import encode
+    from margincast.features.packing import distinct_tokens
+    from margincast.training.run import spread
+
+    pairs = load_pairs(plan.data(k), persona_dir=plan.personas)
+    rows = encode(spread(pairs, 50 * k), tokenizer).rows
+    return sum(distinct_tokens(row.inputs) for row in rows) / len(rows), len(pairs)
+
+
+def workload(plan: Plan, k: int, weights: str, tokens: tuple[float, int]) -> Workload:
+    scale = plan.scale
+    mean, pairs = tokens
+    return Workload(
+        weights=weights,
+        steps=scale.max_steps,
+        batch_tokens=mean * scale.per_device_train_batch_size,
+        recorded_tokens=mean * (0.1 * pairs + scale.record_train * k),
+        evaluations=2 + (scale.max_steps - 1) // scale.eval_steps,
+        processes=scale.processes,
+        bf16=scale.bf16,
+        checkpointing=scale.gradient_checkpointing and weights == "all",
+    )
+
+
+def _row(name: str, seeds: int, work: Workload, found: Cost) -> list[str]:
+    hours = found.seconds / 3600
+    gib = [f"{part / GIB:.2f}" for part in (found.memory, found.states, found.activations)]
+    return [name, str(seeds), f"{work.batch_tokens * work.processes:.0f}", *gib, f"{hours:.3f}", f"{hours * seeds:.2f}"]

@@ -1,0 +1,330 @@
+"""margincast reproduce"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from margincast.cli import options as opt
+from margincast.cli.forecast import run_forecast
+from margincast.cli.inputs import load_inputs
+from margincast.cli.job import Job, open_job
+from margincast.cli.train import run_training
+from margincast.errors import InputError
+
+if TYPE_CHECKING:
+    from margincast.report.reproduction import Records
+    from margincast.reproduce.curves import Curves
+    from margincast.reproduce.embeddings import Cosines
+    from margincast.reproduce.scales import RunSpec, Scale
+    from margincast.reproduce.verdicts import Verdict
+
+GRID = "The grid"
+
+
+class Figure(StrEnum):
+    fig1 = "fig1"
+    fig2 = "fig2"
+    fig3 = "fig3"
+    fig4 = "fig4"
+    fig5 = "fig5"
+    all = "all"
+
+
+class Size(StrEnum):
+    smoke = "smoke"
+    cpu = "cpu"
+    paper = "paper"
+
+
+def reproduce(
+    figure: Annotated[Figure, typer.Argument(help="Which of the paper's figures; fig2, fig4, fig5 share their runs")],
+    scale: Annotated[
+        Size,
+        typer.Option(
+            "--scale",
+            help="smoke: random tiny model, packaged data, seconds; cpu: SmolLM2 on the persona files, hours; paper: "
+            "any model, over several GPUs",
+        ),
+    ] = Size.smoke,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="tiny, smollm2, a local folder or a Hub id [default: the scale's]",
+            rich_help_panel=opt.INPUT,
+        ),
+    ] = None,
+    revision: opt.Revision = None,
+    dtype: opt.DtypeOption = opt.Dtype.float32,
+    device: opt.Device = "cpu",
+    trust_remote_code: opt.TrustRemoteCode = False,
+    persona_dir: opt.PersonaDir = None,
+    cache_dir: opt.CacheDir = None,
+    double_norm: Annotated[
+        bool,
+        typer.Option(
+            "--double_norm", help="Figures 1, 3 also with the last norm applied twice, as in the authors' scripts"
+        ),
+    ] = False,
+    K: Annotated[
+        str | None,
+        typer.Option("--K", help="Only these numbers of personas, like 1,4 [default: all]", rich_help_panel=GRID),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help="Only these seeds, like 1234,1235 [default: the scale's]", rich_help_panel=GRID),
+    ] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option("--max_steps", min=1, help="Optimizer steps [default: the scale's]", rich_help_panel=GRID),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", help="Say what would run, with its memory and time; write nothing")
+    ] = False,
+    out: opt.Out = None,
+    resume: opt.Resume = True,
+    json_: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """The paper's figures on this machine, with a verdict for every claim of the paper.
+
+    A run that was interrupted goes on where it stopped: training at its last checkpoint, the rest run by run.
+
+    Example: margincast reproduce all --scale smoke
+    """
+    from margincast.reproduce.scales import FIGURES
+
+    parameters = {name: value for name, value in locals().items() if name not in ("FIGURES", "dry_run")}
+    scale_ = narrowed(scale.value, K, seeds, max_steps)
+    chosen_model = model or scale_.model
+    if chosen_model is None:
+        raise InputError("--scale paper needs --model, the Hub id or the folder of a model")
+    figures = [name for name in FIGURES if figure.value in (name, "all")]
+    job = open_job("reproduce", {**parameters, "model": chosen_model})
+    plan = Plan(job, scale_, figures, personas_folder(scale.value, persona_dir), cache_dir)
+    if dry_run:
+        from margincast.cli.estimate import estimate
+
+        estimate(plan)
+        return
+    plan.carry_out()
+
+
+def narrowed(name: str, K: str | None, seeds: str | None, max_steps: int | None) -> Scale:
+    """A scale with the numbers that options give in place of its own. Raises `InputError` for what is not a number."""
+    from margincast.reproduce.scales import SCALES
+
+    scale = SCALES[name]
+    changes: dict[str, Any] = {} if max_steps is None else {"max_steps": max_steps}
+    for flag, text in (("K", K), ("seeds", seeds)):
+        if text is not None:
+            try:
+                changes[flag] = tuple(dict.fromkeys(int(value) for value in text.split(",")))
+            except ValueError as error:
+                raise InputError(f"--{flag} {text}: give whole numbers with commas between, like 1,2") from error
+    unknown = [k for k in changes.get("K", ()) if k not in scale.K]
+    if unknown:
+        raise InputError(f"--K {unknown[0]}: scale {name} has lists of {', '.join(map(str, scale.K))} personas")
+    if any(not 0 <= seed < 2**32 for seed in changes.get("seeds", ())):
+        raise InputError(f"--seeds {seeds}: seeds are from 0 to {2**32 - 1}")
+    return replace(scale, **changes)
+
+
+def personas_folder(scale: str, persona_dir: Path | None) -> Path | None:
+    """Where the persona files are: at smoke scale the packaged data, which have the same shape."""
+    from importlib import resources
+
+    if scale != "smoke":
+        return persona_dir
+    return Path(str(resources.files("margincast.data").joinpath("traits")))
+
+
+class Plan:
+    """What a reproduction runs, in order, and where. Every part is a run folder of its own, made once."""
+
+    def __init__(
+        self, job: Job, scale: Scale, figures: list[str], personas: Path | None, cache_dir: Path | None
+    ) -> None:
+        from margincast.data.sources import find_sources
+        from margincast.reproduce.scales import run_specs
+
+        self.job, self.scale, self.figures, self.personas, self.cache_dir = job, scale, figures, personas, cache_dir
+        with_runs = bool({"fig2", "fig4", "fig5"} & set(figures))
+        self.specs = run_specs(scale) if with_runs else []
+        # Every file is looked for before the first is used.
+        self.found = [source.label for source in find_sources("persona:all", personas, None)]
+        for k in scale.K if with_runs else ():
+            find_sources(self.data(k), personas, None)
+
+    def data(self, k: int) -> str:
+        """The DATA of K personas: the paper's list, or the first ones of the packaged data."""
+        from margincast.data.persona import paper_lists
+
+        smoke = self.job.config["scale"] == "smoke"
+        return "persona:" + ",".join(sorted(self.found)[:k] if smoke else paper_lists()[f"k{k}"])
+
+    def embedded(self, figure: str) -> list[str]:
+        """The personas of Figure 1 or 3."""
+        from margincast.reproduce.scales import subset
+
+        return subset(self.found) if figure == "fig1" else sorted(self.found)
+
+    def setting(self) -> str:
+        """What was run, in a sentence or three."""
+        scale, config = self.scale, self.job.config
+        parts = [f"Scale {config['scale']}, model {config['model']}."]
+        for figure in ("fig1", "fig3"):
+            if figure in self.figures:
+                names = self.embedded(figure)
+                count = scale.statements[figure]
+                listed = f" ({', '.join(names)}: the paper's own ten are not named)" if figure == "fig1" else ""
+                parts.append(
+                    f"{figure.replace('fig', 'Figure ')}: {len(names)} personas{listed}, "
+                    f"{'all' if count is None else count} statements of each."
+                )
+        if self.specs:
+            rates, ks, seeds = scale.learning_rate, ", ".join(map(str, scale.K)), ", ".join(map(str, scale.seeds))
+            only = "" if "head" in scale.trained else " (the latter forecast, which is that run to rounding)"
+            parts.append(
+                f"Runs: K = {ks} personas, seeds {seeds} (split and batch order), {scale.max_steps} steps of AdamW on "
+                f"{scale.per_device_train_batch_size} pairs per process, learning rate {rates['all']:g} for all "
+                f"weights and {rates['head']:g} for the unembedding alone{only}. Every {scale.eval_steps} steps "
+                f"margins of all held-out pairs (10%) and of {scale.record_train} training pairs per persona are kept."
+            )
+        return " ".join(parts)
+
+    def carry_out(self) -> None:
+        from margincast.report.reproduction import VERDICT_HEADER, Records, verdict_rows
+        from margincast.report.sections import write_page
+        from margincast.runs import write_summary
+
+        job = self.job
+        job.write_config()
+        job.say(self.setting())
+        cosines, conditions = self.embeddings()
+        curves = tuple(self.runs())
+        if not job.main:
+            return
+        records = Records(tuple(cosines), curves, tuple(self.figures))
+        verdicts = [verdict.as_dict() for verdict in self.verdicts(records, conditions)]
+        records.save(job.out)
+        results = {
+            "verdicts": verdicts,
+            "figures": self.figures,
+            "setting": self.setting(),
+            "conditions": conditions,
+            "seconds": job.seconds,
+        }
+        model = {"id": job.config["model"], "revision": job.config["revision"]}
+        summary = write_summary(job.out, "reproduce", job.config, results, model=model, device=job.config["device"])
+        write_page(job.out)
+        job.table("", VERDICT_HEADER, verdict_rows(verdicts))
+        job.say(f"Figures and verdicts: {job.out / 'report.html'}")
+        job.done(summary)
+
+    def verdicts(self, records: Records, conditions: list[dict[str, Any]]) -> list[Verdict]:
+        from margincast.reproduce.verdicts import condition_verdicts, cosine_verdicts, curve_verdicts
+
+        found = [verdict for one in records.cosines for verdict in cosine_verdicts(one)]
+        found += [*condition_verdicts(conditions), *curve_verdicts(records.curves)]
+        if self.specs and len(self.scale.K) > 1:
+            found.append(self.theory())
+        return found
+
+    def theory(self) -> Verdict:
+        """How margins grow with K where the theory's own distribution is drawn: what its scaling is set beside."""
+        from margincast.reproduce.growth import simulated_growth
+        from margincast.reproduce.scales import BETA
+        from margincast.reproduce.verdicts import theory_verdict
+        from margincast.theory.distribution import preference_distribution
+
+        draws, Q, d, shared_norm, noise = 3, 20, 60, 0.4, 0.05
+        rates = {}
+        for k in self.scale.K:
+            distribution = preference_distribution(k, Q, d, shared_norm, noise)
+            rates[k] = [simulated_growth(distribution, BETA, seed) for seed in range(draws)]
+        return theory_verdict(rates, f"{draws} draws of Q={Q}, d={d}, l_b={shared_norm}, v={noise}")
+
+    def embeddings(self) -> tuple[list[Cosines], list[dict[str, Any]]]:
+        """Cosines of Figures 1 and 3, and the theorems' conditions on the questions of the first of them."""
+        from margincast.reproduce.embeddings import INPUTS, condition_rows, figure_cosines, normed_again
+
+        cosines: list[Cosines] = []
+        conditions: list[dict[str, Any]] = []
+        for figure in self.figures:
+            if figure not in self.scale.statements:
+                continue
+            for shown in INPUTS:
+                self.job.say(f"{figure}: embeddings of {len(self.embedded(figure))} personas, {shown}s")
+                features, model = self.features(figure, shown)
+                cosines += figure_cosines(figure, shown, features)
+                if self.job.config["double_norm"]:
+                    cosines += figure_cosines(figure, shown, normed_again(features, model), double_norm=True)
+                if shown == "question" and not conditions:
+                    conditions = condition_rows(features, f"{shown}s of {figure}")
+        return cosines, conditions
+
+    def features(self, figure: str, shown: str) -> tuple[Any, Any]:
+        """Features of the figure's pairs, all of them as training pairs, and the model."""
+        from margincast.data import load_pairs
+        from margincast.features import encode, features_of
+        from margincast.models import load_model
+        from margincast.models.load import default_cache_dir
+        from margincast.records import PairSet
+        from margincast.reproduce.embeddings import as_statements
+        from margincast.training.run import spread
+
+        names, count, config = self.embedded(figure), self.scale.statements[figure], self.job.config
+        pairs = load_pairs("persona:" + ",".join(names), persona_dir=self.personas)
+        pairs = spread(pairs, (count or 0) * len(names))
+        if shown == "statement":
+            pairs = as_statements(pairs)
+        cache_dir = self.cache_dir or default_cache_dir()
+        options = {name: config[name] for name in ("revision", "dtype", "device", "trust_remote_code")}
+        loaded = load_model(config["model"], cache_dir=cache_dir, **options)
+        encoding = encode(pairs, loaded.tokenizer, context=loaded.context)
+        features = features_of(
+            loaded, encoding, pairs, PairSet(()), cache_dir=cache_dir, progress=self.job.progress, say=self.job.say
+        )
+        return features, loaded.model
+
+    def runs(self) -> Iterator[Curves]:
+        """Every run of Figures 2, 4 and 5, made or read."""
+        from margincast.reproduce.curves import curves_of, restricted
+        from margincast.runs import load_run
+        from margincast.training.run import spread
+
+        for number, spec in enumerate(self.specs, start=1):
+            stage = self.stage(spec)
+            self.job.say(f"run {number} of {len(self.specs)}: {spec.folder}{', done before' if stage.finished else ''}")
+            if not stage.finished:
+                self.run(stage)
+            if self.job.main:
+                trajectory = load_run(stage.out).trajectory
+                # A forecast has all training pairs: of them those that training records.
+                recorded = spread(trajectory.train.pairs, self.scale.record_train * spec.K)
+                yield curves_of(spec, restricted(trajectory, recorded))
+
+    def run(self, stage: Job) -> None:
+        try:
+            inputs = load_inputs(stage, self.personas, self.cache_dir)
+        except typer.Exit:  # of several processes the first alone makes a forecast
+            return
+        (run_forecast if stage.command == "forecast" else run_training)(stage, inputs)
+
+    def stage(self, spec: RunSpec) -> Job:
+        from margincast.processes import processes
+        from margincast.reproduce.scales import settings_of
+
+        names = ("model", "revision", "dtype", "device", "trust_remote_code")
+        config = {name: self.job.config[name] for name in names} | settings_of(spec, self.scale, processes())
+        config |= {"data": self.data(spec.K), "persona_dir": None if self.personas is None else str(self.personas)}
+        if processes() > 1 and spec.source == "training":
+            config["processes"] = processes()
+        return replace(self.job, config=config, quiet=True).stage(f"runs/{spec.folder}", spec.source.replace("ing", ""))

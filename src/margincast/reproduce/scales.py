@@ -1,0 +1,166 @@
+"""What is run to reproduce the paper's figures, and how large? (Section 5, Appendix C and D)
+
+The paper: Anthropic Persona, K = 1, 2, 4, 8, 16 personas, 90% of each for training; Llama-2-7B, all weights, AdamW at a
+constant 1e-5, batches of 32 on each of 4 GPUs. From the authors' scripts: beta 0.01, 60 steps; for the last layer alone
+Adam at 1e-3. Here the unembedding trains on the same batches as all weights do, so that the two compare.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5")
+SUBSET, SUBSET_SEED = 10, 1234
+BETA = 0.01
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of the experiments.
+
+    model: None where it has to be named;  K: numbers of personas;  seeds: of split and batch order
+    learning_rate: by what trains, all weights or the unembedding (head)
+    per_device_train_batch_size: pairs in a batch of each process;  processes: for estimates, a launcher starts them
+    record_train: training pairs per persona whose margins are recorded; held-out pairs are recorded all
+    trained: what is trained for real, of the unembedding (head) and all weights
+    statements: per persona and figure, for the embeddings of Figures 1 and 3; None: all of them
+    """
+
+    model: str | None
+    K: tuple[int, ...]
+    seeds: tuple[int, ...]
+    max_steps: int
+    eval_steps: int
+    learning_rate: dict[str, float]
+    per_device_train_batch_size: int
+    record_train: int
+    statements: dict[str, int | None]
+    trained: tuple[str, ...] = ("head", "all")
+    processes: int = 1
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+
+
+PAPER_K = (1, 2, 4, 8, 16)
+PAPER_RATES = {"all": 1e-5, "head": 1e-3}
+THREE_SEEDS = (1234, 1235, 1236)
+SCALES = {
+    "smoke": Scale(
+        model="tiny",
+        K=(1, 2, 4),
+        seeds=(1234, 1235),
+        max_steps=4,
+        eval_steps=2,
+        learning_rate={"all": 1e-3, "head": 1e-2},
+        per_device_train_batch_size=8,
+        record_train=10,
+        statements={"fig1": 20, "fig3": 20},
+    ),
+    # With 200 statements the standard error of a mean cosine is a few thousandths: nothing in a figure.
+    "cpu": Scale(
+        model="smollm2",
+        K=PAPER_K,
+        seeds=THREE_SEEDS,
+        max_steps=60,
+        eval_steps=10,
+        learning_rate=PAPER_RATES,
+        per_device_train_batch_size=32,
+        record_train=50,
+        statements={"fig1": None, "fig3": 200},
+    ),
+    "paper": Scale(
+        model=None,
+        K=PAPER_K,
+        seeds=THREE_SEEDS,
+        max_steps=60,
+        eval_steps=10,
+        learning_rate=PAPER_RATES,
+        per_device_train_batch_size=32,
+        record_train=100,
+        statements={"fig1": None, "fig3": None},
+        # Of the unembedding alone the forecast is the run, to rounding; sharded training of a part is not tested.
+        trained=("all",),
+        processes=4,
+        bf16=True,
+        gradient_checkpointing=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of Figures 2, 4 and 5: `weights` is what trains ("all", "head"), `source` training or forecast."""
+
+    K: int
+    seed: int
+    weights: str
+    source: str
+    optimizer: str = "adamw"
+
+    @property
+    def folder(self) -> str:
+        name = {"training": "training", "forecast": "forecast"}[self.source]
+        flow = "-flow" if self.optimizer == "flow" else ""
+        return f"{name}-{self.weights}{flow}-k{self.K}-seed{self.seed}"
+
+
+def run_specs(scale: Scale) -> list[RunSpec]:
+    """The runs, the quickest first: forecasts, then training of the unembedding, then of all weights.
+
+    A forecast of training all weights would be one more line here; figures and verdicts take what there is.
+    """
+    kinds = [("head", "forecast", "flow"), ("head", "forecast", "adamw")]
+    kinds += [(weights, "training", "adamw") for weights in scale.trained]
+    return [RunSpec(k, seed, *kind) for kind in kinds for seed in scale.seeds for k in sorted(scale.K)]
+
+
+def settings_of(spec: RunSpec, scale: Scale, processes: int) -> dict[str, Any]:
+    """The options of `margincast train` or `margincast forecast` that are the run `spec`, data and model aside.
+
+    processes: that share each step of training; a forecast is one process's work, with batches of all of them
+    """
+    together = processes if spec.source == "forecast" else 1
+    settings: dict[str, Any] = {
+        "eos": None,
+        "max_length": 1024,
+        "concept_column": None,
+        "on_bad_row": "fail",
+        "holdout": 0.1,
+        "seed": spec.seed,
+        "beta": BETA,
+        "loss_type": "sigmoid",
+        "optimizer": spec.optimizer,
+        # The flow's time is learning_rate x steps; the theory's rates are in that time, whatever its length.
+        "learning_rate": FLOW_RATE if spec.optimizer == "flow" else scale.learning_rate[spec.weights],
+        "weight_decay": 0.0,
+        "max_steps": scale.max_steps,
+        "per_device_train_batch_size": scale.per_device_train_batch_size * together,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "max_grad_norm": 1.0,
+        "eval_steps": scale.eval_steps,
+    }
+    if spec.source == "training":
+        settings |= {
+            "train": spec.weights,
+            "record_train": scale.record_train * spec.K,
+            "bf16": scale.bf16,
+            # Without gradients of the backbone there is nothing to save by computing activations twice.
+            "gradient_checkpointing": scale.gradient_checkpointing and spec.weights == "all",
+            "report_to": "none",
+            "save_model": False,
+        }
+    return settings
+
+
+FLOW_RATE = 1e-2
+
+
+def subset(names: Sequence[str]) -> list[str]:
+    """The personas of Figure 1: ten at random, as in the paper, which does not say which; by a fixed seed."""
+    ordered = sorted(names)
+    return sorted(random.Random(SUBSET_SEED).sample(ordered, min(SUBSET, len(ordered))))
