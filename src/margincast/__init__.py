@@ -21,6 +21,7 @@ _HOMES = {
     "extract_features": "margincast.features",
     "inspect_features": "margincast.structure",
     "forecast": "margincast.dynamics.forecast",
+    "attribute": "margincast.dynamics.attribution",
     "GradientFlow": "margincast.dynamics.optimizers",
     "SGD": "margincast.dynamics.optimizers",
     "AdamW": "margincast.dynamics.optimizers",

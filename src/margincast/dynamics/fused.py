@@ -65,12 +65,19 @@ def plan_visits(rows: Tensor, chosen: Tensor, rejected: Tensor) -> Visits:
 
 
 def fused_gradient(
-    features: Tensor, visits: Visits, states: Tensor, beta: Tensor, weights: Tensor, loss: Loss
+    features: Tensor,
+    visits: Visits,
+    states: Tensor,
+    beta: Tensor,
+    weights: Tensor,
+    loss: Loss,
+    met: Tensor | None = None,
 ) -> Tensor:
     """Gradients of sum_i weights_i f(r_i) in each of S states, (S, T, hidden), from one pass over `features`.
 
     features: (pairs, hidden), float64, float32, bfloat16 or float16;  states: (S, T, hidden), float64 or float32
     beta: (S,);  weights: (batch, S), in the order of the rows that `visits` was planned for
+    met: (batch, S), where given, takes the margins that the pass met, in the same order
     """
     state, stored = states.contiguous().numpy(), _bits(features)
     real, (settings, tokens, width), count = state.dtype, state.shape, len(visits.rows)
@@ -98,6 +105,8 @@ def fused_gradient(
             call(PULL, start, stop, coefficients)
 
     _share(work, threads)
+    if met is not None:
+        met[torch.from_numpy(visits.source)] = torch.from_numpy(margins).to(met)
     return torch.from_numpy(pulls.sum(axis=0)).to(states.dtype)
 
 
