@@ -57,7 +57,7 @@ def pair_points(split: FeatureSet, treated: Tensor, concepts: Sequence[str]) -> 
 
 def preference_sharing(a: PairPoints, b: PairPoints) -> Tensor:
     """delta_i^T delta_j / 2, (len(a), len(b)): 1 the same preference, -1 the opposite one, 0 other tokens."""
-    shared = torch.zeros(len(a), len(b), dtype=a.treated.dtype)
+    shared = torch.zeros(len(a), len(b), dtype=torch.float64)
     for left, right, sign in (
         (a.chosen, b.chosen, 0.5),
         (a.rejected, b.rejected, 0.5),
@@ -69,10 +69,11 @@ def preference_sharing(a: PairPoints, b: PairPoints) -> Tensor:
 
 
 def pair_kernel(a: PairPoints, b: PairPoints, settings: KernelSettings) -> Tensor:
-    """K between the pairs of `a` and `b`, (len(a), len(b))."""
-    kernel = a.treated @ b.treated.T
+    """K between the pairs of `a` and `b`, (len(a), len(b)) float64."""
+    left, right = a.treated.double(), b.treated.double()
+    kernel = left @ right.T
     if settings.width is not None:
-        lengths = (a.treated**2).sum(dim=1)[:, None] + (b.treated**2).sum(dim=1)
+        lengths = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
         kernel = (-(lengths - 2 * kernel).clamp_min(0.0) / (2 * settings.width**2)).exp_()
     kernel += OFFSET
     kernel *= preference_sharing(a, b)

@@ -25,8 +25,8 @@ class Treatment:
     shape: Tensor
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Treated features of unit length, (pairs, hidden), float64; a feature equal to the mean stays zero."""
-        treated = torch.empty(hidden.shape, dtype=self.mean.dtype)
+        """Treated features of unit length, (pairs, hidden) float32; a feature equal to the mean stays zero."""
+        treated = torch.empty(hidden.shape, dtype=torch.float32)
         for start in range(0, len(hidden), BLOCK):
             part = (hidden[start : start + BLOCK].to(self.mean) - self.mean) @ self.shape
             treated[start : start + BLOCK] = part / part.norm(dim=1, keepdim=True).clamp_min(1e-300)
@@ -35,7 +35,7 @@ class Treatment:
 
 def treatment(hidden: Tensor, power: float = POWER, ridge: float = RIDGE) -> Treatment:
     """The treatment that fits the training features `hidden`, (pairs, hidden). Memory: O(hidden^2) beside them."""
-    mean = hidden.double().mean(dim=0) if len(hidden) <= BLOCK else _mean(hidden)
+    mean = torch.stack([part.double().sum(dim=0) for part in hidden.split(BLOCK)]).sum(dim=0) / len(hidden)
     covariance = hidden.new_zeros(hidden.shape[1], hidden.shape[1], dtype=torch.float64)
     for start in range(0, len(hidden), BLOCK):
         part = hidden[start : start + BLOCK].double() - mean
@@ -45,6 +45,3 @@ def treatment(hidden: Tensor, power: float = POWER, ridge: float = RIDGE) -> Tre
     floor = max(ridge * float(values[-1]), torch.finfo(torch.float64).tiny)
     return Treatment(mean, (vectors * (values + floor) ** -power) @ vectors.T)
 
-
-def _mean(hidden: Tensor) -> Tensor:
-    return torch.stack([part.double().sum(dim=0) for part in hidden.split(BLOCK)]).sum(dim=0) / len(hidden)
