@@ -33,8 +33,14 @@ _HOMES = {
     "population_risk": "margincast.theory.risk",
     "certify": "margincast.theory.certificates",
     "flow_tube": "margincast.theory.tube",
+    "find_issues": "margincast.diagnose",
+    "Suspects": "margincast.diagnose",
+    "interaction": "margincast.diagnose",
+    "plan_changes": "margincast.diagnose",
+    "write_cleaned": "margincast.diagnose",
     "compare": "margincast.compare",
     "load_run": "margincast.runs",
+    "kept_features": "margincast.kept",
     "metric_rows": "margincast.metrics",
 }
 __all__ = sorted(_HOMES)

@@ -11,6 +11,7 @@ import yaml
 
 from margincast.errors import InputError
 from margincast.report import tables
+from margincast.report.attribution import attribution_sections
 from margincast.report.decomposition import decomposition_sections
 from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
@@ -165,5 +166,6 @@ BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], list[Section]]] = {
     "train": run_sections,
     "compare": comparison_sections,
     "decompose": decomposition_sections,
+    "attribute": attribution_sections,
     "demo": demo_sections,
 }
