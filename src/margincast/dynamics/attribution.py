@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from margincast.dynamics.flow_shares import driven_flow
 from margincast.dynamics.history import record_run
 from margincast.dynamics.optimizers import GradientFlow
 from margincast.dynamics.recipe import Recipe
-from margincast.dynamics.shares import Shares, shares_of
+from margincast.dynamics.shares import Coefficients, Shares, shares_of
 from margincast.dynamics.spaces import refuse_bias, token_spaces
 from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
@@ -172,7 +173,15 @@ def account(train: TokenSpace, recipe: Recipe, unembedding: Tensor, at: Sequence
     train, optimizer, loss = train.to(torch.device("cpu")), recipe.optimizer, recipe.loss
     free = 1.0 if loss.reference_free else 0.0
     if isinstance(optimizer, GradientFlow):
-        raise NotImplementedError
+        # At all recorded steps, as `forecast` asks: which times are asked for decides where integration steps end.
+        steps = sorted({*recipe.recorded, *wanted})
+        times = [optimizer.learning_rate * step for step in steps]
+        flow = driven_flow(train, times, loss, start=unembedding if free else None)
+        return {
+            step: Attribution(step, train, Coefficients(values), unembedding, free)
+            for step, values in zip(steps, flow.coefficients, strict=True)
+            if step in wanted
+        }
     pushes = record_run(
         train,
         optimizer,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from margincast.dynamics.attribution import Attribution, account
-from margincast.dynamics.flow import gradient_flow
-from margincast.dynamics.horizon import long_flow
+from margincast.dynamics.flow_shares import driven_flow
+from margincast.dynamics.horizon import margin_error
 from margincast.dynamics.optimizers import AdamW, GradientFlow, Optimizer
 from margincast.dynamics.pairspace import choose_form, simulate_in
 from margincast.dynamics.recipe import Recipe
@@ -19,9 +19,6 @@ from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
 from margincast.losses import Loss
 from margincast.records import Features, FeatureSet, SplitTrajectory, Trajectory
-
-# Local error of gradient flow relative to dW.
-FLOW_RTOL = 1e-9
 
 
 @dataclass(frozen=True)
@@ -112,12 +109,10 @@ def forecast(
     unembedding, error = features.unembedding.to(device, dtype), None
     if isinstance(optimizer, GradientFlow):
         times = [optimizer.learning_rate * step for step in wanted]
-        if loss.convex and not loss.reference_free and len(times) > 1:
-            flow = long_flow(train, times[1:], loss, rtol=FLOW_RTOL)
-            states = [train.zeros(), *flow.states.to(dtype)]
-            error = max(float(flow.margin_error(space).max()) for space in spaces)
-        else:
-            states = list(gradient_flow(train, times, loss, unembedding=unembedding))
+        flow = driven_flow(train, times, loss, start=unembedding if loss.reference_free else None)
+        states = list(flow.states.to(dtype))
+        if loss.convex:
+            error = max(float(margin_error(flow.error, space).max()) for space in spaces)
     else:
         size = len(train) if recipe.whole else min(len(train), batch_size * gradient_accumulation_steps)
         run = simulate_in(

@@ -110,6 +110,26 @@ def fused_gradient(
     return torch.from_numpy(pulls.sum(axis=0)).to(states.dtype)
 
 
+def fused_pull(features: Tensor, visits: Visits, coefficients: Tensor, tokens: int) -> Tensor:
+    """sum_i coefficients_i delta_i g_i^T over the batch, (tokens, hidden), in the coefficients' dtype.
+
+    coefficients: (batch,), float64 or float32, in the order of the rows that `visits` was planned for
+    """
+    stored, given = _bits(features), coefficients.numpy()[visits.source, None]
+    count, width = len(visits.rows), features.shape[1]
+    threads = max(1, min(torch.get_num_threads(), count * width * stored.itemsize // THREAD_BYTES))
+    state, beta = np.zeros((1, tokens, width), given.dtype), np.ones(1, given.dtype)
+    pulls, margins = np.zeros((threads, 1, tokens, width)), np.empty_like(given)
+
+    def work(thread: int) -> None:
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        pairs = (visits.rows, visits.plus, visits.minus, visits.sign)
+        visit(PULL, first, last, stored, *pairs, state, beta, margins, given, pulls[thread])
+
+    _share(work, threads)
+    return torch.from_numpy(pulls.sum(axis=0)[0]).to(coefficients.dtype)
+
+
 def _share(work: Callable[[int], None], threads: int) -> None:
     """Run work(0) here and the rest on other threads; which thread does which rows never depends on timing."""
     others = [_pool(threads).submit(work, thread) for thread in range(1, threads)]
