@@ -49,7 +49,9 @@ def exchange_responses(split: FeatureSet, wrong: Tensor) -> FeatureSet:
         replace(pair, chosen=pair.rejected, rejected=pair.chosen) if swap else pair
         for pair, swap in zip(split.pairs, rows, strict=True)
     )
-    sides = [(c, r) if not swap else (r, c) for c, r, swap in zip(split.chosen_ids, split.rejected_ids, rows, strict=True)]
+    sides = [
+        (c, r) if not swap else (r, c) for c, r, swap in zip(split.chosen_ids, split.rejected_ids, rows, strict=True)
+    ]
     return FeatureSet(
         PairSet(pairs),
         split.hidden,

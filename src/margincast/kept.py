@@ -58,10 +58,10 @@ def kept_features(folder: Path) -> Features:
         if manifest["sha256"] != file_sha256(where / HIDDEN):
             raise InputError(f"{where / HIDDEN} is not the file that its manifest is about; run the run again")
         tensors, head = load_file(where / HIDDEN), load_file(where / HEAD)
-        with safe_open(where / HEAD, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(where / HEAD, framework="pt") as file:
             said = file.metadata()
         rows = [json.loads(line) for line in (where / PAIRS).read_bytes().splitlines()]
-        splits = [_split(rows, tensors, name) for name in ("train", "heldout")]
+        train, heldout = (_split(rows, tensors, name) for name in ("train", "heldout"))
     except OSError as error:
         raise InputError(f"the features of {folder} are damaged: {error.filename} cannot be read") from error
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -69,7 +69,8 @@ def kept_features(folder: Path) -> Features:
             raise
         raise InputError(f"the features of {folder} are damaged: {type(error).__name__}: {error}") from error
     return Features(
-        *splits,
+        train,
+        heldout,
         tokens=head["tokens"],
         unembedding=head["unembedding"],
         model=said["model"],

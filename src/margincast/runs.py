@@ -185,6 +185,7 @@ def _split(tensors: dict[str, torch.Tensor], rows: Sequence[dict[str, Any]], nam
 
 def pair_of(row: Mapping[str, Any]) -> Pair:
     """The pair of a row that `pair_row` made. Raises `KeyError` for a row that lacks something."""
+
     def text(value: Any) -> Text:
         return value if isinstance(value, str) else tuple(value)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,6 @@ from margincast.cli.forecast import forecast_settings, token_forecast
 from margincast.cli.inputs import PositionInputs, check_settings, read_inputs, with_positions
 from margincast.cli.job import Job, open_job
 from margincast.errors import InputError
-
-if TYPE_CHECKING:
-    from margincast.records import PairSet
 
 WHAT = "What to show"
 SHOWN = 8  # training tokens and pairs of each direction
@@ -164,6 +161,7 @@ def rank_displacement(job: Job, inputs: PositionInputs, export: Path | None) -> 
     """Forecast every pair's likelihoods, say who pushes the falling ones down, export the others, print the tables."""
     import torch
 
+    from margincast.diagnose import write_pairs
     from margincast.report import decomposition as shown
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page

@@ -105,9 +105,7 @@ def write_pairs(path: Path, pairs: Sequence[Pair], weights: Sequence[float] | No
     write_jsonl(path, rows)
 
 
-def _chosen(
-    suspects: Suspects, kind: str, threshold: float | None, share: float | None
-) -> list[Mapping[str, Any]]:
+def _chosen(suspects: Suspects, kind: str, threshold: float | None, share: float | None) -> list[Mapping[str, Any]]:
     name = f"{kind}_score"
     if share is not None:
         rows = [row for row in suspects.worst(kind, round(share * len(suspects.issues))) if row[name] > 0]
@@ -118,9 +116,7 @@ def _chosen(
     return _one_of_two(rows, suspects, kind) if kind in ("duplicate", "conflict") else rows
 
 
-def _one_of_two(
-    rows: Sequence[Mapping[str, Any]], suspects: Suspects, kind: str
-) -> list[Mapping[str, Any]]:
+def _one_of_two(rows: Sequence[Mapping[str, Any]], suspects: Suspects, kind: str) -> list[Mapping[str, Any]]:
     """Of every two pairs that are about each other, the one to change."""
     place = {row["id"]: k for k, row in enumerate(suspects.issues)}
     suspicion = {row["id"]: row["mislabel_score"] for row in suspects.issues}

@@ -9,7 +9,7 @@ beside k gives every pair of response tokens an offset of its own, shared by a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,11 @@ def pair_points(split: FeatureSet, treated: Tensor, concepts: Sequence[str]) -> 
         torch.tensor([ids[0] for ids in split.rejected_ids]),
         torch.tensor([number[pair.concept] for pair in split.pairs]),
     )
+
+
+def blocks(count: int, size: int) -> Iterator[Tensor]:
+    """The numbers 0 .. count - 1, `size` at a time."""
+    return (torch.arange(first, min(first + size, count)) for first in range(0, count, size))
 
 
 def preference_sharing(a: PairPoints, b: PairPoints) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from margincast.diagnose.kernel import KernelSettings, PairPoints, pair_kernel
+from margincast.diagnose.kernel import KernelSettings, PairPoints, blocks, pair_kernel
 from margincast.diagnose.leave_one_out import Spectrum
 
 TIMES, DECADES = 31, 3.0
@@ -34,10 +34,10 @@ def unlearnable(within: Spectrum, ridge: float) -> Tensor:
 def harm(points: PairPoints) -> Tensor:
     """Downward share of each pair's push on its concept's other pairs, (pairs,) in [0, 1]; 0 for a pair alone."""
     result = torch.zeros(len(points), dtype=torch.float64)
-    for concept in points.concept.unique():
+    for concept in range(int(points.concept.max()) + 1):
         rows = (points.concept == concept).nonzero().squeeze(1)
         inside = points.select(rows)
-        for part in torch.arange(len(rows)).split(BLOCK):
+        for part in blocks(len(rows), BLOCK):
             push = pair_kernel(inside.select(part), inside, LINEAR)
             push[torch.arange(len(part)), part] = 0.0
             total = push.abs().sum(dim=1)

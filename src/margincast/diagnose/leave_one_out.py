@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from margincast.diagnose.kernel import KernelSettings, PairPoints, pair_kernel
+from margincast.diagnose.kernel import KernelSettings, PairPoints, blocks, pair_kernel
 
 # Beyond so many pairs the kernel is that of the projections on as many of them (Nystroem): memory stays N x LANDMARKS.
 LANDMARKS = 4096
@@ -57,9 +57,7 @@ def spectrum(points: PairPoints, settings: KernelSettings, seed: int = 0, landma
     energies, vectors = torch.linalg.eigh(pair_kernel(some, some, settings))
     kept = energies > 1e-10 * energies[-1]
     root = vectors[:, kept] / energies[kept].sqrt()
-    factor = torch.cat(
-        [pair_kernel(points.select(rows), some, settings) @ root for rows in torch.arange(len(points)).split(4096)]
-    )
+    factor = torch.cat([pair_kernel(points.select(rows), some, settings) @ root for rows in blocks(len(points), 4096)])
     energies, vectors = torch.linalg.eigh(factor.T @ factor)
     kept = energies > 1e-10 * energies[-1]
     return Spectrum(factor @ (vectors[:, kept] / energies[kept].sqrt()), energies[kept])

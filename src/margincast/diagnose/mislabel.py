@@ -46,7 +46,7 @@ def mislabelled(points: PairPoints, settings: KernelSettings | None = None, seed
 
 
 def mislabelled_in(within: Spectrum, concept: Tensor, settings: KernelSettings | None = None) -> Mislabelled:
-    """The same in any kernel of pairs, by its spectrum: `spectrum_of(tokens.sequence_kernel(...))` for long responses."""
+    """The same in any kernel of pairs: `spectrum_of(tokens.sequence_kernel(...))` for long responses."""
     ones = torch.ones(len(concept), dtype=within.energies.dtype)
     ridge, _ = best_ridge(within)
     margins = within.left_out(ones, ridge)
@@ -70,6 +70,6 @@ def choose(points: PairPoints, seed: int = 0) -> KernelSettings:
     """Width and bond by the leave-one-out loss of at most `CHOOSING` pairs."""
     generator = torch.Generator().manual_seed(seed)
     some = points.select(torch.randperm(len(points), generator=generator)[:CHOOSING].sort().values)
-    bonds = BONDS if len(points.concept.unique()) > 1 else BONDS[:1]
+    bonds = BONDS if bool((points.concept != points.concept[0]).any()) else BONDS[:1]
     tried = [KernelSettings(width, bond) for width in WIDTHS for bond in bonds]
     return min(tried, key=lambda settings: best_ridge(spectrum(some, settings))[1])

@@ -7,6 +7,7 @@ A neighbour with the same prompt word for word scores 1.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -24,7 +25,7 @@ BLOCK = 1024
 
 @dataclass(frozen=True)
 class Neighbours:
-    """score: (pairs,) in [0, 1]; partner: (pairs,) row of the nearest such pair, -1 for none; overlap: (pairs,) of words
+    """score: (pairs,) in [0, 1]; partner: (pairs,) row of the nearest such pair, -1 for none; overlap: (pairs,)
 
     overlap is the weighted Jaccard similarity of the two prompts' words; a word weighs the more the rarer it is.
     """
@@ -69,8 +70,9 @@ def _nearest(points: PairPoints, pairs: PairSet, opposite: bool) -> Neighbours:
 def _same_words(points: PairPoints, pairs: PairSet, opposite: bool, score: Tensor, partner: Tensor) -> None:
     """Pairs with one prompt are neighbours whatever rounding makes of their cosine."""
     # By dictionary, not by comparison: N rows, not N^2.
-    seen: dict[tuple[Text, int, int], list[int]] = {}
-    keys = list(zip((_key(pair.prompt) for pair in pairs), points.chosen.tolist(), points.rejected.tolist(), strict=True))
+    seen: dict[tuple[str, int, int], list[int]] = {}
+    prompts = (json.dumps(pair.prompt, default=dict) for pair in pairs)
+    keys = list(zip(prompts, points.chosen.tolist(), points.rejected.tolist(), strict=True))
     for row, key in enumerate(keys):
         seen.setdefault(key, []).append(row)
     for row, (prompt, chosen, rejected) in enumerate(keys):
@@ -80,12 +82,8 @@ def _same_words(points: PairPoints, pairs: PairSet, opposite: bool, score: Tenso
             score[row], partner[row] = 1.0, others[0]
 
 
-def _key(prompt: Text) -> Text:
-    return prompt if isinstance(prompt, str) else tuple(sorted(str(dict(message)) for message in prompt))
-
-
 def overlaps(prompts: Sequence[Text], partners: Sequence[int]) -> Tensor:
-    """Weighted Jaccard similarity of the words of each prompt and its partner's, (prompts,) in [0, 1]; 0 for no partner.
+    """Weighted Jaccard similarity of the words of each prompt and its partner's, (prompts,); 0 for no partner.
 
     A word in n of N prompts weighs log((1 + N)/n), so that words which every prompt has weigh nothing.
     """

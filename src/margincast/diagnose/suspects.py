@@ -1,19 +1,18 @@
 """Which training pairs should a person look at? One table of scores, each in [0, 1] with a stated meaning.
 
-    suspects = find_issues(features)
-    suspects.issues          # a row per training pair
-    print(suspects.report())
+suspects = find_issues(features)
+suspects.issues          # a row per training pair
+print(suspects.report())
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from margincast.diagnose.kernel import KernelSettings, pair_points
@@ -33,8 +32,8 @@ MEANINGS = {
     "unlearnable": "share of the run during which the pair is not learned though it is trained on",
     "harm": "share of the pair's push on its own concept's other pairs that is downward",
 }
-# More likely wrong than right; as close as rewordings were on persona statements, with a third of their words in common;
-# never learned by the time at which generalisation is best; pushes its own concept down more than up.
+# More likely wrong than right; as close as rewordings were on persona statements, with a third of their words the
+# same; never learned by the time at which generalisation is best; pushes its own concept down more than up.
 THRESHOLDS = {"mislabel": 0.5, "duplicate": 0.9, "conflict": 0.9, "unlearnable": 1.0, "harm": 0.5}
 SAME_WORDS = 0.3
 ISSUES, SETTINGS = "issues.jsonl", "suspects.json"
@@ -89,6 +88,11 @@ class Suspects:
                 lines.append(f"  {mark} {row[f'{kind}_score']:.3f}  {row['id']}: {row['text']}{beside}")
         return "\n".join(lines)
 
+    def with_column(self, name: str, values: Sequence[Any]) -> Suspects:
+        """With one more column, a value per pair."""
+        rows = ({**row, name: value} for row, value in zip(self.issues, values, strict=True))
+        return replace(self, issues=tuple(rows))
+
     def save(self, folder: Path) -> None:
         """Write `issues.jsonl`, `suspects.json` (settings) and the pairs they are about, as JSON."""
         from margincast.runs import pair_row
@@ -133,7 +137,9 @@ def find_issues(train: FeatureSet, *, settings: KernelSettings | None = None, se
             "`margincast decompose DATA --all` ranks pairs of long responses"
         )
     if len(train.pairs) < 3:
-        raise InputError(f"suspects are found from the other pairs, at least 2 of them; there are {len(train.pairs)} pairs")
+        raise InputError(
+            f"suspects are found from the other pairs, at least 2 of them; there are {len(train.pairs)} pairs"
+        )
     concepts = train.pairs.concepts
     points = pair_points(train, treatment(train.hidden)(train.hidden), concepts)
     found = mislabelled(points, settings, seed)

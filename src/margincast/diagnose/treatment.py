@@ -35,7 +35,10 @@ class Treatment:
 
 def treatment(hidden: Tensor, power: float = POWER, ridge: float = RIDGE) -> Treatment:
     """The treatment that fits the training features `hidden`, (pairs, hidden). Memory: O(hidden^2) beside them."""
-    mean = torch.stack([part.double().sum(dim=0) for part in hidden.split(BLOCK)]).sum(dim=0) / len(hidden)
+    total = hidden.new_zeros(hidden.shape[1], dtype=torch.float64)
+    for start in range(0, len(hidden), BLOCK):
+        total += hidden[start : start + BLOCK].double().sum(dim=0)
+    mean = total / len(hidden)
     covariance = hidden.new_zeros(hidden.shape[1], hidden.shape[1], dtype=torch.float64)
     for start in range(0, len(hidden), BLOCK):
         part = hidden[start : start + BLOCK].double() - mean
@@ -44,4 +47,3 @@ def treatment(hidden: Tensor, power: float = POWER, ridge: float = RIDGE) -> Tre
     values = values.clamp_min(0.0)
     floor = max(ridge * float(values[-1]), torch.finfo(torch.float64).tiny)
     return Treatment(mean, (vectors * (values + floor) ** -power) @ vectors.T)
-

@@ -88,7 +88,9 @@ def interaction_figure(interaction: Mapping[str, Any]) -> Figure:
         image = axis.imshow(matrix, cmap="RdBu", vmin=-largest, vmax=largest)
         axis.grid(visible=False)
         fontsize = 7 if len(trained) <= 30 else 4
-        axis.set_xticks(range(len(heldout)), heldout, rotation=60, ha="right", rotation_mode="anchor", fontsize=fontsize)
+        axis.set_xticks(
+            range(len(heldout)), heldout, rotation=60, ha="right", rotation_mode="anchor", fontsize=fontsize
+        )
         axis.set_yticks(range(len(trained)), trained if column == 0 else [], fontsize=fontsize)
         axis.set_title(f"{title}, step {interaction['steps'][-1]}", fontsize=9, color=INK)
         axis.set_xlabel("held-out pairs of", fontsize=8, color=INK)
@@ -172,7 +174,7 @@ def read_attribution(results: Mapping[str, Any]) -> list[str]:
 def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     results = summary["results"]
     suspects, interaction = results["suspects"], results["interaction"]
-    sections = [
+    return [
         Section(
             title="What was found",
             texts=[f"What is attributed: {results['origin']}.", f"Contributions are {results['exact']}."],
@@ -180,7 +182,13 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
             tables=[
                 PageTable("Issues", ISSUE_HEADER, issue_rows(suspects), text=True),
                 *(
-                    [PageTable("What the change would do to this forecast", CHECK_HEADER, check_rows(results["counterfactual"]))]
+                    [
+                        PageTable(
+                            "What the change would do to this forecast",
+                            CHECK_HEADER,
+                            check_rows(results["counterfactual"]),
+                        )
+                    ]
                     if results.get("counterfactual")
                     else []
                 ),
@@ -203,8 +211,8 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
         Section(
             title="Who helps and who harms whom",
             texts=[
-                "Rows: the concept that training pairs belong to. Columns: the concept of held-out pairs. A cell is what "
-                "the former add to the latter's mean margin; a column adds up to the mean margin of its concept.",
+                "Rows: the concept that training pairs belong to. Columns: the concept of held-out pairs. A cell is "
+                "what the former add to the latter's mean margin; a column adds up to the mean margin of its concept.",
                 "Features share a large component, which moves all concepts with one response token alike. The second "
                 "matrix leaves it out: what concepts teach one another beyond a common liking of one response.",
             ],
@@ -229,7 +237,6 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
             ],
         ),
     ]
-    return sections
 
 
 def pair_section(pair: Mapping[str, Any]) -> Section:
@@ -243,3 +250,8 @@ def pair_section(pair: Mapping[str, Any]) -> Section:
         ],
         tables=[PageTable("Training pairs", TOP_HEADER, top_rows(pair["top"]))],
     )
+
+
+def effect_of_export(results: Mapping[str, Any]) -> list[PageTable]:
+    check = results.get("counterfactual")
+    return [PageTable("What the change would do to this forecast", CHECK_HEADER, check_rows(check))] if check else []
