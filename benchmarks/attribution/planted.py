@@ -28,11 +28,27 @@ def cache() -> Path:
 
 
 def persona_features(data: str) -> Features:
-    """SmolLM2's features of persona data, cached."""
+    """SmolLM2's features of persona data, cached concept by concept: sets that share one do not compute it twice."""
     loaded = model()
-    encoding = encode(personas(data), loaded.tokenizer)
-    train, heldout = encoding.pairs.split(0.1, 1234)
-    return features_of(loaded, encoding, train, heldout, cache_dir=cache())
+    found = []
+    pairs = personas(data)
+    for name in pairs.concepts:
+        encoding = encode(PairSet(tuple(pair for pair in pairs if pair.concept == name)), loaded.tokenizer)
+        train, heldout = encoding.pairs.split(0.1, 1234)
+        found.append(features_of(loaded, encoding, train, heldout, cache_dir=cache()))
+    train, heldout = (joined([getattr(each, split) for each in found]) for split in ("train", "heldout"))
+    return replace(found[0], train=train, heldout=heldout)
+
+
+def joined(parts: list[FeatureSet]) -> FeatureSet:
+    return FeatureSet(
+        PairSet(tuple(pair for part in parts for pair in part.pairs)),
+        torch.cat([part.hidden for part in parts]),
+        tuple(ids for part in parts for ids in part.chosen_ids),
+        tuple(ids for part in parts for ids in part.rejected_ids),
+        torch.cat([part.reference_chosen for part in parts]),
+        torch.cat([part.reference_rejected for part in parts]),
+    )
 
 
 def drawn(pairs: int, share: float, seed: int) -> Tensor:

@@ -177,7 +177,7 @@ def run_attribution(job: Job, source: dict[str, Any], features: Features) -> dic
     if results["pair"]:
         results["pair"]["top"] = [{**row, "mislabel_score": suspicion[row["id"]]} for row in results["pair"]["top"]]
     if config["export"]:
-        results |= export_changes(job, features, suspects, settings, last, margins)
+        results |= export_changes(job, features, suspects, settings)
     results |= {"seconds": job.seconds, "peak_memory_bytes": peak_memory_bytes()}
     for name, figure in (
         ("interaction", shown.interaction_figure(results["interaction"])),
@@ -236,9 +236,7 @@ def effect_list(rows: list[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def export_changes(
-    job: Job, features: Features, suspects: Suspects, settings: dict[str, Any], last: Any, margins: Any
-) -> dict[str, Any]:
+def export_changes(job: Job, features: Features, suspects: Suspects, settings: dict[str, Any]) -> dict[str, Any]:
     """Write the cleaned data set, and say what it would do to the forecast: first order, and run again."""
     from margincast.diagnose import plan_changes, write_cleaned
     from margincast.diagnose.effects import counterfactual
@@ -247,7 +245,7 @@ def export_changes(
     path = Path(job.config["export"])
     write_cleaned(path, features.train.pairs, features.heldout.pairs, changes)
     done = {"drop": "dropped", "flip": "flipped", "weight": "given less weight"}[job.config["action"]]
-    check = counterfactual(features, changes, settings, last, margins)
+    check = counterfactual(features, changes, settings)
     return {
         "exported": {"file": str(path), "changed": [change.id for change in changes], "action": job.config["action"]},
         "counterfactual": {"changed": len(changes), "done": done, **check},

@@ -1,7 +1,7 @@
 """What does each training pair do to held-out margins, and what would changing some of them do?
 
-First order: the contributions of the changed pairs are scaled (0 for a pair that is dropped, -1 for one that is
-flipped, w for a weight) and all others stay. Run again: the forecast of the changed data, with the same settings.
+First order: derivatives through the whole run (`dynamics.sensitivity`). Run again: the forecast of the changed data
+with the same settings, its batches drawn anew; with weights, the batches of the run as it was.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from margincast.diagnose.export import Change
 from margincast.diagnose.kernel import blocks
 from margincast.diagnose.suspects import shown
 from margincast.dynamics.attribution import Attribution
-from margincast.dynamics.counterfactual import Edit, rerun
+from margincast.dynamics.counterfactual import rerun
+from margincast.dynamics.edits import Edit
+from margincast.dynamics.forecast import forecast
+from margincast.dynamics.sensitivity import reweighed, sensitivity
 from margincast.dynamics.spaces import token_spaces
 from margincast.records import Features
 
 BLOCK = 4096
+DERIVATIVES = 20_000_000
 
 
 def heldout_effects(features: Features, attribution: Attribution, beta: float) -> Tensor:
@@ -49,26 +53,27 @@ def top_of(features: Features, attribution: Attribution, beta: float, name: str,
     raise KeyError(name)
 
 
-def counterfactual(
-    features: Features,
-    changes: Sequence[Change],
-    settings: Mapping[str, Any],
-    attribution: Attribution,
-    margins: Tensor,
-) -> dict[str, Any]:
-    """Mean held-out margin and accuracy now, after `changes` to first order, and run again."""
-    _, targets = token_spaces(features, settings["beta"])
+def counterfactual(features: Features, changes: Sequence[Change], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean held-out margin and accuracy now, after `changes` to first order, and run again.
+
+    First order is left out where it would hold more than `DERIVATIVES` numbers.
+    """
     place = {pair.id: k for k, pair in enumerate(features.train.pairs)}
     rows = torch.tensor([place[change.id] for change in changes], dtype=torch.long)
-    flipped = torch.tensor([change.action == "flip" for change in changes], dtype=torch.bool)
-    weights = torch.tensor([change.weight for change in changes], dtype=torch.float64)
-    scale = torch.where(flipped, -1.0, weights)
-    moved = margins.double() + attribution.contributions(targets, rows) @ (scale - 1)
-    whole = torch.ones(len(place), dtype=torch.float64)
-    exchanged = torch.zeros(len(place), dtype=torch.bool)
-    whole[rows], exchanged[rows] = weights, flipped
-    again = rerun(features, Edit(whole, exchanged), **settings).heldout.margins[-1]
-    return {"now": _summary(margins), "first_order": _summary(moved), "rerun": _summary(again)}
+    weights = torch.ones(len(place), dtype=torch.float64)
+    flipped = torch.zeros(len(place), dtype=torch.bool)
+    flipped[rows] = torch.tensor([change.action == "flip" for change in changes], dtype=torch.bool)
+    weights[rows] = torch.tensor([change.weight for change in changes], dtype=torch.float64)
+    edit = Edit(weights, flipped)
+    result = {}
+    if len(place) * len(features.heldout.pairs) <= DERIVATIVES:
+        known = sensitivity(features, **settings)
+        result = {"now": _summary(known.values), "first_order": _summary(known.values + known.change(edit))}
+    else:
+        result = {"now": _summary(forecast(features, **settings).heldout.margins[-1])}
+    weighed = any(change.action == "weight" for change in changes)
+    again = reweighed(features, edit, **settings) if weighed else rerun(features, edit, **settings).heldout.margins[-1]
+    return {**result, "rerun": _summary(again)}
 
 
 def _summary(margins: Tensor) -> dict[str, float]:
