@@ -35,6 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": BASE | {"intervals"},
     "compare": BASE | {"intervals", "metrics"},
     "runs": BASE | {"metrics", "intervals"},
+    "kept": BASE | {"runs"},
+    "diagnose": BASE | {"dynamics", "runs"},
     "report": BASE | {"intervals", "metrics", "compare", "runs", "structure", "theory"},
 }
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "pandas")
