@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from margincast.dynamics.edits import Edit, edited
+from margincast.dynamics.attribution import Attribution
+from margincast.dynamics.edits import Edit, check_size, edited
 from margincast.dynamics.forecast import Forecast, forecast
 from margincast.dynamics.sensitivity import Sensitivity, sensitivity
+from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
 from margincast.losses import Loss, get_loss
 from margincast.records import Features
@@ -74,6 +77,21 @@ class Counterfactual:
             float(number(margins).mean()) for margins in (self.before, self.predicted, self.rerun)
         )
         return Change(before, predicted - before, rerun - before)
+
+
+def direct_change(attribution: Attribution, targets: TokenSpace, edit: Edit) -> Tensor:
+    """The change of the targets' margins under `edit` if no other pair reacted, (targets,).
+
+    Contributions times -1 for a dropped pair, 1 for a repeated one and -2 for a flipped one, as if it pushed equally hard
+    the other way. Cheap, and wrong by what the other pairs do in its place.
+
+    Raises `InputError` for an edit of another number of pairs.
+    """
+    check_size(edit, len(attribution.train))
+    factors = torch.where(edit.flipped, -1.0 - edit.weights, edit.weights - 1.0)
+    values, groups = torch.unique(factors, return_inverse=True)
+    states = attribution.by_group(groups, len(values))
+    return targets.margins((values[:, None, None] * states).sum(dim=0))
 
 
 def rerun(features: Features, edit: Edit, **settings: Any) -> Forecast:

@@ -154,10 +154,10 @@ def _extrapolate(
         rows.append(row)
         if j == 1:
             continue
-        error = float((row[-1] - row[-2]).norm())
+        error = float((row[-1] - row[-2]).detach().norm())
         if not np.isfinite(error):
             return _Attempt(state, error, False, h / 10, target)
-        allowed = atol + rtol * float(torch.maximum(row[-1].norm(), state.norm()))
+        allowed = atol + rtol * float(torch.maximum(row[-1].detach().norm(), state.detach().norm()))
         longest = h * min(5.0, max(0.1, 0.8 * (allowed / max(error, 1e-300)) ** (1 / j)))
         if _cost(j) / longest < best:
             best, proposal, order = _cost(j) / longest, longest, j
