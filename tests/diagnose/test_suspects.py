@@ -9,8 +9,8 @@ from sklearn.metrics import roc_auc_score
 from margincast.diagnose.calibrate import fit_noise
 from margincast.diagnose.kernel import pair_points
 from margincast.diagnose.learning import harm
-from margincast.diagnose.mislabel import mislabelled_in
 from margincast.diagnose.leave_one_out import spectrum_of
+from margincast.diagnose.mislabel import mislabelled_in
 from margincast.diagnose.suspects import KINDS, Suspects, find_issues
 from margincast.diagnose.treatment import treatment
 from margincast.errors import InputError
