@@ -86,7 +86,7 @@ def test_repeated_and_contradicting_prompts_score_one() -> None:
 def test_harm_is_the_downward_share_of_pushes() -> None:
     split, _ = two_concepts(50, 8, 3)
     points = pair_points(split, treatment(split.hidden)(split.hidden), split.pairs.concepts)
-    scores = harm(points)
+    scores, chance = harm(points)
     signs = torch.where(points.chosen == 1, 1.0, -1.0).double()
     for i in (0, 17, 49):
         pushes = [
@@ -96,6 +96,16 @@ def test_harm_is_the_downward_share_of_pushes() -> None:
         ]
         expected = sum(-p for p in pushes if p < 0) / sum(map(abs, pushes))
         assert float(scores[i]) == pytest.approx(expected, rel=1e-9)
+        assert float(chance[i]) == pytest.approx(sum(p * p for p in pushes) ** 0.5 / (2 * sum(map(abs, pushes))))
+
+
+def test_coins_do_not_harm() -> None:
+    """Labels without any relation to the features: about as many pairs are flagged as chance allows."""
+    generator = torch.Generator().manual_seed(6)
+    hidden = torch.randn(400, 40, generator=generator)
+    yes = torch.rand(400, generator=generator) < 0.5
+    issues = find_issues(made(hidden, yes, torch.arange(400) % 2)).issues
+    assert sum(row["is_harm_issue"] for row in issues) < 0.06 * 400
 
 
 def test_noise_of_a_known_rate_is_estimated() -> None:

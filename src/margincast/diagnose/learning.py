@@ -5,7 +5,8 @@ the pair's own margin is not positive although it takes part in training. Times 
 decades that end at 1/lambda, where the leave-one-out loss would stop. 1: never learned.
 
 Harm: a pair's first push on the other pairs of its concept, K_ij = (delta_i^T delta_j)(ghat_i^T ghat_j): the share of
-its total that is downward, sum_j max(-K_ij, 0) / sum_j |K_ij|. 0: helps all of them, 1: harms all of them.
+its total that is downward, sum_j max(-K_ij, 0) / sum_j |K_ij|. 0: helps all of them, 1: harms all of them. Were the
+signs a coin's, the share would be 1/2 with a standard deviation of (sum_j K_ij^2)^(1/2) / (2 sum_j |K_ij|).
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ def unlearnable(within: Spectrum, ridge: float) -> Tensor:
     return waiting / TIMES
 
 
-def harm(points: PairPoints) -> Tensor:
-    """Downward share of each pair's push on its concept's other pairs, (pairs,) in [0, 1]; 0 for a pair alone."""
-    result = torch.zeros(len(points), dtype=torch.float64)
+def harm(points: PairPoints) -> tuple[Tensor, Tensor]:
+    """Downward share of each pair's push on its concept's other pairs, in [0, 1], and its deviation by chance.
+
+    (pairs,) each; 0 and 1/2 for a pair that is alone.
+    """
+    share = torch.zeros(len(points), dtype=torch.float64)
+    chance = torch.full_like(share, 0.5)
     for concept in range(int(points.concept.max()) + 1):
         rows = (points.concept == concept).nonzero().squeeze(1)
         inside = points.select(rows)
@@ -41,5 +46,8 @@ def harm(points: PairPoints) -> Tensor:
             push = pair_kernel(inside.select(part), inside, LINEAR)
             push[torch.arange(len(part)), part] = 0.0
             total = push.abs().sum(dim=1)
-            result[rows[part]] = torch.where(total > 0, push.clamp(max=0.0).sum(dim=1).abs() / total, 0.0)
-    return result
+            some = total > 0
+            downward = push.clamp(max=0.0).sum(dim=1).abs()
+            share[rows[part[some]]] = downward[some] / total[some]
+            chance[rows[part[some]]] = push[some].norm(dim=1) / (2 * total[some])
+    return share, chance

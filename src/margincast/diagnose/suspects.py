@@ -33,9 +33,10 @@ MEANINGS = {
     "harm": "share of the pair's push on its own concept's other pairs that is downward",
 }
 # More likely wrong than right; as close as rewordings were on persona statements, with a third of their words the
-# same; never learned by the time at which generalisation is best; pushes its own concept down more than up.
+# same; never learned by the time at which generalisation is best; pushes its own concept down more than up, and further
+# from half than chance would by DEVIATIONS.
 THRESHOLDS = {"mislabel": 0.5, "duplicate": 0.9, "conflict": 0.9, "unlearnable": 1.0, "harm": 0.5}
-SAME_WORDS = 0.3
+SAME_WORDS, DEVIATIONS = 0.3, 2.0
 ISSUES, SETTINGS = "issues.jsonl", "suspects.json"
 
 
@@ -144,11 +145,12 @@ def find_issues(train: FeatureSet, *, settings: KernelSettings | None = None, se
     points = pair_points(train, treatment(train.hidden)(train.hidden), concepts)
     found = mislabelled(points, settings, seed)
     near = {"duplicate": duplicates(points, train.pairs), "conflict": conflicts(points, train.pairs)}
+    downward, chance = harm(points)
     scores: dict[str, Tensor] = {
         "mislabel": found.probability,
         **{kind: neighbours.score for kind, neighbours in near.items()},
         "unlearnable": unlearnable(found.spectrum, found.ridge),
-        "harm": harm(points),
+        "harm": downward,
     }
     kernel = found.kernel or KernelSettings()
     used = {
@@ -158,13 +160,14 @@ def find_issues(train: FeatureSet, *, settings: KernelSettings | None = None, se
         "noise_rate": dict(zip(concepts, found.noise.rate.tolist(), strict=True)),
         "margin_slope": dict(zip(concepts, found.noise.slope.tolist(), strict=True)),
     }
-    return Suspects(train.pairs, tuple(_rows(train.pairs, scores, found.margins, near)), used)
+    return Suspects(train.pairs, tuple(_rows(train.pairs, scores, found.margins, near, chance)), used)
 
 
 def _rows(
-    pairs: PairSet, scores: Mapping[str, Tensor], margins: Tensor, near: Mapping[str, Neighbours]
+    pairs: PairSet, scores: Mapping[str, Tensor], margins: Tensor, near: Mapping[str, Neighbours], chance: Tensor
 ) -> Sequence[Mapping[str, Any]]:
     flags = {kind: value > THRESHOLDS[kind] for kind, value in scores.items()}
+    flags["harm"] = scores["harm"] > THRESHOLDS["harm"] + DEVIATIONS * chance
     flags["unlearnable"] = scores["unlearnable"] >= THRESHOLDS["unlearnable"]
     for kind, neighbours in near.items():
         flags[kind] &= (neighbours.overlap >= SAME_WORDS) | (neighbours.score >= 1.0)

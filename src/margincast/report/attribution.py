@@ -18,6 +18,11 @@ WORST_HEADER = ("score", "pair", "concept", "text", "nearest pair")
 EFFECT_HEADER = ("training pair", "adds to the mean held-out margin", "P(mislabelled)")
 TOP_HEADER = ("training pair", "contribution", "P(mislabelled)")
 CHECK_HEADER = ("held-out pairs", "margin", "accuracy")
+BESIDES = {
+    "duplicate": ", and words alike",
+    "conflict": ", and words alike",
+    "harm": " by 2 deviations of chance",
+}
 SHOWN = 8  # on the page, of each kind
 # More concepts than this are drawn without numbers in their cells.
 NUMBERED = 10
@@ -29,7 +34,7 @@ def issue_rows(suspects: Mapping[str, Any]) -> Rows:
             kind,
             str(count),
             f"{count / suspects['pairs']:.1%}",
-            f"{'>=' if kind == 'unlearnable' else '>'} {suspects['thresholds'][kind]:g}",
+            f"{'>=' if kind == 'unlearnable' else '>'} {suspects['thresholds'][kind]:g}{BESIDES.get(kind, '')}",
             suspects["meanings"][kind],
         ]
         for kind, count in suspects["counts"].items()
