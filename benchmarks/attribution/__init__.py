@@ -1,0 +1,1 @@
+"""Attribution and what is built on it, one file a claim."""
