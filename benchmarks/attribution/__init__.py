@@ -1,4 +1,4 @@
-"""Do the suspects hold what they promise, and does cleaning help? `python -m benchmarks attribution`."""
+"""Attribution and what is built on it, one file a claim. `python -m benchmarks attribution` runs all of them."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from benchmarks.harness import Row
 
 
 def rows() -> Iterator[Row]:
-    from benchmarks.attribution import cleaning, flips
+    from benchmarks.attribution import cleaning, counterfactuals, flips, scale
 
-    yield from flips.rows()
-    yield from cleaning.rows()
+    for claim in (counterfactuals, scale, flips, cleaning):
+        yield from claim.rows()

@@ -82,8 +82,8 @@ class Counterfactual:
 def direct_change(attribution: Attribution, targets: TokenSpace, edit: Edit) -> Tensor:
     """The change of the targets' margins under `edit` if no other pair reacted, (targets,).
 
-    Contributions times -1 for a dropped pair, 1 for a repeated one and -2 for a flipped one, as if it pushed equally hard
-    the other way. Cheap, and wrong by what the other pairs do in its place.
+    Contributions times -1 for a dropped pair, 1 for a repeated one and -2 for a flipped one, as if it pushed equally
+    hard the other way. Cheap, and wrong by what the other pairs do in its place.
 
     Raises `InputError` for an edit of another number of pairs.
     """
