@@ -101,9 +101,9 @@ def kept(way: str, data: str, corruption: str, seeds: int) -> dict[str, Any]:
     if not path.is_file():
         words = [sys.executable, "-m", "benchmarks.attribution.flips", way, data, corruption, str(seeds)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
-        lines = done.stdout.splitlines()
-        error = done.stderr.strip().splitlines()[-1:] or ["no output"]
-        write_json(path, json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": error[0][:200]})
+        if done.returncode:  # a peer that is not there, or fails: said in its row, and tried again next time
+            return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+        write_json(path, json.loads(done.stdout.splitlines()[-1]))
     result: dict[str, Any] = json.loads(path.read_text())
     return result
 

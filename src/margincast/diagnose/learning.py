@@ -27,8 +27,8 @@ def unlearnable(within: Spectrum, ridge: float) -> Tensor:
     times = torch.logspace(-DECADES, 0.0, TIMES, dtype=torch.float64) / ridge
     ones = torch.ones(len(within.vectors), dtype=within.energies.dtype)
     waiting = torch.zeros_like(ones)
-    for time in times:  # one at a time: memory stays that of the spectrum
-        waiting += within.along_flow(ones, time[None]).squeeze(0) <= 0
+    for time in times.tolist():
+        waiting += within.along_flow(ones, time) <= 0
     return waiting / TIMES
 
 

@@ -14,7 +14,7 @@ from margincast.report.page import PageFigure, PageTable, Section
 from margincast.report.tables import Rows, number
 
 ISSUE_HEADER = ("issue", "pairs", "share", "flagged when", "what the score says")
-WORST_HEADER = ("score", "pair", "concept", "text", "nearest pair")
+WORST_HEADER = ("score", "pair", "concept", "text")
 EFFECT_HEADER = ("training pair", "adds to the mean held-out margin", "P(mislabelled)")
 TOP_HEADER = ("training pair", "contribution", "P(mislabelled)")
 CHECK_HEADER = ("held-out pairs", "margin", "accuracy")
@@ -41,16 +41,22 @@ def issue_rows(suspects: Mapping[str, Any]) -> Rows:
     ]
 
 
+def worst_header(kind: str) -> tuple[str, ...]:
+    return (*WORST_HEADER, "nearest such pair") if kind in ("duplicate", "conflict") else WORST_HEADER
+
+
 def worst_rows(rows: Sequence[Mapping[str, Any]], kind: str) -> Rows:
+    """Those that are flagged, or the nearest to it where none is."""
+    flagged = [row for row in rows if row[f"is_{kind}_issue"]] or rows[:3]
     return [
         [
             f"{row[f'{kind}_score']:.3f}{'' if row[f'is_{kind}_issue'] else ' (not flagged)'}",
             row["id"],
             row["concept"],
             row["text"],
-            f"{row['partner_id']}: {row['partner_text']}" if row.get("partner_id") else "",
+            *([f"{row['partner_id']}: {row['partner_text']}"] if row.get("partner_id") else []),
         ]
-        for row in rows[:SHOWN]
+        for row in flagged[:SHOWN]
     ]
 
 
@@ -208,7 +214,9 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
             ],
             figures=[PageFigure(folder / "figures" / "suspects.svg", "Left-out margins of the training pairs.")],
             tables=[
-                PageTable(f"{kind}: {suspects['meanings'][kind]}", WORST_HEADER, worst_rows(rows, kind), text=True)
+                PageTable(
+                    f"{kind}: {suspects['meanings'][kind]}", worst_header(kind), worst_rows(rows, kind), text=True
+                )
                 for kind, rows in suspects["worst"].items()
                 if rows
             ],
@@ -253,7 +261,14 @@ def pair_section(pair: Mapping[str, Any]) -> Section:
             f"{number(-pair['negative'])}. The {len(pair['top'])} that matter most are below; the others add "
             f"{number(pair['rest'])}."
         ],
-        tables=[PageTable("Training pairs", TOP_HEADER, top_rows(pair["top"]))],
+        tables=[
+            PageTable(
+                "Training pairs",
+                (*TOP_HEADER, "text"),
+                [[*cells, row["text"]] for cells, row in zip(top_rows(pair["top"]), pair["top"], strict=True)],
+                text=True,
+            )
+        ],
     )
 
 

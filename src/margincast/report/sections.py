@@ -45,7 +45,8 @@ def page_of(folder: Path) -> str:
     """The HTML page of a finished run folder. Raises `InputError` when `folder` is not one."""
     summary = read_summary(folder)
     try:
-        title = f"margincast {summary['command']}: {summary['config'].get('data') or folder.name}"
+        config = summary["config"]
+        title = f"margincast {summary['command']}: {config.get('data') or config.get('run') or folder.name}"
         return render_page(title, GLOSSARY, BUILDERS[summary["command"]](folder, summary), details_of(summary))
     except FileNotFoundError as error:
         raise InputError(f"{folder} is damaged: {error.filename} is missing") from error
