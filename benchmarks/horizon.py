@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.harness import Row
 from margincast.data import load_pairs
 from margincast.dynamics.batches import full_batch
-from margincast.dynamics.forecast import token_spaces
 from margincast.dynamics.horizon import long_flow
+from margincast.dynamics.spaces import token_spaces
 from margincast.dynamics.state import TokenSpace
 from margincast.features import extract_features
 from margincast.losses import sigmoid

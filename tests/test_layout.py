@@ -36,6 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "compare": BASE | {"intervals", "metrics"},
     "runs": BASE | {"metrics", "intervals"},
     "reproduce": BASE | {"intervals", "metrics", "structure", "dynamics", "theory"},
+    "kept": BASE | {"runs"},
+    "diagnose": BASE | {"dynamics", "runs"},
     "report": BASE | {"intervals", "metrics", "compare", "runs", "structure", "theory", "reproduce"},
 }
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "pandas")

@@ -6,7 +6,7 @@ import json
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -175,7 +175,7 @@ def load_run(folder: Path) -> Run:
 
 
 def _split(tensors: dict[str, torch.Tensor], rows: Sequence[dict[str, Any]], name: str) -> SplitTrajectory:
-    pairs = PairSet(tuple(_pair(row) for row in rows if row["split"] == name))
+    pairs = PairSet(tuple(pair_of(row) for row in rows if row["split"] == name))
     expected = (len(tensors["steps"]), len(pairs))
     for key in (name, f"{name}_chosen"):
         if key in tensors and tuple(tensors[key].shape) != expected:
@@ -183,7 +183,9 @@ def _split(tensors: dict[str, torch.Tensor], rows: Sequence[dict[str, Any]], nam
     return SplitTrajectory(pairs, tensors[name], tensors.get(f"{name}_chosen"))
 
 
-def _pair(row: dict[str, Any]) -> Pair:
+def pair_of(row: Mapping[str, Any]) -> Pair:
+    """The pair of a row that `pair_row` made. Raises `KeyError` for a row that lacks something."""
+
     def text(value: Any) -> Text:
         return value if isinstance(value, str) else tuple(value)
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from margincast.dynamics.batches import batch_order, full_batch
-from margincast.dynamics.forecast import forecast, recorded_steps, token_spaces
+from margincast.dynamics.forecast import forecast
 from margincast.dynamics.optimizers import SGD, AdamW, GradientFlow
+from margincast.dynamics.recipe import recorded_steps
+from margincast.dynamics.spaces import token_spaces
 from margincast.errors import InputError
 from margincast.records import Features
 from tests.oracles import train_head

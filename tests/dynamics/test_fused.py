@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from margincast.dynamics.batches import Batch, full_batch
+from margincast.dynamics.fused import fused_gradient, fused_pull, plan_visits
 from margincast.dynamics.kernel import FLUSH
 from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.simulate import simulate
 from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
 from margincast.losses import custom_loss, get_loss, sigmoid
+from tests.oracles import margins_loop, pull_loop
 from tests.problems import random_space
 from tests.tolerances import TOLERANCE, error
 
@@ -123,3 +125,26 @@ def test_no_pairs_is_said() -> None:
         space.check()
     with pytest.raises(InputError, match="no training pair"):
         next(simulate(space, AdamW(), full_batch(0, 1), unembedding=space.zeros()))
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_a_pass_says_which_margins_it_met(loss: str) -> None:
+    """In the order of the batch, also where rows are visited in another."""
+    space = random_space(40, 5, 4, 0.3, seed=1)
+    rows = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:23]
+    state, met = drawn(space), torch.empty(23, 1, dtype=torch.float64)
+    visits, weights = plan_visits(rows, space.chosen, space.rejected), torch.ones(23, 1, dtype=torch.float64)
+    beta = torch.tensor([0.3], dtype=torch.float64)
+    fused_gradient(space.features, visits, state[None], beta, weights, get_loss(loss, 0.3), met)
+    expected = torch.tensor(margins_loop(space.rows(rows), state), dtype=torch.float64)
+    assert error(met.squeeze(1), expected) <= TOLERANCE[torch.float64].formula
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_pull_alone_is_the_plain_sum(dtype: torch.dtype) -> None:
+    space = random_space(40, 5, 4, 0.3, seed=2, dtype=dtype)
+    rows = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:23]
+    coefficients = torch.randn(23, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    ours = fused_pull(space.features, plan_visits(rows, space.chosen, space.rejected), coefficients, space.tokens)
+    assert ours.dtype == dtype
+    assert error(ours, pull_loop(space.rows(rows), coefficients.tolist())) <= TOLERANCE[dtype].formula

@@ -9,7 +9,7 @@ import torch
 
 from margincast.data import load_pairs
 from margincast.dynamics.flow import gradient_flow
-from margincast.dynamics.forecast import token_spaces
+from margincast.dynamics.spaces import token_spaces
 from margincast.features import extract_features
 from margincast.records import Features
 from margincast.structure import inspect_features

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,6 @@ from margincast.cli.forecast import forecast_settings, token_forecast
 from margincast.cli.inputs import PositionInputs, check_settings, read_inputs, with_positions
 from margincast.cli.job import Job, open_job
 from margincast.errors import InputError
-
-if TYPE_CHECKING:
-    from margincast.records import PairSet
 
 WHAT = "What to show"
 SHOWN = 8  # training tokens and pairs of each direction
@@ -164,6 +161,7 @@ def rank_displacement(job: Job, inputs: PositionInputs, export: Path | None) -> 
     """Forecast every pair's likelihoods, say who pushes the falling ones down, export the others, print the tables."""
     import torch
 
+    from margincast.diagnose import write_pairs
     from margincast.report import decomposition as shown
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
@@ -209,22 +207,11 @@ def rank_displacement(job: Job, inputs: PositionInputs, export: Path | None) -> 
     job.table("Training tokens that do", shown.BLAME_TOKEN_HEADER, shown.blame_token_rows(results["worst_tokens"]))
     job.say(shown.read_displacement(results))
     if export:
-        write_export(export, inputs.encoding.pairs, set(results["exported"]["worst"]), config["down_weight"])
+        dropped, weight, everything = set(results["exported"]["worst"]), config["down_weight"], inputs.encoding.pairs
+        if weight is None:
+            write_pairs(export, [pair for pair in everything if pair.id not in dropped])
+        else:
+            write_pairs(export, everything, [weight if pair.id in dropped else 1.0 for pair in everything])
         what = "left out" if config["down_weight"] is None else f"given weight {config['down_weight']:g}"
         job.say(f"{export}: {len(drop)} training pairs {what}, of {len(inputs.encoding.pairs)} pairs")
     return summary
-
-
-def write_export(path: Path, pairs: PairSet, worst: set[str], weight: float | None) -> None:
-    """Write `pairs` for TRL, in their order, without the `worst`, or with `weight` on them and 1 on the others."""
-    from margincast.runs import pair_row
-    from margincast.store import write_jsonl
-
-    rows = []
-    for pair in pairs:
-        row = {name: value for name, value in pair_row(pair, "").items() if name not in ("split", "statement")}
-        if weight is not None:
-            rows.append({**row, "weight": weight if pair.id in worst else 1.0})
-        elif pair.id not in worst:
-            rows.append(row)
-    write_jsonl(path, rows)

@@ -77,7 +77,7 @@ def run_forecast(job: Job, inputs: PairInputs | PositionInputs) -> dict[str, Any
     config = job.config
     settings = forecast_settings(config)
     if isinstance(inputs, PairInputs):
-        trajectory = forecast_margins(inputs.features, **settings)
+        trajectory: Trajectory = forecast_margins(inputs.features, **settings)
     else:
         trajectory = token_forecast(job, inputs, **settings)
     save_trajectory(job.out, trajectory)

@@ -112,10 +112,13 @@ def read_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> I
 
 def with_features(job: Job, inputs: Inputs, cache_dir: Path | None) -> PairInputs:
     from margincast.features import features_of
+    from margincast.kept import keep_features
 
     job.write_config()
     features = features_of(*_parts(inputs), **_options(job, cache_dir))
     _leave_to_first(job)
+    if job.main:
+        keep_features(job.out, features)
     return PairInputs(*_parts(inputs), features)
 
 

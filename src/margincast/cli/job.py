@@ -22,6 +22,7 @@ NOT_SETTINGS = {"out", "json_", "quiet", "resume", "cache_dir"}
 SHARED = ("inspect", "forecast", "train", "reproduce")
 # What a run has written before its first result. A folder of just this is left by one that failed there; it is free.
 BEFORE_RESULTS = {"config.yaml", "features.safetensors", "features.manifest.json"}
+KEPT = {"features.head.safetensors", "features.pairs.jsonl"}
 
 
 @dataclass
@@ -126,7 +127,7 @@ def _open(command: str, parameters: dict[str, Any]) -> Job:
     blocked = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
     if blocked:
         raise InputError(f"--out {out}: {blocked} is a file, not a folder")
-    occupied = out.exists() and {path.name for path in out.iterdir()} not in (set(), BEFORE_RESULTS)
+    occupied = out.exists() and {path.name for path in out.iterdir()} - KEPT not in (set(), BEFORE_RESULTS)
     same = _same_config(out, config)
     if occupied and not same:
         raise InputError(f"--out {out} already holds something else; give another folder, or remove this one")

@@ -91,7 +91,7 @@ def _commands() -> None:
     """Register every command. Their modules import nothing heavy."""
     import inspect
 
-    from margincast.cli import bounds, compare, decompose, demo, forecast, report, reproduce, simulate, train
+    from margincast.cli import attribute, bounds, compare, decompose, demo, forecast, report, reproduce, simulate, train
     from margincast.cli import inspect as inspect_
 
     for function in (
@@ -100,6 +100,7 @@ def _commands() -> None:
         forecast.forecast,
         train.train,
         compare.compare,
+        attribute.attribute,
         decompose.decompose,
         bounds.bounds,
         simulate.simulate,

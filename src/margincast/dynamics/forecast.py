@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from margincast.dynamics.batches import batch_order, full_batch
-from margincast.dynamics.flow import gradient_flow
-from margincast.dynamics.horizon import long_flow
-from margincast.dynamics.optimizers import SGD, AdamW, GradientFlow, Optimizer
+from margincast.dynamics.attribution import Attribution, account
+from margincast.dynamics.flow_shares import driven_flow
+from margincast.dynamics.horizon import margin_error
+from margincast.dynamics.optimizers import AdamW, GradientFlow, Optimizer
 from margincast.dynamics.pairspace import choose_form, simulate_in
-from margincast.dynamics.schedule import schedule
+from margincast.dynamics.recipe import Recipe
+from margincast.dynamics.spaces import refuse_bias, token_spaces
 from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
-from margincast.losses import Loss, get_loss
+from margincast.losses import Loss
 from margincast.records import Features, FeatureSet, SplitTrajectory, Trajectory
 
-# Local error of gradient flow relative to dW.
-FLOW_RTOL = 1e-9
 
+@dataclass(frozen=True)
+class Forecast(Trajectory):
+    """A `Trajectory` that knows the run it comes from, and so what every training pair contributed to every margin."""
 
-def recorded_steps(steps: int, every: int) -> tuple[int, ...]:
-    """Step 0, every `every`-th step and the last."""
-    return tuple(sorted({*range(0, steps + 1, every), steps}))
+    features: Features = field(kw_only=True, repr=False)
+    recipe: Recipe = field(kw_only=True)
+
+    def attribution(self, pair: int | str, *, split: str = "heldout", step: int | None = None) -> Tensor:
+        """One signed contribution per training pair, (N,) float64, to the margin of one pair after `step` steps.
+
+        pair: index into the split, or the pair's id;  split: "heldout" or "train";  step: a recorded one, or the last
+        The contributions sum to the margin, less `attributed(step).start`, which only weight decay and losses without
+        a reference have. What each optimizer's contributions mean: `dynamics.attribution`.
+
+        Raises `InputError` for a pair or a step that was not recorded.
+        """
+        sides = {"train": (self.features.train, 0), "heldout": (self.features.heldout, 1)}
+        if split not in sides:
+            raise InputError(f"split must be 'train' or 'heldout', got {split!r}")
+        part, side = sides[split]
+        index = _place(part, pair, split)
+        targets = token_spaces(self.features, self.recipe.beta, self.recipe.dtype)[side].rows(torch.tensor([index]))
+        return self.attributed(step).contributions(targets)[0]
+
+    def attributed(self, step: int | None = None) -> Attribution:
+        """The attribution of all margins after `step` steps, a recorded one, or the last. Computed at the first use.
+
+        Raises `InputError` for a step that was not recorded.
+        """
+        step = self.steps[-1] if step is None else step
+        if step not in self.steps:
+            raise InputError(f"step {step} was not recorded; use one of {', '.join(map(str, self.steps))}")
+        return self._attributions[step]
+
+    @cached_property
+    def _attributions(self) -> dict[int, Attribution]:
+        train, _ = token_spaces(self.features, self.recipe.beta, self.recipe.dtype)
+        return account(train, self.recipe, self.features.unembedding, self.steps)
 
 
 def forecast(
@@ -40,7 +76,7 @@ def forecast(
     warmup_steps: int = 0,
     max_grad_norm: float = 1.0,
     dtype: torch.dtype = torch.float64,
-) -> Trajectory:
+) -> Forecast:
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last of `steps`.
 
     Equal, to rounding, to training the unembedding alone with `margincast train --train head` and the same settings.
@@ -49,43 +85,44 @@ def forecast(
 
     Raises `InputError` when the features do not obey the equations: multi-token responses, logits not linear in W.
     """
+    recipe = Recipe(
+        beta=beta,
+        optimizer=optimizer,
+        steps=steps,
+        batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        seed=seed,
+        eval_steps=eval_steps,
+        loss_type=loss_type,
+        lr_scheduler_type=lr_scheduler_type,
+        warmup_steps=warmup_steps,
+        max_grad_norm=max_grad_norm,
+        dtype=dtype,
+    )
     # The flow's integrators are CPU code; steps run where there is a GPU (Apple's has no float64).
     gpu = torch.cuda.is_available() and not isinstance(optimizer, GradientFlow)
     device = torch.device("cuda" if gpu else "cpu")
     spaces = tuple(space.to(device) for space in token_spaces(features, beta, dtype))
     train, heldout = spaces
-    wanted = recorded_steps(steps, eval_steps)
-    loss = get_loss(loss_type, beta, without_reference=True)
+    wanted, loss = recipe.recorded, recipe.loss
+    refuse_bias(features, loss)
     unembedding, error = features.unembedding.to(device, dtype), None
-    if loss.reference_free and features.bias is not None:
-        raise InputError(
-            f"loss_type {loss.name!r} leaves the reference out, and the unembedding of {features.model} has a bias, "
-            "which its margins start from; forecast it with a loss that has a reference"
-        )
     if isinstance(optimizer, GradientFlow):
         times = [optimizer.learning_rate * step for step in wanted]
-        if loss.convex and not loss.reference_free and len(times) > 1:
-            flow = long_flow(train, times[1:], loss, rtol=FLOW_RTOL)
-            states = [train.zeros(), *flow.states.to(dtype)]
-            error = max(float(flow.margin_error(space).max()) for space in spaces)
-        else:
-            states = list(gradient_flow(train, times, loss, unembedding=unembedding))
+        flow = driven_flow(train, times, loss, start=unembedding if loss.reference_free else None)
+        states = list(flow.states.to(dtype))
+        if loss.convex:
+            error = max(float(margin_error(flow.error, space).max()) for space in spaces)
     else:
-        whole = isinstance(optimizer, SGD) and optimizer.full_batch
-        batches = (
-            full_batch(len(train), steps)
-            if whole
-            else batch_order(len(train), batch_size, steps, seed, gradient_accumulation_steps)
-        )
-        size = len(train) if whole else min(len(train), batch_size * gradient_accumulation_steps)
+        size = len(train) if recipe.whole else min(len(train), batch_size * gradient_accumulation_steps)
         run = simulate_in(
             choose_form(train, optimizer, steps, size, loss),
             train,
             optimizer,
-            batches,
+            recipe.batches(len(train)),
             unembedding=unembedding,
             loss=loss,
-            factor=schedule(lr_scheduler_type, steps, warmup_steps),
+            factor=recipe.factor,
             max_grad_norm=max_grad_norm,
         )
         states = [train.zeros(), *(state for step, state in enumerate(run, start=1) if step in wanted)]
@@ -101,7 +138,7 @@ def forecast(
             chosen = chosen + beta * split.reference_chosen.to(chosen)
         return SplitTrajectory(split.pairs, margins.cpu(), None if chosen is None else chosen.cpu())
 
-    return Trajectory(
+    return Forecast(
         steps=wanted,
         train=record(features.train, train),
         heldout=record(features.heldout, heldout),
@@ -109,44 +146,9 @@ def forecast(
         loss_type=loss_type,
         error=error,
         origin=f"forecast of training the unembedding on a frozen backbone (exact{', on the GPU' if gpu else ''})",
+        features=features,
+        recipe=recipe,
     )
-
-
-def token_spaces(features: Features, beta: float, dtype: torch.dtype = torch.float64) -> tuple[TokenSpace, TokenSpace]:
-    """Training and held-out pairs of `features` as the state sees them.
-
-    Raises `InputError` for features the single-token equations do not cover, and for features that are not finite.
-    """
-    if features.logits != "linear":
-        raise InputError(
-            f"the logits of {features.model} are {features.logits}, so margins are not linear in the unembedding and "
-            "the frozen forecast does not hold for it; use a model without soft-capping"
-        )
-    refuse_multi_token(features.train.single_token and features.heldout.single_token)
-
-    def space(split: FeatureSet, name: str) -> TokenSpace:
-        hidden = split.hidden.to(dtype) * features.scale
-        if not bool(hidden.isfinite().all()):
-            bad = int((~hidden.isfinite().all(dim=1)).nonzero()[0])
-            raise InputError(
-                f"the features of {name} pair {split.pairs[bad].id} are not finite; extract them in float32"
-            )
-        chosen, rejected = (
-            torch.searchsorted(features.tokens, torch.tensor([ids[0] for ids in side]))
-            for side in (split.chosen_ids, split.rejected_ids)
-        )
-        return TokenSpace(hidden, chosen, rejected, beta, len(features.tokens))
-
-    return space(features.train, "training"), space(features.heldout, "held-out")
-
-
-def refuse_multi_token(single_token: bool) -> None:
-    """Raises `InputError` unless every response is a single token: the equations above hold for no others."""
-    if not single_token:
-        raise InputError(
-            "a response has more than one token, and these equations are of single tokens; use "
-            "`tokens.forecast_tokens`, or eos=False where only TRL's end-of-sequence token is too many"
-        )
 
 
 def _chosen_rewards(split: FeatureSet, space: TokenSpace, start: Tensor, state: Tensor) -> Tensor:
@@ -162,3 +164,15 @@ def _chosen_rewards(split: FeatureSet, space: TokenSpace, start: Tensor, state: 
     probability = (start - log_normaliser[:, None]).exp()
     growth = torch.log1p((probability * torch.expm1(change)).sum(dim=1))
     return space.beta * (change.gather(1, space.chosen[:, None]).squeeze(1) - growth)
+
+
+def _place(split: FeatureSet, pair: int | str, name: str) -> int:
+    """The index of a pair given by index or id."""
+    if isinstance(pair, str):
+        found = [index for index, other in enumerate(split.pairs) if other.id == pair]
+        if not found:
+            raise InputError(f"no {name} pair has the id {pair!r}")
+        return found[0]
+    if not 0 <= pair < len(split.pairs):
+        raise InputError(f"pair must lie in 0 .. {len(split.pairs) - 1} of the {name} pairs, got {pair}")
+    return pair

@@ -65,12 +65,19 @@ def plan_visits(rows: Tensor, chosen: Tensor, rejected: Tensor) -> Visits:
 
 
 def fused_gradient(
-    features: Tensor, visits: Visits, states: Tensor, beta: Tensor, weights: Tensor, loss: Loss
+    features: Tensor,
+    visits: Visits,
+    states: Tensor,
+    beta: Tensor,
+    weights: Tensor,
+    loss: Loss,
+    met: Tensor | None = None,
 ) -> Tensor:
     """Gradients of sum_i weights_i f(r_i) in each of S states, (S, T, hidden), from one pass over `features`.
 
     features: (pairs, hidden), float64, float32, bfloat16 or float16;  states: (S, T, hidden), float64 or float32
     beta: (S,);  weights: (batch, S), in the order of the rows that `visits` was planned for
+    met: (batch, S), where given, takes the margins that the pass met, in the same order
     """
     state, stored = states.contiguous().numpy(), _bits(features)
     real, (settings, tokens, width), count = state.dtype, state.shape, len(visits.rows)
@@ -98,7 +105,29 @@ def fused_gradient(
             call(PULL, start, stop, coefficients)
 
     _share(work, threads)
+    if met is not None:
+        met[torch.from_numpy(visits.source)] = torch.from_numpy(margins).to(met)
     return torch.from_numpy(pulls.sum(axis=0)).to(states.dtype)
+
+
+def fused_pull(features: Tensor, visits: Visits, coefficients: Tensor, tokens: int) -> Tensor:
+    """sum_i coefficients_i delta_i g_i^T over the batch, (tokens, hidden), in the coefficients' dtype.
+
+    coefficients: (batch,), float64 or float32, in the order of the rows that `visits` was planned for
+    """
+    stored, given = _bits(features), coefficients.numpy()[visits.source, None]
+    count, width = len(visits.rows), features.shape[1]
+    threads = max(1, min(torch.get_num_threads(), count * width * stored.itemsize // THREAD_BYTES))
+    state, beta = np.zeros((1, tokens, width), given.dtype), np.ones(1, given.dtype)
+    pulls, margins = np.zeros((threads, 1, tokens, width)), np.empty_like(given)
+
+    def work(thread: int) -> None:
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        pairs = (visits.rows, visits.plus, visits.minus, visits.sign)
+        visit(PULL, first, last, stored, *pairs, state, beta, margins, given, pulls[thread])
+
+    _share(work, threads)
+    return torch.from_numpy(pulls.sum(axis=0)[0]).to(coefficients.dtype)
 
 
 def _share(work: Callable[[int], None], threads: int) -> None:

@@ -14,8 +14,9 @@ the velocity is one pass over the features, in float64 arithmetic whatever they 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -49,9 +50,17 @@ class Flow:
     steps: int
 
     def margin_error(self, space: TokenSpace) -> Tensor:
-        """Bounds on the margins' errors, (times, pairs): beta |delta_i| |g_i| error, |delta_i|^2 = 2."""
-        lengths: Tensor = torch.linalg.vector_norm(space.features, dim=1, dtype=torch.float64)
-        return self.error[:, None] * (space.beta * math.sqrt(2.0)) * lengths
+        """Bounds on the margins' errors, (times, pairs)."""
+        return margin_error(self.error, space)
+
+
+def margin_error(error: Tensor, space: TokenSpace) -> Tensor:
+    """Bounds on the errors of margins, (times, pairs), for states wrong by at most `error`, (times,).
+
+    beta |delta_i| |g_i| error, with |delta_i|^2 = 2.
+    """
+    lengths: Tensor = torch.linalg.vector_norm(space.features, dim=1, dtype=torch.float64)
+    return error[:, None] * (space.beta * math.sqrt(2.0)) * lengths
 
 
 def long_flow(
@@ -77,9 +86,14 @@ def long_flow(
     clock = np.asarray(times, dtype=np.float64)
     if clock.ndim != 1 or not len(clock) or not (np.diff(clock, prepend=0.0) > 0).all() or not np.isfinite(clock[-1]):
         raise InputError("times of the flow must be finite, strictly ascending and positive")
-    space.check()
-    problem = _Stiff(space, loss, tau, max(1, min(rank, COORDINATES // space.tokens, *space.features.shape)))
-    state = space.zeros().double()
+    problem = Stiff(space, loss, tau, rank)
+    states, errors, steps = follow(problem, clock.tolist(), rtol, atol)
+    return Flow(tuple(clock), states, errors, problem.passes, steps)
+
+
+def follow(problem: Problem, clock: Sequence[float], rtol: float, atol: float) -> tuple[Tensor, Tensor, int]:
+    """States at the times of `clock` from a state of zeros, the sums of local errors until then, and accepted steps."""
+    state = problem.zeros()
     velocity = problem.velocity(state)
     now, error, target, steps = 0.0, 0.0, 4, 0
     step = float(clock[0])
@@ -99,7 +113,19 @@ def long_flow(
                 velocity = problem.velocity(state)
         states.append(state)
         errors.append(error)
-    return Flow(tuple(clock), torch.stack(states), torch.tensor(errors, dtype=torch.float64), problem.passes, steps)
+    return torch.stack(states), torch.tensor(errors, dtype=torch.float64), steps
+
+
+class Problem(Protocol):
+    """A velocity, and solves near a state: what `follow` needs to know of a flow."""
+
+    def zeros(self) -> Tensor: ...
+
+    def velocity(self, state: Tensor) -> Tensor: ...
+
+    def implicit(self, state: Tensor) -> Callable[[Tensor, float], Tensor]:
+        """(velocity, h) -> h [I + h J]^-1 velocity."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +138,7 @@ class _Attempt:
 
 
 def _extrapolate(
-    problem: _Stiff, state: Tensor, velocity: Tensor, h: float, rtol: float, atol: float, target: int
+    problem: Problem, state: Tensor, velocity: Tensor, h: float, rtol: float, atol: float, target: int
 ) -> _Attempt:
     """One step of length h; rows of the extrapolation table are added until the error is small enough."""
     solve = problem.implicit(state)
@@ -128,10 +154,10 @@ def _extrapolate(
         rows.append(row)
         if j == 1:
             continue
-        error = float((row[-1] - row[-2]).norm())
+        error = float((row[-1] - row[-2]).detach().norm())
         if not np.isfinite(error):
             return _Attempt(state, error, False, h / 10, target)
-        allowed = atol + rtol * float(torch.maximum(row[-1].norm(), state.norm()))
+        allowed = atol + rtol * float(torch.maximum(row[-1].detach().norm(), state.detach().norm()))
         longest = h * min(5.0, max(0.1, 0.8 * (allowed / max(error, 1e-300)) ** (1 / j)))
         if _cost(j) / longest < best:
             best, proposal, order = _cost(j) / longest, longest, j
@@ -147,34 +173,42 @@ def _cost(order: int) -> int:
     return order * (order - 1) // 2 + 1
 
 
-class _Stiff:
+class Stiff:
     """The velocity, and its derivative within the leading directions; counts the passes over the features."""
 
-    def __init__(self, space: TokenSpace, loss: Loss, tau: float, rank: int) -> None:
+    def __init__(self, space: TokenSpace, loss: Loss, tau: float, rank: int, start: Tensor | None = None) -> None:
+        """start: W0's rows, (T, hidden), for a loss without a reference"""
+        space.check()
+        rank = max(1, min(rank, COORDINATES // space.tokens, *space.features.shape))
         self.space, self.loss, self.tau, self.passes = space, loss, tau, 0
+        self.start = 0.0 if start is None else start.double()
         self.batch = next(full_batch(len(space), 1))
-        self.basis, self.coordinates = self._leading(rank)
+        self.basis, coordinates = self._leading(rank)
+        self.within = TokenSpace(coordinates, space.chosen, space.rejected, space.beta, space.tokens)
         pairs = torch.stack([space.chosen, space.rejected], dim=1)
         self.directions, self.direction = torch.unique(pairs.sort(dim=1).values, dim=0, return_inverse=True)
         self.sign = torch.where(space.chosen <= space.rejected, 1.0, -1.0).double() * (space.chosen != space.rejected)
 
+    def zeros(self) -> Tensor:
+        return self.space.zeros().double()
+
     def velocity(self, state: Tensor) -> Tensor:
         """-gradient / tau, (T, hidden): the right side of Eq. 6."""
         self.passes += 1
-        return -self.space.gradient(state, self.loss, self.batch) / self.tau
+        return -self.space.gradient(self.start + state, self.loss, self.batch) / self.tau
 
-    def implicit(self, state: Tensor) -> _Solver:
+    def implicit(self, state: Tensor) -> Solver:
         """Solves with I + h J at `state`; reads the coordinates, (pairs, rank), in place of the features."""
         space, rank = self.space, self.basis.shape[1]
-        within = TokenSpace(self.coordinates, space.chosen, space.rejected, space.beta, space.tokens)
         # The part of the margins outside P is small where P holds the leading directions; J need not be exact.
-        curvature = self.loss.curvature(within.margins(state @ self.basis)) * (space.beta**2 / len(space) / self.tau)
+        margins = self.within.margins((self.start + state) @ self.basis)
+        curvature = self.loss.curvature(margins).clamp(min=0.0) * (space.beta**2 / len(space) / self.tau)
         J = state.new_zeros(space.tokens, rank, space.tokens, rank)
         for number, (a, b) in enumerate(self.directions.tolist()):
             if a == b:
                 continue
             mine = self.direction == number
-            part = self.coordinates[mine]
+            part = self.within.features[mine]
             block = part.T @ (curvature[mine, None] * part)  # of delta delta^T (x) g g^T
             J[a, :, a] += block
             J[b, :, b] += block
@@ -182,7 +216,7 @@ class _Stiff:
             J[b, :, a] -= block
         size = space.tokens * rank
         values, vectors = torch.linalg.eigh(J.reshape(size, size))
-        return _Solver(self.basis, values.clamp(min=0.0), vectors)
+        return Solver(self.basis, curvature, values.clamp(min=0.0), vectors)
 
     def _leading(self, rank: int) -> tuple[Tensor, Tensor]:
         """Orthonormal P, (hidden, rank), near the leading right singular vectors, and G P, by subspace iteration."""
@@ -205,14 +239,20 @@ class _Stiff:
 
 
 @dataclass(frozen=True)
-class _Solver:
+class Solver:
+    """basis: (hidden, rank), P;  curvature: (N,), beta^2 f'' / (N tau);  values, vectors: of J within P"""
+
     basis: Tensor
+    curvature: Tensor
     values: Tensor
     vectors: Tensor
 
     def __call__(self, velocity: Tensor, h: float) -> Tensor:
         """h [I + h J]^-1 velocity, (T, hidden)."""
         inside = velocity @ self.basis
+        return h * velocity + (self.within(inside, h) - h * inside) @ self.basis.T
+
+    def within(self, inside: Tensor, h: float) -> Tensor:
+        """h [I + h J]^-1 inside, (T, rank), for what lies in P."""
         modes = self.vectors.T @ inside.flatten()
-        change = self.vectors @ (modes * (-h * self.values / (1 + h * self.values)))
-        return h * (velocity + change.view_as(inside) @ self.basis.T)
+        return (self.vectors @ (h * modes / (1 + h * self.values))).view_as(inside)

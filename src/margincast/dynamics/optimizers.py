@@ -89,9 +89,12 @@ class AdamW:
         square = slots.setdefault("square", gradient.new_zeros(gradient.shape))
         square.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
         correction1 = 1 - self.beta1**step
-        correction2 = math.sqrt(1 - self.beta2**step)
-        change = -learning_rate / correction1 * mean / (square.sqrt() / correction2 + self.eps)
+        change = -learning_rate / correction1 * mean / self.divisor(square, step)
         return change - learning_rate * self.weight_decay * weights if self.weight_decay else change
+
+    def divisor(self, square: Tensor, step: int) -> Tensor:
+        """What step `step` divides its mean gradient by, entry by entry, when `square` is its slot."""
+        return square.sqrt() / math.sqrt(1 - self.beta2**step) + self.eps
 
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "gd", "flow")

@@ -11,6 +11,7 @@ import yaml
 
 from margincast.errors import InputError
 from margincast.report import tables
+from margincast.report.attribution import attribution_sections
 from margincast.report.decomposition import decomposition_sections
 from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
@@ -45,7 +46,8 @@ def page_of(folder: Path) -> str:
     """The HTML page of a finished run folder. Raises `InputError` when `folder` is not one."""
     summary = read_summary(folder)
     try:
-        title = f"margincast {summary['command']}: {summary['config'].get('data') or folder.name}"
+        config = summary["config"]
+        title = f"margincast {summary['command']}: {config.get('data') or config.get('run') or folder.name}"
         return render_page(title, GLOSSARY, BUILDERS[summary["command"]](folder, summary), details_of(summary))
     except FileNotFoundError as error:
         raise InputError(f"{folder} is damaged: {error.filename} is missing") from error
@@ -166,6 +168,7 @@ BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], list[Section]]] = {
     "train": run_sections,
     "compare": comparison_sections,
     "decompose": decomposition_sections,
+    "attribute": attribution_sections,
     "demo": demo_sections,
     "reproduce": reproduction_sections,
 }

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from margincast.dynamics.batches import Batch, batch_order, full_batch
-from margincast.dynamics.forecast import recorded_steps
 from margincast.dynamics.optimizers import SGD, AdamW, GradientFlow, Optimizer
+from margincast.dynamics.recipe import recorded_steps
 from margincast.dynamics.schedule import schedule
 from margincast.dynamics.simulate import simulate
 from margincast.errors import InputError

@@ -1,0 +1,12 @@
+"""Attribution and what is built on it, one file a claim. `python -m benchmarks attribution` runs all of them."""
+
+from collections.abc import Iterator
+
+from benchmarks.harness import Row
+
+
+def rows() -> Iterator[Row]:
+    from benchmarks.attribution import cleaning, counterfactuals, flips, scale
+
+    for claim in (counterfactuals, scale, flips, cleaning):
+        yield from claim.rows()

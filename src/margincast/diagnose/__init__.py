@@ -1,0 +1,18 @@
+"""Which training pairs are wrong, double, contradictory, beyond learning or in the way; who helps whom; and export."""
+
+from margincast.diagnose.export import Change, apply_changes, plan_changes, write_cleaned, write_pairs
+from margincast.diagnose.interaction import Interaction, interaction
+from margincast.diagnose.suspects import KINDS, Suspects, find_issues
+
+__all__ = [
+    "KINDS",
+    "Change",
+    "Interaction",
+    "Suspects",
+    "apply_changes",
+    "find_issues",
+    "interaction",
+    "plan_changes",
+    "write_cleaned",
+    "write_pairs",
+]

@@ -1,0 +1,60 @@
+"""Which concept helps or harms which, and when?
+
+    M_ab(s) = mean over held-out pairs j of concept b of the contributions of all training pairs of concept a
+
+after s steps, so that a column adds up to concept b's mean held-out margin (less what belongs to no pair). Features
+share a large component; with u its direction, the mean training feature, the matrix without it takes
+g_i^T (I - u u^T) g_j in place of g_i^T g_j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margincast.dynamics.attribution import Attribution
+from margincast.dynamics.spaces import token_spaces
+from margincast.records import Features
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """raw, without_shared: (steps, training concepts, held-out concepts), in units of the margin"""
+
+    steps: tuple[int, ...]
+    trained: tuple[str, ...]
+    heldout: tuple[str, ...]
+    raw: Tensor
+    without_shared: Tensor
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "steps": list(self.steps),
+            "trained": list(self.trained),
+            "heldout": list(self.heldout),
+            "raw": self.raw.tolist(),
+            "without_shared": self.without_shared.tolist(),
+        }
+
+
+def interaction(features: Features, attributions: Mapping[int, Attribution], beta: float) -> Interaction:
+    """The matrix at every step of `attributions`, which `dynamics.attribution.attribute` makes."""
+    _, targets = token_spaces(features, beta)
+    trained, heldout = features.train.pairs.concepts, features.heldout.pairs.concepts
+    groups = torch.tensor([trained.index(pair.concept) for pair in features.train.pairs])
+    rows = [
+        torch.tensor([k for k, pair in enumerate(features.heldout.pairs) if pair.concept == name]) for name in heldout
+    ]
+    shared = features.train.hidden.double().mean(dim=0)
+    shared /= shared.norm().clamp_min(1e-300)
+    both = torch.zeros(2, len(attributions), len(trained), len(heldout), dtype=torch.float64)
+    for at, attribution in enumerate(attributions.values()):
+        for a, state in enumerate(attribution.by_group(groups, len(trained))):
+            for kind, part in enumerate((state, state - (state @ shared)[:, None] * shared)):
+                margins = targets.margins(part)
+                both[kind, at, a] = torch.stack([margins[index].mean() for index in rows])
+    return Interaction(tuple(attributions), trained, heldout, both[0], both[1])
