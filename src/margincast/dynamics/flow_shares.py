@@ -72,8 +72,7 @@ class _Driven:
         self.stiff = Stiff(space, loss, tau, RANK, start)
         self.shape = space.zeros().shape
         self.numbers = self.shape.numel()
-        lengths = torch.linalg.vector_norm(space.features, dim=1, dtype=torch.float64)
-        self.length = float(lengths.square().mean().sqrt()) or 1.0
+        self.length = float(space.lengths().square().mean().sqrt()) or 1.0
         self.visits = plan_visits(self.stiff.batch.rows, space.chosen, space.rejected)
         self.beta = torch.tensor([space.beta], dtype=torch.float64)
 

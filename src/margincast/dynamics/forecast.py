@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ class Forecast(Trajectory):
 
     features: Features = field(kw_only=True, repr=False)
     recipe: Recipe = field(kw_only=True)
+    _attributed: dict[int, Attribution] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def attribution(self, pair: int | str, *, split: str = "heldout", step: int | None = None) -> Tensor:
         """One signed contribution per training pair, (N,) float64, to the margin of one pair after `step` steps.
@@ -46,19 +46,18 @@ class Forecast(Trajectory):
         return self.attributed(step).contributions(targets)[0]
 
     def attributed(self, step: int | None = None) -> Attribution:
-        """The attribution of all margins after `step` steps, a recorded one, or the last. Computed at the first use.
+        """The attribution of all margins after `step` steps, a recorded one, or the last. Computed at its first use,
+        which costs another run.
 
         Raises `InputError` for a step that was not recorded.
         """
         step = self.steps[-1] if step is None else step
         if step not in self.steps:
             raise InputError(f"step {step} was not recorded; use one of {', '.join(map(str, self.steps))}")
-        return self._attributions[step]
-
-    @cached_property
-    def _attributions(self) -> dict[int, Attribution]:
-        train, _ = token_spaces(self.features, self.recipe.beta, self.recipe.dtype)
-        return account(train, self.recipe, self.features.unembedding, self.steps)
+        if step not in self._attributed:
+            train, _ = token_spaces(self.features, self.recipe.beta, self.recipe.dtype)
+            self._attributed[step] = account(train, self.recipe, self.features.unembedding, [step])[step]
+        return self._attributed[step]
 
 
 def forecast(

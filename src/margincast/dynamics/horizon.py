@@ -59,8 +59,7 @@ def margin_error(error: Tensor, space: TokenSpace) -> Tensor:
 
     beta |delta_i| |g_i| error, with |delta_i|^2 = 2.
     """
-    lengths: Tensor = torch.linalg.vector_norm(space.features, dim=1, dtype=torch.float64)
-    return error[:, None] * (space.beta * math.sqrt(2.0)) * lengths
+    return error[:, None] * (space.beta * math.sqrt(2.0)) * space.lengths()
 
 
 def long_flow(

@@ -127,6 +127,11 @@ class TokenSpace:
         )
         return shared * (self.features.to(self.dtype) @ other.features.to(self.dtype).T)
 
+    def lengths(self) -> Tensor:
+        """|g_i|, (pairs,) float64."""
+        # By blocks: a norm in another dtype than the features' would copy them all.
+        return torch.cat([self.features[part].double().norm(dim=1) for part in self.blocks()])
+
     def check(self) -> None:
         """Raises `InputError` when there is no pair, or a feature that is not finite."""
         if not len(self):
