@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from benchmarks.forecast.plan import PLAN, Run
 from benchmarks.packing import model, personas
@@ -39,7 +40,7 @@ from margincast.store import write_json, write_tensors
 from margincast.training import TrainingSettings
 from margincast.training.run import add_adapter
 from margincast.training.settings import arguments
-from margincast.training.trainer import MarginTrainer, PairDataset, collate
+from margincast.training.trainer import MarginTrainer, PairDataset, collate, share
 
 BANK = Path(__file__).parent / "bank"
 SPLIT_SEED = 1  # of all runs: another `seed` is another batch order over the same pairs
@@ -115,7 +116,7 @@ class Watch(TrainerCallback):
 
 
 class BatchTrainer(MarginTrainer):
-    """Keeps the margins of every batch before its update: the trainer has computed them anyway."""
+    """Keeps the margins of every batch before its update, in its order: the trainer has computed them anyway."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -123,10 +124,14 @@ class BatchTrainer(MarginTrainer):
         inner = self.loss
 
         def value(margins: Tensor) -> Tensor:
-            self.batches.append(margins.detach().float().clone())
+            self.batches.append(torch.empty_like(margins.detach()).index_copy(0, self.order, margins.detach()))
             return inner.value(margins)
 
         self.loss = replace(inner, value=value)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        self.order = torch.tensor(share(inputs["pairs"], 0, 1))  # the pass takes pairs sorted by their prompts
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def make(run: Run, loaded: LoadedModel) -> None:
@@ -146,6 +151,7 @@ def make(run: Run, loaded: LoadedModel) -> None:
     folder = default_cache_dir() / "bank" / "state"
     options = arguments(settings, folder, run.batch, "cpu")
     options.save_strategy = SaveStrategy.NO
+    options.optim = OptimizerNames.ADAMW_TORCH_FUSED  # the same update, in one pass over the weights
     watch = Watch(run, train_rows, heldout_rows)
     # Single-token responses: the log-ratio is all the loss needs of the reference.
     reference = before["logratio"], torch.zeros(len(train_rows))
@@ -200,7 +206,7 @@ def make(run: Run, loaded: LoadedModel) -> None:
     }
     write_json(
         BANK / f"{run.name}.json",
-        {"settings": asdict(run), "metrics": metrics, "seconds": seconds, "environment": environment()},
+        {"settings": asdict(run), "metrics": metrics, "seconds": seconds, "packages": environment()["packages"]},
     )
 
 
