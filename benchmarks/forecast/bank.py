@@ -143,7 +143,7 @@ def make(run: Run, loaded: LoadedModel) -> None:
     before = read(loaded.model, train_rows)
     settings = TrainingSettings(
         train=run.train, beta=run.beta, learning_rate=run.learning_rate, max_steps=run.steps, seed=run.seed,
-        per_device_train_batch_size=run.batch,
+        per_device_train_batch_size=run.batch, bf16=run.bf16,
     )  # fmt: skip
     network = copy.deepcopy(loaded.model)
     if run.train == "lora":

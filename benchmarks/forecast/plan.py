@@ -46,7 +46,7 @@ class Run:
 
     personas: a name of `SETS`;  train: "all" weights or a "lora" adapter;  flipped: share of training labels flipped
     yes: share of training pairs that prefer Yes (None: as the persona has them, about one half)
-    pairs: training pairs of each concept (None: `TRAIN`)
+    pairs: training pairs of each concept (None: `TRAIN`);  bf16: mixed precision, half the time here
     """
 
     name: str
@@ -60,6 +60,7 @@ class Run:
     flipped: float = 0.0
     yes: float | None = None
     pairs: tuple[int, ...] | None = None
+    bf16: bool = True
 
     @property
     def apart(self) -> bool:
@@ -85,14 +86,13 @@ class Run:
     @property
     def recorded(self) -> tuple[int, ...]:
         """The steps at which held-out margins are recorded. (Margins of the batches are at every step.)"""
-        early = {0, 2, self.pilot, 15}
-        return tuple(sorted(early | set(range(10, self.steps, 10)) | {self.steps}))
+        return tuple(sorted({0, self.pilot, *range(10, self.steps, 10), self.steps}))
 
 
 PLAN = (
-    Run("rule", "rule"),
-    Run("rule-seed2", "rule", seed=2),
-    Run("art-fast", "art", learning_rate=2e-5, beta=0.03),
+    Run("rule", "rule", bf16=False),
+    Run("rule-seed2", "rule", seed=2, bf16=False),
+    Run("art-fast", "art", learning_rate=2e-5, beta=0.03, bf16=False),
     Run("risk-flip20", "risk", flipped=0.2),
     Run("neuroticism-slow", "neuroticism", learning_rate=5e-6, beta=0.1, steps=50),
     Run("oversight", "oversight"),
