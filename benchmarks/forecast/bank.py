@@ -3,7 +3,8 @@
     MARGINCAST_PERSONA_DIR=... python -m benchmarks.forecast.bank [NAME ...]
 
 A run that is kept is not made again; an interrupted one is begun anew. Kept beside this file, in `bank/`: settings,
-metrics and margins. Kept in the cache, and made again when missing: features before training and at the pilot's end.
+metrics and margins, and the margins of a rehearsal in a tenth of the steps. Kept in the cache, and made again when
+missing: features before training and at the pilot's end.
 Training is `margincast train`'s: its trainer, batches and settings, without checkpoints.
 """
 
@@ -29,12 +30,13 @@ from transformers.training_args import OptimizerNames
 
 from benchmarks.forecast.plan import PLAN, Run
 from benchmarks.packing import model, personas
-from margincast.features import Encoded, encode
+from margincast.effective.rehearsal import rehearse
+from margincast.features import Encoded, Encoding, encode, features_of
 from margincast.features.packing import PACK_TOKENS, plan_packs
 from margincast.features.passes import response_pass
 from margincast.models import LoadedModel
 from margincast.models.load import default_cache_dir
-from margincast.records import Pair, PairSet
+from margincast.records import Features, Pair, PairSet
 from margincast.runs import environment
 from margincast.store import write_json, write_tensors
 from margincast.training import TrainingSettings
@@ -137,14 +139,10 @@ class BatchTrainer(MarginTrainer):
 def make(run: Run, loaded: LoadedModel) -> None:
     """Train `run` and keep what it did. `loaded` is left as it is."""
     start = time.perf_counter()
-    train, heldout = pairs_of(run)
-    encoding = encode(PairSet(train.pairs + heldout.pairs), loaded.tokenizer, eos=False)
+    encoding, features = inputs_of(run, loaded)
+    train, heldout = features.train.pairs, features.heldout.pairs
     train_rows, heldout_rows = (encoding.select(part).rows for part in (train, heldout))
-    before = read(loaded.model, train_rows)
-    settings = TrainingSettings(
-        train=run.train, beta=run.beta, learning_rate=run.learning_rate, max_steps=run.steps, seed=run.seed,
-        per_device_train_batch_size=run.batch, bf16=run.bf16,
-    )  # fmt: skip
+    settings = settings_of(run)
     network = copy.deepcopy(loaded.model)
     if run.train == "lora":
         network = add_adapter(network, settings)
@@ -153,8 +151,7 @@ def make(run: Run, loaded: LoadedModel) -> None:
     options.save_strategy = SaveStrategy.NO
     options.optim = OptimizerNames.ADAMW_TORCH_FUSED  # the same update, in one pass over the weights
     watch = Watch(run, train_rows, heldout_rows)
-    # Single-token responses: the log-ratio is all the loss needs of the reference.
-    reference = before["logratio"], torch.zeros(len(train_rows))
+    reference = features.train.reference_chosen, features.train.reference_rejected
     trainer = BatchTrainer(
         model=network, args=options, train_dataset=PairDataset(train_rows, *reference), data_collator=collate,
         callbacks=[watch], loss=settings.loss, beta=run.beta, packed=True,
@@ -176,8 +173,8 @@ def make(run: Run, loaded: LoadedModel) -> None:
             [(batch / run.beta).half() for batch in trainer.batches], True, float("nan")
         ),
         "gradient_norm": torch.tensor([row["grad_norm"] for row in trainer.state.log_history if "loss" in row]),
-        "pilot_train": (watch.pilot["logratio"] - before["logratio"]).half(),
-        "train_reference": before["logratio"].half(),
+        "pilot_train": (watch.pilot["logratio"] - (reference[0] - reference[1])).half(),
+        "train_reference": (reference[0] - reference[1]).half(),
         "heldout_reference": logratios[0].half(),
         "train_yes": torch.tensor([prefers_yes(pair) for pair in train], dtype=torch.uint8),
         "heldout_yes": torch.tensor([prefers_yes(pair) for pair in heldout], dtype=torch.uint8),
@@ -187,8 +184,8 @@ def make(run: Run, loaded: LoadedModel) -> None:
     write_tensors(
         cache_of(run),
         {
-            "train": before["hidden"],
-            "heldout": watch.seen[0]["hidden"],
+            "train": features.train.hidden,
+            "heldout": features.heldout.hidden,
             "pilot_train": watch.pilot["hidden"],
             "pilot_heldout": watch.seen[run.pilot]["hidden"],
             "heldout_steps": torch.stack([watch.seen[step]["hidden"] for step in steps]).half(),
@@ -210,6 +207,32 @@ def make(run: Run, loaded: LoadedModel) -> None:
     )
 
 
+def settings_of(run: Run) -> TrainingSettings:
+    return TrainingSettings(
+        train=run.train, beta=run.beta, learning_rate=run.learning_rate, max_steps=run.steps, seed=run.seed,
+        per_device_train_batch_size=run.batch, bf16=run.bf16,
+    )  # fmt: skip
+
+
+def rehearsal_of(run: Run) -> Path:
+    return BANK / f"{run.name}.rehearsal.safetensors"
+
+
+def make_rehearsal(run: Run, loaded: LoadedModel) -> None:
+    """Rehearse `run` in a tenth of its steps, and keep the held-out margins over beta."""
+    start = time.process_time()
+    encoding, features = inputs_of(run, loaded)
+    done = rehearse(loaded, encoding, features, replace(settings_of(run), bf16=True), run.pilot)
+    tensors = {"steps": torch.tensor(done.steps, dtype=torch.int16), "heldout": (done.heldout / run.beta).half()}
+    write_tensors(rehearsal_of(run), tensors, {"cpu_seconds": f"{time.process_time() - start:.0f}"})
+
+
+def inputs_of(run: Run, loaded: LoadedModel) -> tuple[Encoding, Features]:
+    train, heldout = pairs_of(run)
+    encoding = encode(PairSet(train.pairs + heldout.pairs), loaded.tokenizer, eos=False)
+    return encoding, features_of(loaded, encoding, train, heldout, cache_dir=default_cache_dir() / "bank")
+
+
 def kept(run: Run) -> bool:
     return (BANK / f"{run.name}.json").is_file() and cache_of(run).is_file()
 
@@ -223,15 +246,20 @@ def load(run: Run) -> dict[str, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.forecast.bank", description=__doc__)
     parser.add_argument("names", nargs="*", help="runs to make; all of the plan when none is named")
-    wanted = parser.parse_args().names
-    runs = [run for run in PLAN if (not wanted or run.name in wanted) and not kept(run)]
+    wanted = parser.parse_args().names or [run.name for run in PLAN]
+    runs = [run for run in PLAN if run.name in wanted and not (kept(run) and rehearsal_of(run).is_file())]
     loaded = model() if runs else None
     for number, run in enumerate(runs):
         start = time.perf_counter()
         assert loaded is not None
-        make(run, loaded)
+        if not rehearsal_of(run).is_file():
+            make_rehearsal(run, loaded)
+        if not kept(run):
+            make(run, loaded)
         load_now = os.getloadavg()[0]
-        print(f"{number + 1}/{len(runs)} {run.name} {time.perf_counter() - start:.0f} s, load {load_now:.1f}", flush=True)
+        print(
+            f"{number + 1}/{len(runs)} {run.name} {time.perf_counter() - start:.0f} s, load {load_now:.1f}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How does the component that all prompts share move? One shift of every response token, driven by the batch order.
 
 Prompts of one data set share most of their gradient: for two response tokens all log-odds move together by a common
-b(s), which has nothing to do with what the prompts say. Its gradient is the mean over the batch of -f'(r_i) delta_i, the
-batch's label balance; training by AdamW moves every weight along it by the learning rate times a normalised step,
+b(s), which has nothing to do with what the prompts say. Its gradient is the mean over the batch of -f'(r_i) delta_i,
+the batch's label balance; training by AdamW moves every weight along it by the learning rate times a normalised step,
 
     b(s + 1) = b(s) + rate lr (1 + growth L(s)) m(s) / sqrt(v(s)),        L(s) = sum of learning rates so far
 
@@ -62,3 +62,22 @@ def offset_path(
         travelled += learning_rate
         path.append(logits)
     return torch.stack(path)
+
+
+def without_offset(margins: Tensor, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+    """Margins of pairs with and without the shift that all pairs of the same two tokens share: (rest, shift).
+
+    margins: (..., pairs);  chosen, rejected: (pairs,) token indices
+
+    A shift of one token against another raises the margins of the pairs that prefer it and lowers those of the others:
+    half the difference of their means. Two tokens of which only one is ever preferred keep their margins, shift 0.
+    """
+    shift = torch.zeros_like(margins)
+    low, high = torch.minimum(chosen, rejected), torch.maximum(chosen, rejected)
+    for kind in {(int(a), int(b)) for a, b in zip(low, high, strict=True)}:
+        mine = (low == kind[0]) & (high == kind[1])
+        up, down = mine & (chosen == kind[0]), mine & (chosen == kind[1])
+        if bool(up.any()) and bool(down.any()):
+            half = (margins[..., up].mean(-1, keepdim=True) - margins[..., down].mean(-1, keepdim=True)) / 2
+            shift = shift + half * (up.to(margins) - down.to(margins))
+    return margins - shift, shift

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -108,10 +109,7 @@ def merged_rates(settings: TrainingSettings, steps: int) -> list[float]:
     """The learning rates of the real steps, added up in `steps` groups of neighbours."""
     factor = schedule(settings.lr_scheduler_type, settings.max_steps, settings.warmup_steps)
     ends = [round(step * settings.max_steps / steps) for step in range(steps + 1)]
-    return [
-        settings.learning_rate * sum(factor(done) for done in range(first, last))
-        for first, last in zip(ends, ends[1:], strict=False)
-    ]
+    return [settings.learning_rate * sum(factor(done) for done in range(first, last)) for first, last in pairwise(ends)]
 
 
 def proportional_batches(train: FeatureSet, size: int, steps: int, seed: int) -> list[list[int]]:
