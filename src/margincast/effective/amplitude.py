@@ -22,7 +22,6 @@ import torch
 
 from margincast.dynamics.state import TokenSpace
 
-UNIT = 1e-5  # learning rate in whose steps a path length is measured
 SMALLEST = 1e-4  # rho of labels that say nothing is 0 in the mean, and below it half the time
 
 
@@ -37,7 +36,7 @@ class AmplitudeLaw:
     spread: float
 
     def at(self, length: float, batch: int, signal: float) -> float:
-        """A in nats. length: path length in units of `UNIT`."""
+        """A in nats. length: path length in units of `time.UNIT`."""
         value = self.scale * length**self.length * float(batch) ** self.batch * max(signal, SMALLEST) ** self.signal
         return float(value)
 

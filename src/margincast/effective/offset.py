@@ -4,11 +4,11 @@ Prompts of one data set share most of their gradient: for two response tokens al
 b(s), which has nothing to do with what the prompts say. Its gradient is the mean over the batch of -f'(r_i) delta_i,
 the batch's label balance; training by AdamW moves every weight along it by the learning rate times a normalised step,
 
-    b(s + 1) = b(s) + rate lr (1 + growth L(s)) m(s) / sqrt(v(s)),        L(s) = sum of learning rates so far
+    b(s + 1) = b(s) + rate lr (1 + growth L(s)) m(s) / sqrt(v(s)),        L(s) the path length so far (`time`)
 
 with m and v AdamW's running means of that one gradient. So b follows from the batch order, which is known before the
-run. `rate` is how far one step moves the shared log-odds per unit of learning rate, the l1 norm of their gradient;
-`growth` how fast that norm grows along the run. Both are constants of the model (see `laws`), not of the data.
+run. `rate` is how far one step moves the shared log-odds, the l1 norm of their gradient times the learning rate;
+`growth` how fast that norm grows along the run. Both are constants of the model, not of the data.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from margincast.dynamics.batches import Batch
 from margincast.dynamics.optimizers import AdamW
+from margincast.effective.time import UNIT
 from margincast.losses import Loss
 
 
 @dataclass(frozen=True)
 class OffsetLaw:
-    """rate: change of a token's shared logit in one step per unit of learning rate;  growth: per path length."""
+    """rate: nats a token's shared logit moves in a step of learning rate `time.UNIT`;  growth: per path length."""
 
     rate: float
     growth: float
@@ -58,8 +59,8 @@ def offset_path(
         push = batch.weights * loss.slope(beta * (logits[mine] - logits[other]))
         gradient = torch.zeros_like(logits).index_add(0, mine, push).index_add(0, other, -push)
         unit = optimizer.update(gradient, logits, slots, step, 1.0)
-        logits = logits + law.rate * learning_rate * (1.0 + law.growth * travelled) * unit
-        travelled += learning_rate
+        logits = logits + law.rate * learning_rate / UNIT * (1.0 + law.growth * travelled) * unit
+        travelled += learning_rate / UNIT
         path.append(logits)
     return torch.stack(path)
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from margincast.dynamics.schedule import schedule
+from margincast.effective.time import learning_rates, merged
 from margincast.errors import InputError, StatedFailure
 from margincast.features.passes import packing_problem, response_pass
 from margincast.features.tokenize import Encoding
@@ -70,7 +69,10 @@ def rehearse(
     reference = (features.train.reference_chosen - features.train.reference_rejected).float()
     batch_size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     batches = proportional_batches(features.train, batch_size, steps, seed)
-    rates = merged_rates(settings, steps)
+    rates = merged(
+        learning_rates(settings.learning_rate, settings.lr_scheduler_type, settings.max_steps, settings.warmup_steps),
+        steps,
+    )
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         weights,
@@ -103,13 +105,6 @@ def rehearse(
 def logratio(evaluator: Evaluator, network: object) -> Tensor:
     chosen, rejected = evaluator(network)
     return chosen - rejected
-
-
-def merged_rates(settings: TrainingSettings, steps: int) -> list[float]:
-    """The learning rates of the real steps, added up in `steps` groups of neighbours."""
-    factor = schedule(settings.lr_scheduler_type, settings.max_steps, settings.warmup_steps)
-    ends = [round(step * settings.max_steps / steps) for step in range(steps + 1)]
-    return [settings.learning_rate * sum(factor(done) for done in range(first, last)) for first, last in pairwise(ends)]
 
 
 def proportional_batches(train: FeatureSet, size: int, steps: int, seed: int) -> list[list[int]]:
