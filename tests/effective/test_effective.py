@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
@@ -41,6 +41,7 @@ def space(pairs: int, hidden: int, tokens: int, seed: int) -> TokenSpace:
     return TokenSpace(features, chosen, rejected, 0.1, tokens)
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), tokens=st.integers(2, 4), batch=st.integers(1, 6))
 def test_the_offset_is_adamw_on_one_logit_a_token(seed: int, tokens: int, batch: int) -> None:
     """PyTorch's AdamW, by autodiff, on logits that every prompt shares."""
@@ -102,20 +103,20 @@ def test_a_rehearsal_in_all_steps_is_the_run_itself(tmp_path: Path) -> None:
     loaded = tiny_loaded()
     encoding = encode(pairs, loaded.tokenizer, eos=False)
     features = features_of(loaded, encoding, train, heldout, cache_dir=tmp_path / "cache")
-    settings = TrainingSettings(
+    how = TrainingSettings(
         beta=0.1, learning_rate=1e-3, max_steps=4, per_device_train_batch_size=5, eval_steps=2,
         lr_scheduler_type="linear", max_grad_norm=0.5,
     )  # fmt: skip
     before = next(iter(loaded.model.parameters())).clone()
-    ours = rehearse(loaded, encoding, features, settings, 4)
+    ours = rehearse(loaded, encoding, features, how, 4)
     assert bool((next(iter(loaded.model.parameters())) == before).all())
-    real = train_model(loaded, encoding, features, settings, tmp_path / "run", save_model=False)
+    real = train_model(loaded, encoding, features, how, tmp_path / "run", save_model=False)
     assert ours.steps == (2, 4)
     assert error(ours.heldout, real.heldout.margins[1:]) <= TOLERANCE[torch.float32].run
     with pytest.raises(InputError, match="from 2 to max_steps = 4"):
-        rehearse(loaded, encoding, features, settings, 5)
+        rehearse(loaded, encoding, features, how, 5)
     with pytest.raises(InputError, match="adamw or adam"):
-        rehearse(loaded, encoding, features, replace(settings, optimizer="sgd"), 4)
+        rehearse(loaded, encoding, features, replace(how, optimizer="sgd"), 4)
 
 
 @given(steps=st.integers(1, 30), total=st.integers(30, 60), name=st.sampled_from(["constant", "linear", "cosine"]))

@@ -75,7 +75,8 @@ def effective_forecast(
     shift = logits[:, heldout.chosen] - logits[:, heldout.rejected]
     signal, size = signal_share(train), max(len(batch.rows) for batch in plan.batches)
     lengths = torch.tensor([0.0, *plan.learning_rates], dtype=torch.float64).cumsum(0) / UNIT
-    amplitude = torch.tensor([laws.amplitude.at(float(length), size, signal) for length in lengths]).double()
+    sizes = [laws.amplitude.at(float(length), size, signal) for length in lengths]
+    amplitude = torch.tensor(sizes, dtype=torch.float64)
     shape = spectral_shape(train, heldout, laws.alpha, laws.ridge)
     shape = unit(without_offset(shape, heldout.chosen, heldout.rejected)[0])
     if rehearsed is not None:
