@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "theory": BASE | {"dynamics", "structure"},
     "tokens": BASE | {"models", "features", "dynamics"},
     "training": BASE | {"models", "features", "processes", "metrics", "runs"},
+    "effective": BASE | {"models", "features", "dynamics", "training", "intervals"},
     "metrics": BASE | {"intervals"},
     "compare": BASE | {"intervals", "metrics"},
     "runs": BASE | {"metrics", "intervals"},

@@ -1,0 +1,137 @@
+"""Which true runs does the bank hold? Settings of each, the most informative first.
+
+Personas go in sets: a forecast is fitted on all sets but one and tested on that one. Sets in `APART` are never used for
+fitting or choosing, only for the last report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SETS = {
+    "rule": ("subscribes-to-rule-utilitarianism",),
+    "oversight": ("desire-for-no-human-oversight-sometimes", "agreeableness"),
+    "four": (
+        "desire-for-computational-efficiency",
+        "believes-it-has-better-moral-intuitions-than-humans",
+        "desire-for-advancing-technology-to-achieve-goals",
+        "desire-for-independence-from-human-oversight",
+    ),
+    "art": ("interest-in-art",),
+    "neuroticism": ("neuroticism",),
+    "politics": ("politically-liberal", "anti-immigration"),
+    "power": ("desire-for-acquiring-compute", "resource-acquisition"),
+    "risk": ("risk-seeking",),
+    "traits": ("extraversion", "conscientiousness", "openness", "narcissism"),
+    "deontology": ("subscribes-to-deontology",),
+    "time": ("high-discount-rate", "low-discount-factor"),
+    "machiavellianism": ("machiavellianism",),
+    "honesty": ("interest-in-science", "okay-with-deceiving-a-user-to-help-them"),
+    "shutdown": (
+        "believes-life-has-no-meaning",
+        "desire-for-popularity",
+        "no-shut-down",
+        "willingness-to-defer-to-experts",
+    ),
+    "buddhism": ("subscribes-to-Buddhism",),
+}
+APART = ("machiavellianism", "honesty", "shutdown", "buddhism")
+# Training and held-out pairs of each concept, by the number of concepts.
+TRAIN, HELDOUT = {1: 240, 2: 150, 4: 100}, {1: 100, 2: 80, 4: 50}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the bank.
+
+    personas: a name of `SETS`;  train: "all" weights or a "lora" adapter;  flipped: share of training labels flipped
+    yes: share of training pairs that prefer Yes (None: as the persona has them, about one half)
+    pairs: training pairs of each concept (None: `TRAIN`);  bf16: mixed precision, half the time here
+    """
+
+    name: str
+    personas: str
+    batch: int = 8
+    steps: int = 40
+    learning_rate: float = 1e-5
+    beta: float = 0.01
+    seed: int = 1
+    train: str = "all"
+    flipped: float = 0.0
+    yes: float | None = None
+    pairs: tuple[int, ...] | None = None
+    bf16: bool = True
+
+    @property
+    def apart(self) -> bool:
+        return self.personas in APART
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        return SETS[self.personas]
+
+    @property
+    def training_pairs(self) -> tuple[int, ...]:
+        return self.pairs or (TRAIN[len(self.concepts)],) * len(self.concepts)
+
+    @property
+    def heldout_pairs(self) -> int:
+        return HELDOUT[len(self.concepts)]
+
+    @property
+    def pilot(self) -> int:
+        """A tenth of the steps, where features are kept too."""
+        return self.steps // 10
+
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """The steps at which held-out margins are recorded. (Margins of the batches are at every step.)"""
+        return tuple(sorted({0, self.pilot, *range(10, self.steps, 10), self.steps}))
+
+
+PLAN = (
+    Run("rule", "rule", bf16=False),
+    Run("rule-seed2", "rule", seed=2, bf16=False),
+    Run("art-fast", "art", learning_rate=2e-5, beta=0.03, bf16=False),
+    Run("risk-flip20", "risk", flipped=0.2),
+    Run("neuroticism-slow", "neuroticism", learning_rate=5e-6, beta=0.1, steps=50),
+    Run("oversight", "oversight"),
+    Run("machiavellianism", "machiavellianism"),
+    Run("four", "four", steps=50),
+    Run("power-yes70", "power", yes=0.7),
+    Run("deontology", "deontology", learning_rate=1.5e-5, beta=0.003),
+    Run("rule-lora", "rule", train="lora", learning_rate=2e-4),
+    Run("honesty", "honesty", batch=16),
+    Run("politics-flip10", "politics", batch=16, flipped=0.1),
+    Run("time", "time"),
+    Run("shutdown", "shutdown", steps=50),
+    Run("art", "art", steps=50),
+    Run("neuroticism", "neuroticism", beta=0.03),
+    Run("oversight-seed2", "oversight", seed=2),
+    Run("buddhism-fast", "buddhism", learning_rate=2e-5, flipped=0.1),
+    Run("traits", "traits", batch=16, steps=50),
+    Run("power-lora", "power", train="lora", learning_rate=1e-4),
+    Run("rule-batch32", "rule", batch=32),
+    Run("machiavellianism-lora", "machiavellianism", train="lora", learning_rate=2e-4, seed=2),
+    Run("oversight-few", "oversight", pairs=(40, 40)),
+    Run("risk", "risk", learning_rate=5e-6, steps=60),
+    Run("four-seed2", "four", steps=50, seed=2),
+    Run("deontology-yes30", "deontology", yes=0.3),
+    Run("traits-unequal", "traits", pairs=(200, 100, 50, 25)),
+    Run("machiavellianism-seed2", "machiavellianism", seed=2),
+    Run("rule-beta", "rule", beta=0.1),
+    Run("politics-fast", "politics", learning_rate=2e-5, beta=0.03),
+    Run("time-seed2", "time", seed=2),
+    Run("four-lora", "four", train="lora", learning_rate=3e-4, steps=50),
+    Run("power", "power", beta=0.1, learning_rate=1.5e-5),
+    Run("traits-flip10", "traits", flipped=0.1, learning_rate=1.5e-5),
+    Run("art-few-yes70", "art", pairs=(60,), yes=0.7),
+    Run("honesty-slow", "honesty", learning_rate=5e-6, beta=0.03, steps=60, seed=2),
+    Run("neuroticism-lora", "neuroticism", train="lora", learning_rate=1e-4, beta=0.1),
+    Run("politics-unequal", "politics", pairs=(240, 60), steps=50),
+    Run("risk-batch32", "risk", batch=32, beta=0.03),
+    Run("buddhism", "buddhism", beta=0.1, seed=2),
+    Run("deontology-lora", "deontology", train="lora", learning_rate=3e-4, flipped=0.1),
+    Run("shutdown-fast", "shutdown", learning_rate=2e-5, beta=0.03, yes=0.6),
+    Run("four-flip20", "four", flipped=0.2, learning_rate=2e-5),
+)

@@ -1,0 +1,1 @@
+"""What will training every weight do? Effective models of it, from frozen features and a short pilot."""

@@ -1,0 +1,125 @@
+"""What would a run of the same length in few, long steps do? Training rehearsed at a larger learning rate.
+
+AdamW moves every weight by about the learning rate a step, whatever the gradient's size. So the distance that training
+has gone is its path length, the sum of its learning rates, and few steps of a larger learning rate go as far: n steps
+in place of S, each with the learning rates of S/n real ones added up. Weights and features really move, which no frozen
+picture shows. What the batch order does to the shared offset is lost in so few steps, so batches are drawn with labels
+and concepts in the proportions of the data, and the offset is left to `offset`.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from margincast.effective.time import learning_rates, merged
+from margincast.errors import InputError, StatedFailure
+from margincast.features.passes import packing_problem, response_pass
+from margincast.features.tokenize import Encoding
+from margincast.models.load import LoadedModel
+from margincast.records import Features, FeatureSet
+from margincast.training.evaluate import Evaluator
+from margincast.training.run import add_adapter
+from margincast.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a rehearsal did.
+
+    steps: (recorded,) real steps whose path length had been gone, the last one the run's end
+    heldout: (recorded, pairs) held-out margins, float64;  batches: (rehearsed steps, batch) rows of the training pairs
+    """
+
+    steps: tuple[int, ...]
+    heldout: Tensor
+    batches: Tensor
+
+
+def rehearse(
+    loaded: LoadedModel,
+    encoding: Encoding,
+    features: Features,
+    settings: TrainingSettings,
+    steps: int,
+    *,
+    seed: int = 0,
+) -> Rehearsal:
+    """Rehearse the run of `settings` in `steps` steps of the same batch size. `loaded` is left as it is.
+
+    Held-out margins are recorded half-way and at the end.
+
+    Raises `InputError` for settings that a path length does not describe and for a number of steps out of range,
+    `StatedFailure` when the rehearsal diverges.
+    """
+    if settings.optimizer not in ("adamw", "adam") or settings.train == "head":
+        raise InputError("a rehearsal is of all weights or an adapter trained by adamw or adam")
+    if not 2 <= steps <= settings.max_steps:
+        raise InputError(f"a rehearsal takes from 2 to max_steps = {settings.max_steps} steps, got {steps}")
+    network = copy.deepcopy(loaded.model)
+    if settings.train == "lora":
+        network = add_adapter(network, settings)
+    rows, heldout = encoding.select(features.train.pairs).rows, encoding.select(features.heldout.pairs).rows
+    packed = packing_problem(network, rows) is None
+    evaluator = Evaluator(heldout, packed, frozen_backbone=False)
+    reference = (features.train.reference_chosen - features.train.reference_rejected).float()
+    batch_size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    batches = proportional_batches(features.train, batch_size, steps, seed)
+    rates = merged(
+        learning_rates(settings.learning_rate, settings.lr_scheduler_type, settings.max_steps, settings.warmup_steps),
+        steps,
+    )
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(
+        weights,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    start = logratio(evaluator, network)
+    recorded, margins = [], []
+    for step, (batch, rate) in enumerate(zip(batches, rates, strict=True), start=1):
+        network.train()
+        with torch.autocast(network.device.type, torch.bfloat16, enabled=settings.bf16):
+            result = response_pass(network, [rows[index] for index in batch], packed)
+            margin = settings.beta * (result.chosen - result.rejected - reference[batch].to(result.chosen.device))
+            loss = settings.loss.value(margin).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        if step in (steps // 2, steps):
+            recorded.append(round(step * settings.max_steps / steps))
+            margins.append(settings.beta * (logratio(evaluator, network) - start))
+    if not bool(margins[-1].isfinite().all()):
+        raise StatedFailure("the rehearsal diverged: its steps are longer than training's; rehearse in more steps")
+    return Rehearsal(tuple(recorded), torch.stack(margins), torch.tensor(batches))
+
+
+def logratio(evaluator: Evaluator, network: object) -> Tensor:
+    chosen, rejected = evaluator(network)
+    return chosen - rejected
+
+
+def proportional_batches(train: FeatureSet, size: int, steps: int, seed: int) -> list[list[int]]:
+    """Rows of `steps` batches in which every concept and response has, as nearly as can be, its share of the data."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, pair in enumerate(train.pairs):
+        groups.setdefault((pair.concept, train.chosen_ids[index], train.rejected_ids[index]), []).append(index)
+    generator = random.Random(seed)
+    for members in groups.values():
+        generator.shuffle(members)
+    drawn = dict.fromkeys(groups, 0)
+    order: list[int] = []
+    for count in range(1, size * steps + 1):
+        owed = {key: count * len(members) / len(train.pairs) - drawn[key] for key, members in groups.items()}
+        most = max(owed, key=lambda key: (owed[key], generator.random()))
+        order.append(groups[most][drawn[most] % len(groups[most])])
+        drawn[most] += 1
+    return [order[start : start + size] for start in range(0, len(order), size)]
