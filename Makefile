@@ -1,7 +1,7 @@
 # make demo   the whole story on packaged data and a small real model; ends in an HTML report
 # make test   lint, types, tests
 # make docs   the documentation site, in build/site
-# make bench  every benchmark; quiet machine, minutes to an hour
+# make bench  every benchmark; quiet machine, hours
 # All set up everything they need in .venv.
 
 PYTHON ?= python3
@@ -42,7 +42,8 @@ tests: .venv/dev
 	touch $@
 
 bench: .venv/dev
-	for name in engine horizon packing tokens; do $(BIN)/python -m benchmarks $$name || exit 1; done
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	for name in engine horizon packing tokens displacement attribution; do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 clean:
 	rm -rf .venv runs build dist

@@ -14,7 +14,8 @@ import benchmarks
 from benchmarks.harness import Row, ceilings
 from margincast.runs import environment
 
-HARNESS = ("harness", "peers", "large", "__main__")
+# `forecast` has commands of its own: its bank of runs takes hours.
+HARNESS = ("harness", "peers", "large", "forecast", "__main__")
 
 
 def main() -> None:
