@@ -11,16 +11,18 @@ from margincast.dynamics.optimizers import SGD
 from margincast.losses import get_loss
 from margincast.records import PairSet
 from margincast.tokens import contributions, displacement, forecast_tokens, pull, response_rates
-from margincast.tokens.displacement import influence, to_drop
+from margincast.tokens.decomposition import along, velocity
+from margincast.tokens.displacement import to_drop
 from tests.problems import make_pairs
 from tests.tokens.test_decomposition import BETA, PROBLEMS, margins_of, problem
 
 
 @settings(deadline=None, max_examples=40)
 @given(**PROBLEMS)
-def test_influence_is_the_sum_of_contributions(
+def test_a_weighted_direction_moves_training_positions_as_contributions_say(
     seed: int, vocabulary: int, hidden: int, pairs: int, longest: int
 ) -> None:
+    """Blame, by a second route: targets first (two matrices), then training positions one pair at a time."""
     train, heldout, reference, weight = problem(seed, vocabulary, hidden, pairs, longest)
     weights = pull(train, get_loss("sigmoid"), BETA, margins_of(train, weight, reference))
     coefficients = torch.tensor([1.0, 0.0, -2.0, 3.0], dtype=torch.float64)  # of 2 pairs' responses
@@ -28,7 +30,7 @@ def test_influence_is_the_sum_of_contributions(
     for pair in range(heldout.pairs):
         parts = contributions(train, heldout.select(torch.tensor([pair])), weight, weights, BETA).by_position.total
         expected += parts @ coefficients[2 * pair : 2 * pair + 2] / BETA
-    ours = influence(train, heldout, coefficients[heldout.response], weight, weights)
+    ours = weights * along(train, velocity(heldout, coefficients[heldout.response], weight), weight)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
 
 

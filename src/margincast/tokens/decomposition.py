@@ -67,12 +67,7 @@ def token_rates(
 
     weights: (P,) of `pull`;  unembedding: (V, hidden);  bias: (V,) of the unembedding, which does not move
     """
-    # Eq. 14 and 15 in matrix form: dW/dt = seen - expected.
-    pulled = weights[:, None] * train.hidden
-    seen = torch.zeros_like(unembedding).index_add_(0, train.target, pulled)
-    expected = torch.zeros_like(unembedding)
-    for rows, probability in distributions(train, unembedding, bias):
-        expected.addmm_(probability.T, pulled[rows])
+    seen, expected = _seen_and_expected(train, weights, unembedding, bias)
     cooccurrence = (seen[targets.target] * targets.hidden).sum(1)
     probability_factor = -(expected[targets.target] * targets.hidden).sum(1)
     correlation = torch.zeros_like(cooccurrence)
@@ -80,6 +75,22 @@ def token_rates(
         probability_factor[rows] -= ((probability @ seen) * targets.hidden[rows]).sum(1)
         correlation[rows] = ((probability @ expected) * targets.hidden[rows]).sum(1)
     return Factors(beta * cooccurrence, beta * probability_factor, beta * correlation)
+
+
+@torch.no_grad()
+def velocity(features: TokenFeatures, weights: Tensor, unembedding: Tensor, bias: Tensor | None = None) -> Tensor:
+    """sum_p weights_p (e_y(p) - S(p)) g(p)^T, (V, hidden): with the weights of `pull`, dW/dt itself (Eq. 14)."""
+    seen, expected = _seen_and_expected(features, weights, unembedding, bias)
+    return seen.sub_(expected)
+
+
+@torch.no_grad()
+def along(features: TokenFeatures, direction: Tensor, unembedding: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(P,) derivatives of log pi of the target tokens when W moves along `direction`, (V, hidden)."""
+    rates = (direction[features.target] * features.hidden).sum(1)
+    for rows, probability in distributions(features, unembedding, bias):
+        rates[rows] -= ((probability @ direction) * features.hidden[rows]).sum(1)
+    return rates
 
 
 @torch.no_grad()
@@ -130,6 +141,18 @@ def log_distributions(
     for start in range(0, len(features.hidden), height):
         rows = slice(start, start + height)
         yield rows, _log_softmax(features, rows, unembedding, bias)
+
+
+def _seen_and_expected(
+    features: TokenFeatures, weights: Tensor, unembedding: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """sum_p weights_p e_y(p) g(p)^T and sum_p weights_p S(p) g(p)^T, (V, hidden) each."""
+    pulled = weights[:, None] * features.hidden
+    seen = torch.zeros_like(unembedding).index_add_(0, features.target, pulled)
+    expected = torch.zeros_like(unembedding)
+    for rows, probability in distributions(features, unembedding, bias):
+        expected.addmm_(probability.T, pulled[rows])
+    return seen, expected
 
 
 def _log_softmax(features: TokenFeatures, rows: slice, unembedding: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from margincast.losses import Loss
 from margincast.records import PairSet, SplitTrajectory, Trajectory
-from margincast.tokens.decomposition import distributions, pull, token_rates
+from margincast.tokens.decomposition import along, pull, velocity
 from margincast.tokens.features import TokenFeatures
 
 
@@ -45,16 +45,16 @@ def displacement(
 ) -> tuple[Displacement, Displacement]:
     """Forecast and scores of both splits, and who is to blame. forecast: of `forecast_tokens` on the same features."""
     weights = pull(train, loss, forecast.beta, train.hidden.new_zeros(train.pairs))
-    changes = [_changes(split, forecast.beta) for split in (forecast.train, forecast.heldout)]
-    blame = torch.zeros_like(weights)
-    for targets, change in zip((train, heldout), changes, strict=True):
-        falls = (change[:, 0] < 0).to(weights)
-        coefficients = falls[targets.pair] * (targets.sign > 0)
-        blame += influence(train, targets, coefficients, unembedding, weights, bias)
+    moves = velocity(train, weights, unembedding, bias)
+    wanted = torch.zeros_like(unembedding)
     results = []
-    for targets, change in zip((train, heldout), changes, strict=True):
-        rates = response_rates(train, targets, unembedding, loss, forecast.beta, bias)
+    for targets, split in ((train, forecast.train), (heldout, forecast.heldout)):
+        change = _changes(split, forecast.beta)
+        rates = targets.per_response(along(targets, moves, unembedding, bias))
         results.append(Displacement(change, rates, ches(targets), ches(targets, length_normalized=True)))
+        falls = (change[:, 0] < 0)[targets.pair] & (targets.sign > 0)
+        wanted += velocity(targets.positions(falls), weights.new_ones(int(falls.sum())), unembedding, bias)
+    blame = weights * along(train, wanted, unembedding, bias)  # Eq. 16, summed over the positions that fall
     by_pair = blame.new_zeros(train.pairs).index_add_(0, train.pair, blame)
     return replace(results[0], blame=by_pair, blame_by_position=blame), results[1]
 
@@ -63,31 +63,6 @@ def _changes(split: SplitTrajectory, beta: float) -> Tensor:
     """(pairs, 2) changes of log pi from the first to the last recorded step."""
     assert split.chosen is not None
     return torch.stack([split.chosen[-1], split.chosen[-1] - split.margins[-1]], dim=1) / beta
-
-
-@torch.no_grad()
-def influence(
-    train: TokenFeatures,
-    targets: TokenFeatures,
-    coefficients: Tensor,
-    unembedding: Tensor,
-    weights: Tensor,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """(P,) what every training position adds to d/dt of sum_q coefficients_q log pi(target q) at W = `unembedding`.
-
-    coefficients: (Q,);  weights: (P,) of `pull`. Eq. 16 summed over targets: one matrix of the unembedding's shape.
-    """
-    used = coefficients.nonzero()[:, 0]
-    part = TokenFeatures(targets.hidden[used], targets.target[used], targets.response[used], targets.pairs)
-    pulled = coefficients[used, None] * part.hidden
-    wanted = torch.zeros_like(unembedding).index_add_(0, part.target, pulled)
-    for rows, probability in distributions(part, unembedding, bias):
-        wanted.addmm_(probability.T, pulled[rows], alpha=-1.0)
-    total = (wanted[train.target] * train.hidden).sum(1)
-    for rows, probability in distributions(train, unembedding, bias):
-        total[rows] -= ((probability @ wanted) * train.hidden[rows]).sum(1)
-    return weights * total
 
 
 def response_rates(
@@ -102,9 +77,8 @@ def response_rates(
 
     A negative first column is a chosen response that training on `train` makes less likely from its first step on.
     """
-    margins = torch.zeros(train.pairs, dtype=train.hidden.dtype)
-    rates = token_rates(train, targets, unembedding, pull(train, loss, beta, margins), beta, bias)
-    return targets.per_response(rates.total / beta)
+    weights = pull(train, loss, beta, train.hidden.new_zeros(train.pairs))
+    return targets.per_response(along(targets, velocity(train, weights, unembedding, bias), unembedding, bias))
 
 
 def ches(features: TokenFeatures, *, length_normalized: bool = False) -> Tensor:

@@ -61,6 +61,11 @@ class TokenFeatures:
         reference = None if self.reference is None else self.reference[mine]
         return TokenFeatures(self.hidden[mine], self.target[mine], response, len(pairs), reference)
 
+    def positions(self, mask: Tensor) -> TokenFeatures:
+        """The positions where `mask`, (P,), is true; pairs keep their numbers."""
+        reference = None if self.reference is None else self.reference[mask]
+        return TokenFeatures(self.hidden[mask], self.target[mask], self.response[mask], self.pairs, reference)
+
     def per_response(self, values: Tensor) -> Tensor:
         """Sums of `values`, (P, ...), over the tokens of each response: (pairs, 2, ...), chosen first."""
         sums = values.new_zeros(2 * self.pairs, *values.shape[1:]).index_add(0, self.response, values)
