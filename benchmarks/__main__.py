@@ -14,7 +14,7 @@ import benchmarks
 from benchmarks.harness import Row, ceilings
 from margincast.runs import environment
 
-HARNESS = ("harness", "peers", "large", "__main__")
+HARNESS = ("harness", "peers", "large", "forecast", "__main__")
 
 
 def main() -> None:
