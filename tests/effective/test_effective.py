@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
@@ -80,6 +80,7 @@ def test_shapes_run_from_one_step_to_least_squares(seed: int, tokens: int) -> No
         return torch.stack(rows)
 
     step = signed(heldout) @ signed(train).sum(0)
+    assume(float(step.abs().max()) > 1e-9)  # where all prefer the same token, centred features sum to rounding
     assert error(spectral_shape(train, heldout, 0.0, 1e-3), step) <= TOLERANCE[torch.float64].formula
     # With a ridge the least squares have one solution: rows of sqrt(ridge) below the features.
     left = signed(train)

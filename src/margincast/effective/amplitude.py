@@ -68,4 +68,5 @@ def fit_amplitude(
     residual = log_a - design @ solution
     spread = float(residual.square().sum().div(max(1, len(log_a) - 2)).sqrt()) if len(log_a) > 2 else prior.spread
     scale = float((solution[0] - (solution[1:] * centre).sum()).exp())
-    return AmplitudeLaw(scale, *(float(value) for value in solution[1:]), spread)
+    of_length, of_batch, of_signal = (float(value) for value in solution[1:])
+    return AmplitudeLaw(scale, of_length, of_batch, of_signal, spread)

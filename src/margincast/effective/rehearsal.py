@@ -90,7 +90,7 @@ def rehearse(
             margin = settings.beta * (result.chosen - result.rejected - reference[batch].to(result.chosen.device))
             loss = settings.loss.value(margin).mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()

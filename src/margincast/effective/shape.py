@@ -38,4 +38,5 @@ def spectral_shape(train: TokenSpace, heldout: TokenSpace, alpha: float, ridge: 
     values, vectors = torch.linalg.eigh(centred.kernel(centred))
     values = values.clamp_min(0.0)
     weights = (values + ridge * values[-1]) ** -alpha
-    return against.kernel(centred) @ (vectors @ (weights * vectors.sum(0)))
+    shape: Tensor = against.kernel(centred) @ (vectors @ (weights * vectors.sum(0)))
+    return shape
