@@ -45,7 +45,7 @@ _HOMES = {
     "interaction": "margincast.diagnose",
     "plan_changes": "margincast.diagnose",
     "write_cleaned": "margincast.diagnose",
-    "compare": "margincast.compare",
+    "compare": "margincast.comparison",
     "load_run": "margincast.runs",
     "kept_features": "margincast.kept",
     "metric_rows": "margincast.metrics",
@@ -56,7 +56,6 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'margincast' has no attribute {name!r}")
-    # Kept here, over the module of the same name that importing `margincast.compare` puts here.
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
     return value
 

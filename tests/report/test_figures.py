@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from margincast.compare import compare
+from margincast.comparison import compare
 from margincast.report.figures import comparison_curves, cosine_matrices, margin_scatter, run_curves, save_figure, short
 from tests.report.records import STEPS, structure, trajectory
 

@@ -29,7 +29,7 @@ def compare(
 
 def run_comparison(job: Job, a: Path, b: Path) -> dict[str, Any]:
     """Compare run `b` with run `a`, save figures, report and summary, print the table."""
-    from margincast.compare import compare as compare_trajectories
+    from margincast.comparison import compare as compare_trajectories
     from margincast.report import tables
     from margincast.report.figures import comparison_curves, margin_scatter, save_figure
     from margincast.report.sections import write_page

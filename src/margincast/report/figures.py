@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from margincast.compare import Comparison
+from margincast.comparison import Comparison
 from margincast.metrics import concept_rows, metric_rows
 from margincast.records import Trajectory
 from margincast.report.tables import interval

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from margincast.compare import agreement, compare, pearson, spearman
+from margincast.comparison import agreement, compare, pearson, spearman
 from margincast.errors import InputError
 from margincast.intervals import bootstrap
 from margincast.records import PairSet, SplitTrajectory, Trajectory
