@@ -116,7 +116,7 @@ def test_importing_pulls_in_nothing_heavy(module: str) -> None:
 
 
 def test_every_public_name_is_what_it_says_whatever_was_imported_before() -> None:
-    """In a fresh interpreter, after every module: none has the name of a public function, in whose place it would be."""
+    """In a fresh interpreter, after every module: none has the name of a public function, and takes its place."""
     code = """
 import importlib, pkgutil
 import margincast as mc
