@@ -18,7 +18,7 @@ def test_cells_are_sums_of_contributions() -> None:
     features = make_features(unembedding, hidden, chosen, (chosen + 1) % 4, heldout=8)
     settings = {"beta": 0.5, "optimizer": SGD(0.1), "steps": 6, "batch_size": 4}
     found = attribute(features, at=(3, 6), **settings)
-    matrix = interaction(features, found, 0.5)
+    matrix = interaction(features, found.values(), 0.5)
     assert matrix.steps == (3, 6)
     train, heldout = features.train, features.heldout
     shared = train.hidden.mean(dim=0)

@@ -138,6 +138,7 @@ def run_attribution(job: Job, source: dict[str, Any], features: Features) -> dic
     from margincast.cli.forecast import forecast_settings
     from margincast.diagnose import interaction
     from margincast.diagnose.effects import heldout_effects, heldout_tops, top_of
+    from margincast.dynamics.attribution import attribute as attribute_run
     from margincast.dynamics.forecast import forecast
     from margincast.report import attribution as shown
     from margincast.report.figures import save_figure
@@ -148,8 +149,7 @@ def run_attribution(job: Job, source: dict[str, Any], features: Features) -> dic
     config = job.config
     settings = forecast_settings(source["config"])
     now = forecast(features, **settings)
-    attributions = {step: now.attributed(step) for step in now.steps}
-    last = attributions[now.steps[-1]]
+    last = now.attributed()
     suspects = found_suspects(job, features)
     effects = heldout_effects(features, last, settings["beta"])
     suspicion = {row["id"]: row["mislabel_score"] for row in suspects.issues}
@@ -157,7 +157,8 @@ def run_attribution(job: Job, source: dict[str, Any], features: Features) -> dic
     suspects.save(job.out)
     count = min(config["top"], len(features.train.pairs))
     write_jsonl(job.out / "attribution.jsonl", heldout_tops(features, last, settings["beta"], count))
-    matrix = interaction(features, attributions, settings["beta"])
+    steps = (attribute_run(features, at=[step], **settings)[step] for step in now.steps)
+    matrix = interaction(features, steps, settings["beta"])
     ranked = sorted(suspects.issues, key=lambda row: row["heldout_effect"])
     margins = now.heldout.margins[-1]
     sums = last.margins(now_targets(features, settings["beta"]))

@@ -9,7 +9,7 @@ g_i^T (I - u u^T) g_j in place of g_i^T g_j.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,11 @@ class Interaction:
         }
 
 
-def interaction(features: Features, attributions: Mapping[int, Attribution], beta: float) -> Interaction:
-    """The matrix at every step of `attributions`, which `dynamics.attribution.attribute` makes."""
+def interaction(features: Features, attributions: Iterable[Attribution], beta: float) -> Interaction:
+    """The matrix at the step of each of `attributions`, which `dynamics.attribution.attribute` makes.
+
+    Takes them one at a time: an iterator that makes each when it is asked for keeps memory to that of one.
+    """
     _, targets = token_spaces(features, beta)
     trained, heldout = features.train.pairs.concepts, features.heldout.pairs.concepts
     groups = torch.tensor([trained.index(pair.concept) for pair in features.train.pairs])
@@ -51,10 +54,15 @@ def interaction(features: Features, attributions: Mapping[int, Attribution], bet
     ]
     shared = features.train.hidden.double().mean(dim=0)
     shared /= shared.norm().clamp_min(1e-300)
-    both = torch.zeros(2, len(attributions), len(trained), len(heldout), dtype=torch.float64)
-    for at, attribution in enumerate(attributions.values()):
-        for a, state in enumerate(attribution.by_group(groups, len(trained))):
-            for kind, part in enumerate((state, state - (state @ shared)[:, None] * shared)):
-                margins = targets.margins(part)
-                both[kind, at, a] = torch.stack([margins[index].mean() for index in rows])
-    return Interaction(tuple(attributions), trained, heldout, both[0], both[1])
+
+    def means(states: Tensor) -> Tensor:
+        margins = [targets.margins(state) for state in states]
+        return torch.stack([torch.stack([each[index].mean() for index in rows]) for each in margins])
+
+    steps, raw, rest = [], [], []
+    for attribution in attributions:
+        states = attribution.by_group(groups, len(trained))
+        steps.append(attribution.step)
+        raw.append(means(states))
+        rest.append(means(states - (states @ shared)[..., None] * shared))
+    return Interaction(tuple(steps), trained, heldout, torch.stack(raw), torch.stack(rest))
