@@ -6,7 +6,7 @@ from benchmarks.harness import Row
 
 
 def rows() -> Iterator[Row]:
-    from benchmarks.attribution import cleaning, counterfactuals, flips, scale
+    from benchmarks.attribution import cleaning, counterfactuals, flips, scale, treatments
 
-    for claim in (counterfactuals, scale, flips, cleaning):
+    for claim in (counterfactuals, scale, treatments, flips, cleaning):
         yield from claim.rows()
