@@ -51,6 +51,23 @@ def concept_rows(concepts: Mapping[str, Any]) -> Rows:
     ]
 
 
+TRAINED_HEADER = ("concept", "held-out margin [90%]", "held-out accuracy [90%]")
+SWEEP_HEADER = ("held-out accuracy [90%]", "held-out margin [90%]", "accuracy stops rising at step [90%]")
+
+
+def sweep_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """The `results.sweep` of a forecast: the end of the run by every value of a setting."""
+    return [
+        [
+            f"{row[name]:g}",
+            percent(row["heldout_accuracy"]),
+            interval(row["heldout_margin"]),
+            interval(row["stops_rising"]),
+        ]
+        for row in rows
+    ]
+
+
 STRUCTURE_HEADER = ("quantity", "value")
 STRUCTURE_QUANTITIES = (
     ("mean cosine between concepts, raw", "mean_cosine_raw"),
