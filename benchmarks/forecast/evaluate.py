@@ -103,11 +103,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Answer:
-    """Forecast margins at the end, over beta, (pairs,), parted; with how sure they are, where a method says so."""
+    """Forecast margins at the end, over beta, (pairs,), parted; with how sure they are, where a method says so.
+
+    accuracy: (concepts,), mean: of all pairs, where a method does not get them from the margins of pairs
+    """
 
     rest: Tensor
     shift: Tensor
     noise: Noise | None = None
+    accuracy: Tensor | None = None
+    mean: float | None = None
 
 
 Method = Callable[[Seen, Sequence[Seen]], Answer]
@@ -267,11 +272,15 @@ def score(seen: Seen, answer: Answer) -> dict[str, list[float]]:
     truth = seen.truth[-1]
     forecast = answer.rest + answer.shift
     rest, _ = seen.parted(truth)
+    right, mean = answer.accuracy, forecast.mean() if answer.mean is None else answer.mean
+    if right is None:
+        right = torch.stack([(forecast[rows] > 0).double().mean() for rows in seen.concepts])
     result = {
         "accuracy": [
-            100 * float((forecast[r] > 0).double().mean() - (truth[r] > 0).double().mean()) for r in seen.concepts
+            100 * float(each - (truth[rows] > 0).double().mean())
+            for each, rows in zip(right, seen.concepts, strict=True)
         ],
-        "margin": [float(forecast.mean() / truth.mean() - 1)],
+        "margin": [float(mean / truth.mean() - 1)],
         "rank": [_rank(forecast, truth)],
         "rank_rest": [_rank(answer.rest, rest)],
     }
@@ -296,11 +305,13 @@ def main() -> None:
     chosen = [seen for seen in every() if seen.run.apart == arguments.apart]
     open_runs = [seen for seen in every() if not seen.run.apart]
     sets = {seen.run.personas for seen in open_runs}
+    from benchmarks.forecast.baselines import BASELINES  # which are written in terms of this module
+
     print(f"{len(chosen)} runs tested; {len(open_runs)} runs of {len(sets)} sets to fit on; intervals of {LEVEL:.0%}")
     print(
         f"{'method':24} runs  accuracy: median |error|, within 6   margin: median |error|   rank  without b   coverage"
     )
-    for name, method in METHODS.items():
+    for name, method in (METHODS | BASELINES).items():
         scores: dict[str, list[float]] = {}
         count = 0
         for seen in chosen:
