@@ -208,8 +208,8 @@ def regressors() -> list[Any]:
     return [*boosted, *(make_pipeline(StandardScaler(), Ridge(strength)) for strength in (1.0, 10.0, 100.0))]
 
 
-def regressed(rows: Array, targets: Array, sets: Sequence[str], asked: Array) -> Array:
-    """Of the regressors the one with the least absolute error on sets it was not fitted on, fitted on all."""
+def best_regressor(rows: Array, targets: Array, sets: Sequence[str]) -> Any:
+    """The one with the least absolute error on sets it was not fitted on, fitted on all."""
     from sklearn.base import clone
     from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
@@ -217,24 +217,38 @@ def regressed(rows: Array, targets: Array, sets: Sequence[str], asked: Array) ->
         np.abs(cross_val_predict(clone(model), rows, targets, groups=sets, cv=LeaveOneGroupOut()) - targets).mean()
         for model in regressors()
     ]
-    best = regressors()[int(np.argmin(errors))]
-    return np.asarray(best.fit(rows, targets).predict(asked))
+    return regressors()[int(np.argmin(errors))].fit(rows, targets)
+
+
+_fitted: dict[tuple[Run, ...], tuple[Any, Any]] = {}
+
+
+def fitted(runs: Sequence[Seen]) -> tuple[Any, Any]:
+    """Regressors for the accuracy of a concept, and for the log mean margin of a run from its concepts' mean row."""
+    key = tuple(seen.run for seen in runs)
+    if key not in _fitted:
+        rows = [meta_features(seen) for seen in runs]
+        truths = np.array([float(accurate(s.truth[-1][members]).mean()) for s in runs for members in s.concepts])
+        sizes = np.array([np.log(max(1e-2, float(seen.truth[-1].mean()))) for seen in runs])
+        sets = [seen.run.personas for seen in runs]
+        of_concepts = [seen.run.personas for seen in runs for _ in seen.concepts]
+        _fitted[key] = (
+            best_regressor(np.concatenate(rows), truths, of_concepts),
+            best_regressor(np.stack([each.mean(0) for each in rows]), sizes, sets),
+        )
+    return _fitted[key]
 
 
 def meta_regression(seen: Seen, others: Sequence[Seen]) -> Answer:
     """Accuracy of each concept and log mean margin from meta-features; ranks of pairs from the frozen shape."""
     if len({other.run.personas for other in others}) < 2:
         raise LookupError
-    features = [meta_features(other) for other in others]
-    rows, asked = np.concatenate(features), meta_features(seen)
-    sets = [other.run.personas for other in others for _ in other.concepts]
-    truths = np.array([float(accurate(o.truth[-1][members]).mean()) for o in others for members in o.concepts])
-    accuracy = regressed(rows, truths, sets, asked).clip(0, 1)
-    sizes = np.array([np.log(max(1e-2, float(other.truth[-1].mean()))) for other in others])
-    runs = np.stack([each.mean(0) for each in features])
-    size = regressed(runs, sizes, [other.run.personas for other in others], asked.mean(0, keepdims=True))
+    of_accuracy, of_size = fitted(others)
+    rows = meta_features(seen)
+    size = float(of_size.predict(rows.mean(0, keepdims=True))[0])
     rest, shift = seen.parted(seen.shapes[ALPHA])
-    return Answer(rest, torch.zeros_like(shift), accuracy=torch.tensor(accuracy), mean=float(np.exp(size[0])))
+    accuracy = torch.tensor(of_accuracy.predict(rows).clip(0, 1))
+    return Answer(rest, torch.zeros_like(shift), accuracy=accuracy, mean=float(np.exp(size)))
 
 
 def linearised(seen: Seen, others: Sequence[Seen]) -> Answer:

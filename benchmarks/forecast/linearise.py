@@ -29,8 +29,8 @@ from margincast.features.passes import response_pass
 from margincast.models import LoadedModel
 from margincast.store import write_tensors
 
-# Along d, at whose end margins are up to tens of nats. float32 has log-ratios to about 1e-5, and so J d to 5e-4 nats; what
-# the third order adds is below a hundredth (SmolLM2, d of 20 nats a pair). `main` prints what half of it gives.
+# Along d, at whose end margins are up to tens of nats. float32 has log-ratios to about 1e-5, and so J d to 5e-4 nats;
+# what the third order adds is below a hundredth (SmolLM2, d of 20 nats a pair). `main` prints what half of it gives.
 NEAR = 0.01
 
 
