@@ -3,9 +3,9 @@
     MARGINCAST_PERSONA_DIR=... python -m benchmarks.forecast.linearise NAME ...
 
 With log-ratios l_j(w0 + d) = l_j(w0) + J_j d, the run's batches, loss, clipping and AdamW act on the displacement d
-(Malladi et al. 2023 with the optimizer replayed). J^T is a backward pass at w0; J d a central difference along d, two
-forward passes: for the slopes of every batch, and for held-out pairs at the end. In float32 whatever the run had; costs
-about 5/3 of its training. Kept in `bank/NAME.linear.safetensors`: held-out margins over beta at the end, in nats.
+(Malladi et al. 2023 with the optimizer replayed). J^T is a backward pass at w0, in the run's precision; J d a central
+difference along d, two forward passes in float32: for the slopes of every batch, and for held-out pairs at the end. It
+costs more than the run. Kept in `bank/NAME.linear.safetensors`: held-out margins over beta at the end, in nats.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ class Expansion:
                 ends.append(read(self.network, rows)["logratio"])
         return (ends[0] - ends[1]) / (2.0 * near)
 
-    def pull(self, rows: Sequence[Encoded], weights: Tensor) -> None:
-        """Set the displacement's gradient to J^T weights."""
+    def pull(self, rows: Sequence[Encoded], weights: Tensor, bf16: bool) -> None:
+        """Set the displacement's gradient to J^T weights. bf16: in mixed precision"""
         for weight in self.weights:
             weight.grad = None
-        result = response_pass(self.network, rows)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            result = response_pass(self.network, rows)
         torch.autograd.backward(((result.chosen - result.rejected) * weights.float()).sum())
         for place, weight in zip(self.displacement, self.weights, strict=True):
             place.grad = weight.grad
@@ -91,7 +92,7 @@ def linearise(run: Run, loaded: LoadedModel) -> tuple[Tensor, Tensor]:
     for step, batch in enumerate(batch_order(len(train), run.batch, run.steps, run.seed)):
         rows = [train[index] for index in batch.rows.tolist()]
         nats = expansion.along(rows) if step else torch.zeros(len(rows), dtype=torch.float64)
-        expansion.pull(rows, batch.weights * run.beta * settings.loss.slope(run.beta * nats))
+        expansion.pull(rows, batch.weights * run.beta * settings.loss.slope(run.beta * nats), run.bf16)
         torch.nn.utils.clip_grad_norm_(expansion.displacement, settings.max_grad_norm)
         optimizer.step()
     return expansion.along(heldout), expansion.along(heldout, NEAR / 2)
