@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from safetensors.torch import load_file
@@ -153,6 +153,7 @@ class Truth:
         return [(self.who.concepts == number).nonzero()[:, 0].tolist() for number in range(len(self.run.concepts))]
 
 
-def every() -> list[Truth]:
+@cache
+def every_run() -> list[Truth]:
     """All runs that are kept, with their rehearsals."""
     return [Truth(run, load(run)) for run in PLAN if kept(run) and rehearsal_of(run).is_file()]
