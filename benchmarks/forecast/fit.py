@@ -136,12 +136,12 @@ def held_least_squares(
 
 def fit_amplitude(runs: Sequence[Truth]) -> AmplitudeLaw:
     design = np.log([[run.length, run.run.batch, max(run.signal, SMALLEST)] for run in runs])
-    design = np.concatenate([design, [[float(run.lora) * np.log(20.0)] for run in runs]], axis=1)
+    design = np.concatenate([design, [[float(run.lora)] for run in runs]], axis=1)
     prior = AMPLITUDE_PRIOR
     found = held_least_squares(
-        design, np.log([run.amplitude for run in runs]), [prior.length, prior.batch, prior.signal, -prior.length], 1.0
+        design, np.log([run.amplitude for run in runs]), [prior.length, prior.batch, prior.signal, 0.0], 1.0
     )
-    return AmplitudeLaw(float(np.exp(found[0])), *map(float, found[1:4]), float(20.0 ** found[4]))
+    return AmplitudeLaw(float(np.exp(found[0])), *map(float, found[1:4]), float(np.exp(found[4])))
 
 
 def fit_growth(runs: Sequence[Truth]) -> GrowthLaw:

@@ -29,7 +29,7 @@ from margincast.effective.laws import (
 )
 from margincast.effective.offset import OffsetLaw, Parts
 from margincast.effective.shape import Spectrum, token_spectra
-from margincast.effective.time import UNIT
+from margincast.effective.time import ADAPTER_UNIT, UNIT
 from margincast.losses import get_loss
 
 RIDGE = 1e-3
@@ -123,7 +123,7 @@ class Truth:
         return self.lengths(self.run.steps)
 
     def lengths(self, step: int) -> float:
-        return step * self.run.learning_rate / UNIT
+        return step * self.run.learning_rate / (ADAPTER_UNIT if self.lora else UNIT)
 
     @cached_property
     def signal(self) -> float:

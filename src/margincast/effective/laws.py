@@ -28,7 +28,7 @@ from margincast.effective.growth import GrowthLaw
 from margincast.effective.noise import Noise
 from margincast.effective.offset import Kind, OffsetLaw, Parts, kinds_of, offset_path, parted
 from margincast.effective.shape import Spectrum
-from margincast.effective.time import UNIT
+from margincast.effective.time import ADAPTER_UNIT, UNIT
 from margincast.losses import Loss
 
 SMALLEST = 0.05  # nats that a rehearsal reached: below it, no less is read out of noise
@@ -146,8 +146,9 @@ class Plan:
 
     @cached_property
     def lengths(self) -> Tensor:
-        """(steps + 1,) path length so far in units of `time.UNIT`."""
-        return torch.tensor([0.0, *self.learning_rates], dtype=torch.float64).cumsum(0) / UNIT
+        """(steps + 1,) path length so far, in units of `time.UNIT` or, of an adapter, `time.ADAPTER_UNIT`."""
+        unit = ADAPTER_UNIT if self.lora else UNIT
+        return torch.tensor([0.0, *self.learning_rates], dtype=torch.float64).cumsum(0) / unit
 
     @property
     def batch(self) -> int:
