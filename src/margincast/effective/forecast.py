@@ -21,7 +21,7 @@ from margincast.effective.amplitude import signal_share
 from margincast.effective.laws import Laws, Plan, Responses, Seen, effective_forecast, fitted, shared_path
 from margincast.effective.noise import accuracies, drawn_runs, interval
 from margincast.effective.rehearsal import Rehearsal
-from margincast.effective.shape import Spectrum, token_spectra
+from margincast.effective.shape import LARGEST, Spectrum, token_spectra
 from margincast.effective.time import learning_rates
 from margincast.errors import InputError
 from margincast.intervals import Estimate
@@ -116,7 +116,7 @@ def forecast_trained(
         heldout=SplitTrajectory(features.heldout.pairs, settings.beta * (rest + shift)),
         beta=settings.beta,
         loss_type=settings.loss if settings.loss.parameters else settings.loss.name,
-        origin=origin_of(settings, rehearsal, pilot),
+        origin=origin_of(settings, len(features.train.pairs), rehearsal, pilot),
         bands={name: Band(*(tuple(map(interval, track)) for track in pair)) for name, pair in tracks.items()},
         low=low,
         high=high,
@@ -215,9 +215,9 @@ def train_split(
     return SplitTrajectory(features.train.pairs, beta * margins[at])
 
 
-def origin_of(settings: TrainingSettings, rehearsal: Rehearsal | None, pilot: Trajectory | None) -> str:
+def origin_of(settings: TrainingSettings, pairs: int, rehearsal: Rehearsal | None, pilot: Trajectory | None) -> str:
     what = "a LoRA adapter" if settings.train == "lora" else "all weights"
-    known = ["frozen features"]
+    known = ["frozen features" + (f" of {LARGEST} of {pairs} training pairs" if pairs > LARGEST else "")]
     if rehearsal is not None:
         known.append(f"a rehearsal that saw {rehearsal.pairs} pairs")
     if pilot is not None:

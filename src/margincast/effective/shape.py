@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from margincast.dynamics.state import TokenSpace
-from margincast.errors import InputError
 
-LARGEST = 4000  # pairs whose kernel is diagonalised: 128 MB, half a minute
+LARGEST = 4000  # training pairs whose kernel is diagonalised: 128 MB, half a minute. Of more, as many spread evenly.
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,15 @@ class Spectrum:
 
 
 def token_spectra(train: TokenSpace, *others: TokenSpace) -> tuple[Spectrum, ...]:
-    """The spectrum of centred features of `train`, against each of `others`: pairs whose responses are one token.
-
-    Raises `InputError` for more training pairs than a kernel of them can be diagonalised.
-    """
-    if len(train) > LARGEST:
-        raise InputError(f"the shape of {len(train)} training pairs needs their kernel; give at most {LARGEST} of them")
+    """The spectrum of centred features of `train`, or of `LARGEST` of them, spread evenly, against each of `others`:
+    pairs whose responses are one token."""
     mean = train.features.double().mean(0)
+    rows = torch.linspace(0, len(train) - 1, min(len(train), LARGEST), dtype=torch.float64).round().long()
 
     def centred(space: TokenSpace) -> TokenSpace:
         return TokenSpace(space.features.double() - mean, space.chosen, space.rejected, space.beta, space.tokens)
 
-    own = centred(train)
+    own = centred(train).rows(rows)
     values, vectors = torch.linalg.eigh(own.kernel(own))
     values, weights = values.clamp_min(0.0), vectors.sum(0)
     return tuple(Spectrum(values, weights, centred(other).kernel(own) @ vectors) for other in others)
