@@ -20,6 +20,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def sharded() -> bool:
+    """Whether a launcher asked for weights to be sharded over its processes by FSDP."""
+    return launched() and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+
+
 def join(device: str) -> None:
     """Meet the other processes that the launcher started; each gets its own accelerator where `device` is one."""
     from accelerate import PartialState

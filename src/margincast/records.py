@@ -135,6 +135,19 @@ class FeatureSet:
         """Whether every response is exactly one token."""
         return all(len(ids) == 1 for ids in self.chosen_ids + self.rejected_ids)
 
+    def select(self, pairs: PairSet) -> FeatureSet:
+        """The features of `pairs`, some of these, in their order. Raises `KeyError` for a pair that is not here."""
+        row = {pair.id: index for index, pair in enumerate(self.pairs)}
+        index = [row[pair.id] for pair in pairs]
+        return FeatureSet(
+            pairs=pairs,
+            hidden=self.hidden[index],
+            chosen_ids=tuple(self.chosen_ids[k] for k in index),
+            rejected_ids=tuple(self.rejected_ids[k] for k in index),
+            reference_chosen=self.reference_chosen[index],
+            reference_rejected=self.reference_rejected[index],
+        )
+
 
 @dataclass(frozen=True)
 class Features:

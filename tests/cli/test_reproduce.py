@@ -90,8 +90,20 @@ def test_killed_and_resumed_is_as_if_nothing_had_been(whole: Path, tmp_path: Pat
     assert before
     resumed = run("reproduce", *ONE, "--out", out)
     assert resumed.status == 0, resumed.err
-    assert resumed.out.count("done before") == len(before)
+    assert f"{len(before)} of 4 runs: done before" in resumed.out
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert lines(out / "curves.jsonl") == [row for row in lines(whole / "curves.jsonl") if row["K"] == 1]
+
+
+def test_two_processes_over_one_folder_share_the_runs(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "margincast", "reproduce", *map(str, ONE), "--out", str(out)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    made = [line.split(": ")[1] for text in said for line in text.splitlines() if line.startswith("run ")]
+    assert sorted(made) == sorted(path.name for path in (out / "runs").iterdir())
+    assert len(made) == 4
     assert lines(out / "curves.jsonl") == [row for row in lines(whole / "curves.jsonl") if row["K"] == 1]
 
 

@@ -7,29 +7,49 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.cli.helpers import run
 from tests.conftest import REPOSITORY
 
-TRAIN = ("train", "traits", "--model", "tiny", "--max_steps", 2, "--eval_steps", 1, "--learning_rate", 1e-3,
-         "--no_save_model")  # fmt: skip
+TRAIN = ("train", "traits", "--model", "tiny", "--max_steps", 2, "--eval_steps", 1, "--learning_rate", 1e-3)
+WEIGHTS = {"all": "model.safetensors", "lora": "adapter_model.safetensors"}
 
 
-def test_sharded_weights_train_as_whole_ones(tmp_path: Path) -> None:
+def sharded(*words: object) -> subprocess.CompletedProcess[str]:
+    """`margincast WORDS` over two processes that share the weights."""
     config = REPOSITORY / "examples" / "paper" / "fsdp.yaml"
     launch = ("--config_file", config, "--num_processes", 2, "--mixed_precision", "no", "--main_process_port", 0)
     script = Path(__file__).with_name("sharded.py")
-    words = ("-m", "accelerate.commands.launch", *launch, script, *TRAIN)
-    command = [sys.executable, *map(str, words), "--per_device_train_batch_size", "4", "--out", str(tmp_path / "two")]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, (*launch, script, *words))]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    alone = run(*TRAIN, "--per_device_train_batch_size", 8, "--out", tmp_path / "one")
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize("what", WEIGHTS)
+def test_sharded_weights_train_and_are_saved_as_whole_ones(what: str, tmp_path: Path) -> None:
+    train = (*TRAIN, "--train", what, *(("--lora_dropout", 0) if what == "lora" else ()))
+    done = sharded(*train, "--per_device_train_batch_size", 4, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[:2000]
+    alone = run(*train, "--per_device_train_batch_size", 8, "--out", tmp_path / "one")
     assert alone.status == 0, alone.err
     two, one = (load_file(tmp_path / name / "margins.safetensors") for name in ("two", "one"))
     for split in ("train", "heldout"):
         largest = float(one[split].abs().max())
-        assert largest > 0.01
+        assert largest > 1e-3
         torch.testing.assert_close(two[split], one[split], rtol=0.0, atol=1e-4 * largest)
+    there, here = (load_file(tmp_path / name / "model" / WEIGHTS[what]) for name in ("two", "one"))
+    assert set(there) == set(here)
+    for name, weight in here.items():  # that AdamW moved by about 2e-3
+        torch.testing.assert_close(there[name], weight, rtol=0.0, atol=5e-5, msg=name)
+
+
+def test_the_unembedding_alone_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = sharded(*TRAIN, "--train", "head", "--out", tmp_path / "out")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("margincast: error")]
+    assert len(said) == 1
+    assert "train head cannot have its weights sharded by FSDP" in said[0]
+    assert not (tmp_path / "out").exists()

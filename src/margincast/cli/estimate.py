@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from margincast.reproduce.cost import GIB, Cost, ModelSize, Workload, cost
+from margincast.reproduce.cost import GIB, Cost, ModelSize, Workload, cost, pass_seconds
 
 if TYPE_CHECKING:
     from margincast.cli.reproduce import Plan
@@ -38,7 +39,9 @@ def estimate(plan: Plan) -> None:
         f"process{'es' if processes > 1 else ''} on {device}. Formulae and assumed speed: margincast/reproduce/cost.py."
     )
     job.table("Estimates", HEADER, rows)
-    job.say(f"All training: {sum(r['seconds'] for r in listed) * len(plan.scale.seeds) / 3600:.1f} hours.")
+    training = sum(r["seconds"] for r in listed) * len(plan.scale.seeds)
+    reading = sum(pass_seconds(size, tokens, device) for tokens in read_tokens(plan, tokenizer))
+    job.say(f"All training: {training / 3600:.1f} hours. Features and embeddings: {reading / 3600:.1f} hours.")
     words = f"margincast reproduce {job.config['figure']} --scale {job.config['scale']} --model {job.config['model']}"
     job.say(f"Start it: {f'{LAUNCH} -m {words} --device cuda' if processes > 1 else words} --out {job.out}")
 
@@ -81,6 +84,22 @@ def tokens_per_pair(plan: Plan, k: int, tokenizer: Any) -> tuple[float, int]:
     return sum(distinct_tokens(row.inputs) for row in rows) / len(rows), len(pairs)
 
 
+def read_tokens(plan: Plan, tokenizer: Any) -> Iterator[float]:
+    """Tokens of every extraction: the pairs of each K, which all seeds share, and those of Figures 1 and 3."""
+    from margincast.features import encode
+    from margincast.features.packing import distinct_tokens
+    from margincast.reproduce.embeddings import INPUTS
+
+    for k in plan.scale.K if plan.specs else ():
+        mean, pairs = tokens_per_pair(plan, k, tokenizer)
+        yield mean * pairs
+    for figure in plan.figures:
+        if figure in plan.scale.statements:
+            for shown in INPUTS:
+                rows = encode(plan.shown(figure, shown), tokenizer).rows
+                yield sum(distinct_tokens(row.inputs) for row in rows)
+
+
 def workload(plan: Plan, k: int, weights: str, tokens: tuple[float, int]) -> Workload:
     scale = plan.scale
     mean, pairs = tokens
@@ -91,7 +110,7 @@ def workload(plan: Plan, k: int, weights: str, tokens: tuple[float, int]) -> Wor
         recorded_tokens=mean * (0.1 * pairs + scale.record_train * k),
         evaluations=2 + (scale.max_steps - 1) // scale.eval_steps,
         processes=scale.processes,
-        bf16=scale.bf16,
+        bf16=scale.bf16 and weights == "all",
         checkpointing=scale.gradient_checkpointing and weights == "all",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -12,12 +13,13 @@ import typer
 
 from margincast.cli import options as opt
 from margincast.cli.forecast import run_forecast
-from margincast.cli.inputs import load_inputs
+from margincast.cli.inputs import PairInputs, read_inputs
 from margincast.cli.job import Job, open_job
 from margincast.cli.train import run_training
 from margincast.errors import InputError
 
 if TYPE_CHECKING:
+    from margincast.records import PairSet
     from margincast.report.reproduction import Records
     from margincast.reproduce.curves import Curves
     from margincast.reproduce.embeddings import Cosines
@@ -94,7 +96,8 @@ def reproduce(
 ) -> None:
     """The paper's figures on this machine, with a verdict for every claim of the paper.
 
-    A run that was interrupted goes on where it stopped: training at its last checkpoint, the rest run by run.
+    A run that was interrupted goes on where it stopped: training at its last checkpoint, the rest run by run. The same
+    line started a second time beside the first shares its work.
 
     Example: margincast reproduce all --scale smoke
     """
@@ -197,6 +200,11 @@ class Plan:
                 f"weights and {rates['head']:g} for the unembedding alone{only}. Every {scale.eval_steps} steps "
                 f"margins of all held-out pairs (10%) and of {scale.record_train} training pairs per persona are kept."
             )
+            if scale.bf16:
+                parts.append(
+                    "All weights train, and are evaluated on the way, in bfloat16 mixed precision (weights, gradients "
+                    "and AdamW in float32)."
+                )
         return " ".join(parts)
 
     def carry_out(self) -> None:
@@ -207,8 +215,16 @@ class Plan:
         job = self.job
         job.write_config()
         job.say(self.setting())
-        cosines, conditions = self.embeddings()
-        curves = tuple(self.runs())
+        found = None
+        with self.claimed("embeddings", wait=False) as mine:
+            if mine:
+                found = self.embeddings()
+        self.work()
+        if found is None:  # another process was at them
+            with self.claimed("embeddings", wait=True):
+                found = self.embeddings()
+        cosines, conditions = found
+        curves = tuple(self.curves())
         if not job.main:
             return
         records = Records(tuple(cosines), curves, tuple(self.figures))
@@ -270,21 +286,24 @@ class Plan:
                     conditions = condition_rows(features, f"{shown}s of {figure}")
         return cosines, conditions
 
+    def shown(self, figure: str, shown: str) -> PairSet:
+        """The pairs whose prompts are what the model reads for the figure: questions, or bare statements."""
+        from margincast.data import load_pairs
+        from margincast.reproduce.embeddings import as_statements
+        from margincast.training.run import spread
+
+        names, count = self.embedded(figure), self.scale.statements[figure]
+        pairs = spread(load_pairs("persona:" + ",".join(names), persona_dir=self.personas), (count or 0) * len(names))
+        return as_statements(pairs) if shown == "statement" else pairs
+
     def features(self, figure: str, shown: str) -> tuple[Any, Any]:
         """Features of the figure's pairs, all of them as training pairs, and the model."""
-        from margincast.data import load_pairs
         from margincast.features import encode, features_of
         from margincast.models import load_model
         from margincast.models.load import default_cache_dir
         from margincast.records import PairSet
-        from margincast.reproduce.embeddings import as_statements
-        from margincast.training.run import spread
 
-        names, count, config = self.embedded(figure), self.scale.statements[figure], self.job.config
-        pairs = load_pairs("persona:" + ",".join(names), persona_dir=self.personas)
-        pairs = spread(pairs, (count or 0) * len(names))
-        if shown == "statement":
-            pairs = as_statements(pairs)
+        pairs, config = self.shown(figure, shown), self.job.config
         cache_dir = self.cache_dir or default_cache_dir()
         options = {name: config[name] for name in ("revision", "dtype", "device", "trust_remote_code")}
         loaded = load_model(config["model"], cache_dir=cache_dir, **options)
@@ -294,29 +313,77 @@ class Plan:
         )
         return features, loaded.model
 
-    def runs(self) -> Iterator[Curves]:
-        """Every run of Figures 2, 4 and 5, made or read."""
+    def work(self) -> None:
+        """Make every run that is not made yet. Another process at work in the same folder takes other runs."""
+        before = sum(self.stage(spec).finished for spec in self.specs)
+        if before:
+            self.job.say(f"{before} of {len(self.specs)} runs: done before")
+        for wait in (False, True):  # first what nobody is at, then what others were at and have perhaps not finished
+            for number, spec in enumerate(self.specs, start=1):
+                with self.claimed(spec.folder, wait) as mine:
+                    # Asked under the lock: another process may have made it meanwhile.
+                    stage = self.stage(spec)
+                    if mine and not stage.finished:
+                        self.job.say(f"run {number} of {len(self.specs)}: {spec.folder}")
+                        self.run(stage)
+
+    @contextmanager
+    def claimed(self, part: str, wait: bool) -> Iterator[bool]:
+        """Whether `part` is this process's to make: no other process that runs this reproduction is at it."""
+        from filelock import FileLock, Timeout
+
+        from margincast.processes import launched
+
+        if launched():  # processes of one launch make every part together
+            yield True
+            return
+        path = self.job.out / "locks" / part
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, blocking=wait)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def curves(self) -> Iterator[Curves]:
+        """What every run of Figures 2, 4 and 5 found."""
         from margincast.reproduce.curves import curves_of, restricted
         from margincast.runs import load_run
         from margincast.training.run import spread
 
-        for number, spec in enumerate(self.specs, start=1):
-            stage = self.stage(spec)
-            self.job.say(f"run {number} of {len(self.specs)}: {spec.folder}{', done before' if stage.finished else ''}")
-            if not stage.finished:
-                self.run(stage)
-            if self.job.main:
-                trajectory = load_run(stage.out).trajectory
-                # A forecast has all training pairs: of them those that training records.
-                recorded = spread(trajectory.train.pairs, self.scale.record_train * spec.K)
-                yield curves_of(spec, restricted(trajectory, recorded))
+        for spec in self.specs if self.job.main else ():
+            trajectory = load_run(self.stage(spec).out).trajectory
+            # A forecast has all training pairs: of them those that training records.
+            recorded = spread(trajectory.train.pairs, self.scale.record_train * spec.K)
+            yield curves_of(spec, restricted(trajectory, recorded))
 
     def run(self, stage: Job) -> None:
-        try:
-            inputs = load_inputs(stage, self.personas, self.cache_dir)
-        except typer.Exit:  # of several processes the first alone makes a forecast
-            return
-        (run_forecast if stage.command == "forecast" else run_training)(stage, inputs)
+        """Make one run. Features of its pairs are made once for all seeds: they are the same under any split."""
+        from margincast.features import features_of
+        from margincast.models.load import default_cache_dir
+        from margincast.records import PairSet
+
+        inputs = read_inputs(stage, self.personas, self.cache_dir)
+        loaded, encoding, train, heldout = inputs.loaded, inputs.encoding, inputs.train, inputs.heldout
+        with self.claimed(f"features-{len(encoding.pairs.concepts)}", wait=True):
+            every = features_of(
+                loaded,
+                encoding,
+                encoding.pairs,
+                PairSet(()),
+                cache_dir=self.cache_dir or default_cache_dir(),
+                progress=self.job.progress,
+            )
+        features = replace(every, train=every.train.select(train), heldout=every.train.select(heldout))
+        if stage.command == "train":
+            run_training(stage, PairInputs(loaded, encoding, train, heldout, features))
+        elif stage.main:  # of several processes the first alone makes a forecast
+            run_forecast(stage, PairInputs(loaded, encoding, train, heldout, features))
 
     def stage(self, spec: RunSpec) -> Job:
         from margincast.processes import processes

@@ -14,8 +14,10 @@ from torch import nn
 from margincast.errors import InputError, StatedFailure
 from margincast.models.smollm2 import MANIFEST, smollm2_folder
 from margincast.models.tiny import tiny_folder
+from margincast.processes import by_first
 from margincast.store import file_sha256
 
+MADE = {"smollm2": smollm2_folder, "tiny": tiny_folder}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -80,10 +82,9 @@ def load_model(
 
 def locate(name: str, cache_dir: Path | None = None) -> str:
     """A folder or Hub id for `name`. Raises `InputError` when `name` is a path that holds no model."""
-    if name == "smollm2":
-        return str(smollm2_folder(cache_dir or default_cache_dir()))
-    if name == "tiny":
-        return str(tiny_folder(cache_dir or default_cache_dir()))
+    if name in MADE:
+        # Of several processes transformers lets the first alone write a model.
+        return by_first(lambda: str(MADE[name](cache_dir or default_cache_dir())))
     folder = Path(name).expanduser()
     if name.strip() and folder.is_dir():
         if not (folder / "config.json").is_file():

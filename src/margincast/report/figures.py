@@ -26,6 +26,7 @@ PANELS = (("rewards/margins", "reward margin"), ("loss", "loss"), ("rewards/accu
 LABEL_LIMIT = 28
 # More concepts than colours and dashes can tell apart are drawn alike, and named together.
 NAMED_CONCEPTS = 3 * len(CONCEPT_COLOURS)
+MATRIX_NAMES = 30
 
 
 def new_figure(columns: int, rows: int = 1, width: float = 3.6, height: float = 3.0) -> tuple[Figure, Any]:
@@ -157,17 +158,23 @@ def cosine_matrices(structure: Structure, side: str) -> Figure:
 
 
 def cosine_panels(concepts: Sequence[str], raw: Tensor, centred: Tensor, title: str) -> Figure:
-    """Two (concepts, concepts) matrices of cosines between concepts side by side (Figures 1 and 3)."""
+    """Two (concepts, concepts) matrices of cosines between concepts side by side (Figures 1 and 3).
+
+    More concepts than a screen has lines for are numbered, from 0, not named.
+    """
     names = [short(name) for name in concepts]
-    size = max(3.4, min(0.42 * len(names) + 1.6, 14.0))
+    numbered = len(names) > MATRIX_NAMES
+    size = 4.4 if numbered else max(3.4, 0.42 * len(names) + 1.6)
     figure, axes = new_figure(2, width=size + 0.8, height=size)
     panels = ((raw, "raw", "viridis", 0.0), (centred, "centred", "RdBu_r", -1.0))
     for column, (axis, (matrix, kind, colours, lowest)) in enumerate(zip(axes[0], panels, strict=True)):
         image = axis.imshow(matrix, cmap=colours, vmin=lowest, vmax=1.0)
         axis.grid(visible=False)
-        fontsize = 7 if len(names) <= 30 else 4
-        axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=fontsize)
-        axis.set_yticks(range(len(names)), names if column == 0 else [], fontsize=fontsize)
+        if numbered:
+            axis.set_xlabel(f"{len(names)} concepts, in order", fontsize=8, color=INK)
+        else:
+            axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+            axis.set_yticks(range(len(names)), names if column == 0 else [], fontsize=7)
         axis.set_title(f"{kind}, {title}", fontsize=9, color=INK)
         if len(names) <= 10:
             for i, row in enumerate(matrix.tolist()):

@@ -82,3 +82,8 @@ def cost(size: ModelSize, work: Workload, device: str) -> Cost:
     arithmetic += 2 * size.parameters * work.recorded_tokens * (work.evaluations if work.weights == "all" else 1)
     gathered = 2 * number * size.parameters / size.layers if n > 1 else 0.0
     return Cost(states, gathered, activations, arithmetic / (SPEED[device] * n))
+
+
+def pass_seconds(size: ModelSize, tokens: float, device: str) -> float:
+    """The estimate for one forward pass over `tokens` on one process, without gradients."""
+    return 2 * size.parameters * tokens / SPEED[device]

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -102,14 +103,25 @@ def train_model(
         trainer.train(resume_from_checkpoint=checkpoint)
     model.get_output_embeddings().to(dtype)
     trajectory = recording.trajectory(settings.beta, loss_type, f"training of {what}")
+    weights = whole_weights(model) if save_model and processes() > 1 else None
     everyone(None)  # all have read what is removed now
     if process() == 0 and trainer.state.global_step == settings.max_steps:
         write_jsonl(folder / "train_log.jsonl", [row for row in trainer.state.log_history if "loss" in row])
         if save_model:
-            model.save_pretrained(folder / "model")
+            model.save_pretrained(folder / "model", state_dict=weights)
             loaded.tokenizer.save_pretrained(folder / "model")
         shutil.rmtree(state)
     return trajectory
+
+
+def whole_weights(model: Any) -> dict[str, Any]:
+    """The weights of a model that may be sharded over processes, tied ones once; process 0 has them, others nothing.
+
+    All processes must call it: each gives its part.
+    """
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return {name: weight for name, weight in weights.items() if name in names}
 
 
 def add_adapter(model: Any, settings: TrainingSettings) -> Any:

@@ -11,6 +11,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from margincast.errors import InputError
 from margincast.losses import LOSS_PARAMETERS, Loss, get_loss
+from margincast.processes import sharded
 
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 # What the trackers that transformers can look for are called on the package index.
@@ -76,6 +77,12 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.train not in ("all", "head", "lora"):
             raise InputError(f"train must be all, head or lora, got {self.train!r}")
+        if self.train == "head" and sharded():
+            # FSDP sums gradients of what a layer's output depends on; with a frozen backbone that is nothing.
+            raise InputError(
+                "train head cannot have its weights sharded by FSDP: launch it without, or as one process; "
+                "train all and lora can"
+            )
         if self.train == "lora" and importlib.util.find_spec("peft") is None:
             raise InputError("train lora needs peft: pip install 'margincast[lora]'")
         given = [name for name in LORA if getattr(self, name) != getattr(type(self), name)]
