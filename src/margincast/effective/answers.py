@@ -77,7 +77,7 @@ def more_pairs(features: Features, settings: TrainingSettings, forecast: Trained
 def _evenly(concepts: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Rows of `share` of every concept's pairs, two at least."""
     parts = []
-    for number in concepts.unique():
+    for number in range(int(concepts.max()) + 1):
         rows = (concepts == number).nonzero()[:, 0]
         count = min(len(rows), max(2, round(share * len(rows))))
         parts.append(rows[torch.randperm(len(rows), generator=generator)[:count]])

@@ -51,7 +51,7 @@ class RehearsalLaw:
 
     def at(self, reached: float, frozen: float | None, lora: bool) -> float:
         """A in nats. reached: R;  frozen: A by features alone, None where they cannot say"""
-        told = self.scale * max(reached, SMALLEST) ** self.power * (self.adapter if lora else 1.0)
+        told: float = self.scale * max(reached, SMALLEST) ** self.power * (self.adapter if lora else 1.0)
         if frozen is None:
             return told
         trust = float(self.weight(torch.tensor(reached)))

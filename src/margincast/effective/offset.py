@@ -105,9 +105,9 @@ def kinds_of(chosen: Tensor, rejected: Tensor, concepts: Tensor | None = None) -
     low, high = torch.minimum(chosen, rejected), torch.maximum(chosen, rejected)
     keys = torch.stack([groups, low, high], dim=1)
     found = []
-    for key in keys.unique(dim=0):
-        mine = (keys == key).all(1)
-        kind = Kind(mine & (chosen == key[1]), mine & (chosen == key[2]))
+    for group, first, second in sorted({tuple(key) for key in keys.tolist()}):
+        mine = (groups == group) & (low == first) & (high == second)
+        kind = Kind(mine & (chosen == first), mine & (chosen == second))
         if bool(kind.up.any()) and bool(kind.down.any()):
             found.append(kind)
     return found
