@@ -100,7 +100,6 @@ def run_trained(
     """Rehearse, train the pilot, forecast; save the run, print its tables."""
     from margincast.effective.answers import more_pairs
     from margincast.effective.forecast import forecast_trained, single_token
-    from margincast.metrics import metric_rows
     from margincast.report import tables
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
@@ -119,8 +118,8 @@ def run_trained(
     results = {**trajectory_results(trajectory, job.seconds), **trained_results(trajectory, pairs), "sweep": sweep}
     summary = write_summary(job.out, "forecast", job.config, results, **inputs.sections(job.config))
     write_page(job.out)
-    job.say(f"This is a {trajectory.origin}. It is not exact: intervals hold 90% of runs, by runs seen so far.")
-    job.table("", tables.STEP_HEADER, tables.step_rows(metric_rows(trajectory)))
+    job.say(f"This is a {trajectory.origin}. It is not exact: intervals are as wide as runs were missed so far.")
+    job.table("", tables.BAND_HEADER, tables.band_rows(trajectory.steps, results))
     job.table(f"Step {settings.max_steps}", tables.TRAINED_HEADER, tables.concept_rows(results["concepts"]))
     if sweep is not None and swept is not None:
         job.table(f"By {swept[0]}", (swept[0], *tables.SWEEP_HEADER), tables.sweep_rows(swept[0], sweep))

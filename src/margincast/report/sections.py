@@ -118,12 +118,14 @@ def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
 def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     """Of a forecast of a trained backbone."""
     results, config = summary["results"], summary["config"]
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     listed = [
+        PageTable("Every recorded step", tables.BAND_HEADER, tables.band_rows(steps, results)),
         PageTable(
             f"Step {config['max_steps']}: the median of drawn runs, with the central 90% of them",
             tables.TRAINED_HEADER,
             tables.concept_rows(results["concepts"]),
-        )
+        ),
     ]
     if results["sweep"]:
         name = next(iter(results["sweep"][0]))
@@ -133,7 +135,7 @@ def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
             title="Forecast",
             texts=[f"This is a {results['origin']}. It is not exact.", LIMITS],
             reading=answers_in_words(results, config["max_steps"]),
-            figures=[PageFigure(folder / "figures" / "curves.svg", CURVES)],
+            figures=[PageFigure(folder / "figures" / "curves.svg", f"{CURVES} The band holds 90% of drawn runs.")],
             tables=listed,
         )
     ]

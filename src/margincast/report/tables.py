@@ -51,6 +51,15 @@ def concept_rows(concepts: Mapping[str, Any]) -> Rows:
     ]
 
 
+BAND_HEADER = ("step", "held-out margin [90%]", "held-out accuracy [90%]")
+
+
+def band_rows(steps: Sequence[int], results: Mapping[str, Any]) -> Rows:
+    """Held-out margin and accuracy of a forecast with intervals, at every recorded step."""
+    lines = zip(steps, results["heldout_margin"], results["heldout_accuracy"], strict=True)
+    return [[str(step), interval(margin), percent(accuracy)] for step, margin, accuracy in lines]
+
+
 TRAINED_HEADER = ("concept", "held-out margin [90%]", "held-out accuracy [90%]")
 SWEEP_HEADER = ("held-out accuracy [90%]", "held-out margin [90%]", "accuracy stops rising at step [90%]")
 
