@@ -14,7 +14,6 @@ import typer
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
 
-
 SPEAKING = 20.0  # seconds that the first of several processes has to say what is wrong
 
 
