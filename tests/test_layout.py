@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"errors"},
     "intervals": {"errors"},
     "data": BASE,
-    "models": BASE,
+    "models": BASE | {"processes"},
     "processes": {"errors"},
     "features": BASE | {"models", "processes"},
     "dynamics": BASE,
