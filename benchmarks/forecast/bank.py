@@ -30,7 +30,7 @@ from transformers.training_args import OptimizerNames
 
 from benchmarks.forecast.plan import PLAN, Run
 from benchmarks.packing import model, personas
-from margincast.effective.rehearsal import rehearse
+from margincast.effective.rehearsal import rehearse, size_of
 from margincast.features import Encoded, Encoding, encode, features_of
 from margincast.features.packing import PACK_TOKENS, plan_packs
 from margincast.features.passes import response_pass
@@ -45,6 +45,7 @@ from margincast.training.settings import arguments
 from margincast.training.trainer import MarginTrainer, PairDataset, collate, share
 
 BANK = Path(__file__).parent / "bank"
+SHARE = 0.1  # of the training's pairs, that a rehearsal takes
 SPLIT_SEED = 1  # of all runs: another `seed` is another batch order over the same pairs
 
 
@@ -219,11 +220,12 @@ def rehearsal_of(run: Run) -> Path:
 
 
 def make_rehearsal(run: Run, loaded: LoadedModel) -> None:
-    """Rehearse `run` in a tenth of its steps, and keep the held-out margins over beta."""
+    """Rehearse `run` with a tenth of its pairs, and keep the held-out margins over beta."""
     start = time.process_time()
     encoding, features = inputs_of(run, loaded)
-    done = rehearse(loaded, encoding, features, replace(settings_of(run), bf16=True), run.pilot)
-    tensors = {"steps": torch.tensor(done.steps, dtype=torch.int16), "heldout": (done.heldout / run.beta).half()}
+    settings = replace(settings_of(run), bf16=True)
+    done = rehearse(loaded, encoding, features, settings, *size_of(settings, SHARE))
+    tensors = {"heldout": (done.heldout / run.beta).half(), "pairs": torch.tensor(done.pairs)}
     write_tensors(rehearsal_of(run), tensors, {"cpu_seconds": f"{time.process_time() - start:.0f}"})
 
 

@@ -21,6 +21,8 @@ _HOMES = {
     "extract_features": "margincast.features",
     "inspect_features": "margincast.structure",
     "forecast": "margincast.dynamics.forecast",
+    "forecast_trained": "margincast.effective.forecast",
+    "rehearse": "margincast.effective.rehearsal",
     "attribute": "margincast.dynamics.attribution",
     "counterfactuals": "margincast.dynamics.counterfactual",
     "rerun": "margincast.dynamics.counterfactual",

@@ -39,7 +39,7 @@ class Run:
         """How figures and tables call this run."""
         config = self.summary["config"]
         if self.summary["command"] == "forecast":
-            return "forecast, frozen backbone"
+            return f"forecast, {config.get('backbone', 'frozen')} backbone"
         what = {"all": "all weights", "head": "unembedding only", "lora": "LoRA"}.get(config["train"], config["train"])
         return ", ".join(["training", what, *([config["trainer"]] if "trainer" in config else [])])
 

@@ -152,7 +152,7 @@ def test_flow_cannot_train(data_folder: Path, model_folder: Path, here: Path) ->
     ("text", "says"),
     [
         ("beta: 0.1\nlerning_rate: 1\n", ("forecast has no option 'lerning_rate'",)),
-        ("train: head\n", ("forecast has no option 'train'",)),
+        ("record_train: 5\n", ("forecast has no option 'record_train'",)),
         ("beta: [1\n b", ("is not YAML",)),
         ("- beta\n", ("must hold names and values",)),
         ("", ("must hold names and values",)),

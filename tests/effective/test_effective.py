@@ -14,12 +14,26 @@ from torch.nn.functional import logsigmoid
 from margincast.dynamics.batches import batch_order
 from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.state import TokenSpace
-from margincast.effective.amplitude import AmplitudeLaw, fit_amplitude, signal_share
-from margincast.effective.laws import Laws, Plan, effective_forecast
-from margincast.effective.noise import Noise, accuracies, drawn_margins, interval
-from margincast.effective.offset import OffsetLaw, offset_path, without_offset
-from margincast.effective.rehearsal import proportional_batches, rehearse
-from margincast.effective.shape import spectral_shape
+from margincast.effective.amplitude import AmplitudeLaw, signal_share
+from margincast.effective.growth import GrowthLaw
+from margincast.effective.laws import (
+    Laws,
+    PilotLaw,
+    Plan,
+    RehearsalLaw,
+    Responses,
+    Seen,
+    ShapeLaw,
+    as_values,
+    effective_forecast,
+    fitted,
+    laws_from,
+    shared_path,
+)
+from margincast.effective.noise import Noise, accuracies, drawn_runs, interval
+from margincast.effective.offset import OffsetLaw, kinds_of, offset_path, parted
+from margincast.effective.rehearsal import proportional_batches, rehearse, size_of
+from margincast.effective.shape import token_spectra
 from margincast.effective.time import UNIT, learning_rates, merged
 from margincast.errors import InputError
 from margincast.features import encode, features_of
@@ -81,14 +95,14 @@ def test_shapes_run_from_one_step_to_least_squares(seed: int, tokens: int) -> No
 
     step = signed(heldout) @ signed(train).sum(0)
     assume(float(step.abs().max()) > 1e-9)  # where all prefer the same token, centred features sum to rounding
-    assert error(spectral_shape(train, heldout, 0.0, 1e-3), step) <= TOLERANCE[torch.float64].formula
+    assert error(token_spectra(train, heldout)[0].shape(0.0, 1e-3), step) <= TOLERANCE[torch.float64].formula
     # With a ridge the least squares have one solution: rows of sqrt(ridge) below the features.
     left = signed(train)
     ridge = 1e-3
     small = torch.linalg.matrix_norm(left, 2) * ridge**0.5 * torch.eye(left.shape[1], dtype=torch.float64)
     target = torch.cat([torch.ones(len(left)), torch.zeros(left.shape[1])]).double()
     solution = torch.linalg.lstsq(torch.cat([left, small]), target[:, None]).solution[:, 0]
-    assert error(spectral_shape(train, heldout, 1.0, ridge), signed(heldout) @ solution) <= 1e-8
+    assert error(token_spectra(train, heldout)[0].shape(1.0, ridge), signed(heldout) @ solution) <= 1e-8
 
 
 def test_a_rehearsal_in_all_steps_is_the_run_itself(tmp_path: Path) -> None:
@@ -109,15 +123,24 @@ def test_a_rehearsal_in_all_steps_is_the_run_itself(tmp_path: Path) -> None:
         lr_scheduler_type="linear", max_grad_norm=0.5,
     )  # fmt: skip
     before = next(iter(loaded.model.parameters())).clone()
-    ours = rehearse(loaded, encoding, features, how, 4)
+    ours = rehearse(loaded, encoding, features, how, 4, 5)
     assert bool((next(iter(loaded.model.parameters())) == before).all())
     real = train_model(loaded, encoding, features, how, tmp_path / "run", save_model=False)
-    assert ours.steps == (2, 4)
-    assert error(ours.heldout, real.heldout.margins[1:]) <= TOLERANCE[torch.float32].run
-    with pytest.raises(InputError, match="from 2 to max_steps = 4"):
-        rehearse(loaded, encoding, features, how, 5)
+    assert ours.pairs == 5
+    assert error(ours.heldout, real.heldout.margins[-1]) <= TOLERANCE[torch.float32].run
+    with pytest.raises(InputError, match="at least 2 steps"):
+        rehearse(loaded, encoding, features, how, 1, 5)
     with pytest.raises(InputError, match="adamw or adam"):
-        rehearse(loaded, encoding, features, replace(how, optimizer="sgd"), 4)
+        rehearse(loaded, encoding, features, replace(how, optimizer="sgd"), 4, 5)
+
+
+@given(batch=st.integers(1, 300), steps=st.integers(2, 300), share=st.floats(0.01, 1.0))
+def test_a_rehearsal_takes_its_share(batch: int, steps: int, share: float) -> None:
+    how = TrainingSettings(max_steps=steps, per_device_train_batch_size=batch)
+    count, size = size_of(how, share)
+    assert 2 <= count <= max(2, steps)
+    assert size == batch or size >= 8
+    assert count * size <= max(2 * batch, 4 * batch, (round(share * steps)) * batch)
 
 
 @given(steps=st.integers(1, 30), total=st.integers(30, 60), name=st.sampled_from(["constant", "linear", "cosine"]))
@@ -140,22 +163,23 @@ def test_batches_hold_every_concept_in_proportion(seed: int, size: int) -> None:
             assert abs(drawn.count(key) - len(drawn) * keys.count(key) / len(keys)) <= len(set(keys))
 
 
-@given(seed=st.integers(0, 1000), tokens=st.integers(2, 4))
-def test_a_shift_of_tokens_is_taken_out(seed: int, tokens: int) -> None:
-    """Adding any shared logits to margins changes the shift, and not the rest."""
-    pairs = space(40, 2, tokens, seed)
+@given(seed=st.integers(0, 1000), tokens=st.integers(2, 4), names=st.integers(1, 3))
+def test_a_shift_of_tokens_is_taken_out(seed: int, tokens: int, names: int) -> None:
+    """Adding logits that all pairs share, and such of every concept, changes the shifts and not the rest."""
+    pairs = space(60, 2, tokens, seed)
     generator = torch.Generator().manual_seed(seed)
-    margins = torch.randn(3, 40, generator=generator, dtype=torch.float64)
-    logits = 10.0 * torch.randn(tokens, generator=generator, dtype=torch.float64)
-    moved = margins + logits[pairs.chosen] - logits[pairs.rejected]
-    # Pairs of tokens of which one is always preferred keep what they have.
-    kinds = list(zip(pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True))
-    both = torch.tensor([(second, first) in kinds for first, second in kinds])
-    rest, shift = without_offset(margins, pairs.chosen, pairs.rejected)
-    again, _ = without_offset(moved, pairs.chosen, pairs.rejected)
-    assert error(rest + shift, margins) <= TOLERANCE[torch.float64].formula
-    assert error(again[:, both], rest[:, both]) <= 1e-10
-    assert bool((shift[:, ~both] == 0).all())
+    concepts = torch.arange(60) % names
+    kinds = kinds_of(pairs.chosen, pairs.rejected), kinds_of(pairs.chosen, pairs.rejected, concepts)
+    margins = torch.randn(3, 60, generator=generator, dtype=torch.float64)
+    logits = 10.0 * torch.randn(names, tokens, generator=generator, dtype=torch.float64)
+    moved = margins + logits[concepts, pairs.chosen] - logits[concepts, pairs.rejected]
+    # Pairs of tokens of which one is always preferred in the concept keep what they have.
+    both = sum(kind.sign.abs() for kind in kinds[1]) > 0
+    parts, again = parted(margins, *kinds), parted(moved, *kinds)
+    assert error(parts.rest + parts.shift, margins) <= TOLERANCE[torch.float64].formula
+    assert error(again.rest[:, both], parts.rest[:, both]) <= 1e-10
+    for kind in kinds[1]:
+        assert float(parts.rest[:, kind.up].mean()) == pytest.approx(float(parts.rest[:, kind.down].mean()), abs=1e-9)
 
 
 @given(seed=st.integers(0, 1000), tokens=st.integers(2, 4))
@@ -168,44 +192,101 @@ def test_signal_share_is_a_mean_over_pairs_of_pairs(seed: int, tokens: int) -> N
     assert signal_share(pairs) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_a_power_law_is_found_again_and_held_by_its_prior() -> None:
-    law = AmplitudeLaw(0.02, 1.7, 0.4, 0.6, 0.0)
-    lengths, batches, signals = [10.0, 20.0, 40.0, 60.0, 25.0], [8, 16, 8, 32, 16], [0.1, 0.2, 0.05, 0.3, 0.02]
-    amplitudes = [law.at(*run) for run in zip(lengths, batches, signals, strict=True)]
-    found = fit_amplitude(lengths, batches, signals, amplitudes, AmplitudeLaw(1.0, 3.0, 1.0, 1.0, 0.3), runs=0.0)
-    assert (found.scale, found.length, found.batch, found.signal) == pytest.approx((0.02, 1.7, 0.4, 0.6))
-    assert found.spread == pytest.approx(0.0, abs=1e-9)
-    held = fit_amplitude([40.0], [8], [0.1], [19.0], law, runs=1.0)
-    assert (held.length, held.batch, held.signal) == pytest.approx((1.7, 0.4, 0.6))
-    assert held.at(40.0, 8, 0.1) == pytest.approx(19.0)
+@given(end=st.floats(0.1, 200.0), power=st.floats(1.0, 3.0), slowing=st.floats(-0.3, 0.0))
+def test_growth_ends_at_its_end(end: float, power: float, slowing: float) -> None:
+    x = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
+    factors = GrowthLaw(power, slowing).factors(x, end)
+    assert float(factors[0]) == 0.0
+    assert float(factors[-1]) == 1.0
+    assert bool((factors.diff() > 0).all())
+
+
+LAWS = Laws(
+    OffsetLaw(0.3, 0.1, 0.5), AmplitudeLaw(0.1, 2.0, 0.0, 0.0, 0.5), GrowthLaw(2.0, 0.0), ShapeLaw(0.2, 0.1, 1e-3),
+    RehearsalLaw(3.0, 0.5, 2.0, 4.0, 0.5, 1.0), PilotLaw(1.0, 1.0, 1.0),
+    Noise(0.3, 0.1, 0.2, 0.5, 0.7, 0.0, 1.0, 0.5, 0.5),
+)  # fmt: skip
+
+
+def problem(lora: bool = False) -> tuple[TokenSpace, TokenSpace, Responses, Plan]:
+    train, heldout = space(30, 6, 2, 1), space(20, 6, 2, 2)
+    plan = Plan((UNIT,) * 10, tuple(batch_order(30, 5, 10, 0)), AdamW(UNIT), get_loss("sigmoid"), lora)
+    return train, heldout, Responses(heldout.chosen, heldout.rejected, torch.arange(20) % 2), plan
 
 
 def test_intervals_hold_their_share_of_runs() -> None:
-    """Runs made as the noise says fall into the interval as often as it promises."""
-    noise = Noise(0.3, 0.2, 0.5)
+    """Runs made as the noise says fall into the interval as often as it promises, at every step."""
+    _, _, who, _ = problem()
+    who = Responses(who.chosen.repeat(5), who.rejected.repeat(5), who.concepts.repeat(5))
     generator = torch.Generator().manual_seed(3)
-    rest = 1.0 + torch.randn(100, generator=generator, dtype=torch.float64)
-    sign = torch.where(torch.arange(100) % 2 == 0, 1.0, -1.0).double()
-    draws = drawn_margins(rest, torch.zeros(100), sign, noise)
-    runs = drawn_margins(rest, torch.zeros(100), sign, noise, seed=1)
-    span, truth = interval(0.0, accuracies(draws, range(100))), accuracies(runs, range(100))
-    assert 0.85 <= float(((truth >= span.low) & (truth <= span.high)).double().mean()) <= 0.95
-    span = interval(0.0, draws.mean(1))
-    assert 0.85 <= float(((runs.mean(1) >= span.low) & (runs.mean(1) <= span.high)).double().mean()) <= 0.95
+    rest = (1.0 + torch.randn(100, generator=generator, dtype=torch.float64)) * torch.tensor([[0.0], [2.0], [9.0]])
+    lengths = torch.tensor([0.0, 3.0, 10.0], dtype=torch.float64)
+
+    def runs(seed: int) -> list[torch.Tensor]:
+        return list(drawn_runs(rest, torch.zeros_like(rest), lengths, who.concepts, who.kinds, LAWS.noise, seed))
+
+    for told, true in list(zip(runs(0), runs(1), strict=True))[1:]:
+        for draws, truth in (
+            (accuracies(told, range(100), 0.0), accuracies(true, range(100), 0.0)),
+            (told.mean(1), true.mean(1)),
+        ):
+            span = interval(draws)
+            assert 0.85 <= float(((truth >= span.low) & (truth <= span.high)).double().mean()) <= 0.95
+    assert bool((runs(0)[0] == 0.0).all())
+
+
+def test_without_noise_every_run_is_the_forecast() -> None:
+    _, _, who, _ = problem()
+    quiet = Noise(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.5)
+    rest, shift = torch.rand(2, 2, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    lengths = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    for step, draws in enumerate(drawn_runs(rest, shift, lengths, who.concepts, who.kinds, quiet)):
+        assert error(draws, (rest + shift)[step].expand_as(draws)) <= 1e-12
 
 
 def test_the_forecast_is_offset_and_scaled_shape() -> None:
-    """Its mean without the offset is the amplitude at every step, or the rehearsal's at the end; its shape, the one."""
-    train, heldout = space(30, 6, 2, 1), space(20, 6, 2, 2)
-    law = AmplitudeLaw(0.1, 2.0, 0.0, 0.0, 0.1)
-    laws = Laws(OffsetLaw(0.3, 0.1), law, 0.0, 1e-3, rehearsed=1.5, trust=1.0)
-    plan = Plan((UNIT,) * 10, tuple(batch_order(30, 5, 10, 0)), AdamW(UNIT), get_loss("sigmoid"))
-    made = effective_forecast(train, heldout, plan, laws)
-    assert made.rest.mean(1).abs().tolist() == pytest.approx([law.at(step, 5, 1.0) for step in range(11)], abs=1e-12)
-    assert bool((made.shift[0] == 0).all())
-    sign = torch.where(heldout.chosen == 1, 1.0, -1.0)
-    assert error(made.shift * sign, (made.shift * sign)[:, :1].expand_as(made.shift)) <= 1e-12
-    rehearsed = torch.linspace(-1.0, 3.0, 20, dtype=torch.float64)
-    told = effective_forecast(train, heldout, plan, laws, rehearsed)
-    rest, _ = without_offset(rehearsed, heldout.chosen, heldout.rejected)
-    assert error(told.rest[-1], 1.5 * rest) <= 1e-12
+    """Without offsets its mean is the amplitude at every step; a rehearsal that got far decides on both."""
+    train, heldout, who, plan = problem()
+    path = shared_path(train, who, plan, LAWS.offset)
+    features = token_spectra(train, heldout)[0]
+    alone = replace(LAWS, rehearsal=None)
+    made = effective_forecast(features, 12.0, path, who, plan, alone)
+    assert made.rest.mean(1).tolist() == pytest.approx([12.0 * (step / 10) ** 2 for step in range(11)])
+    fading = torch.linspace(1.0, 0.5, 11, dtype=torch.float64)[:, None]
+    assert error(made.shift, fading * path) <= 1e-12
+    rehearsed = torch.linspace(-1.0, 3.0, 20, dtype=torch.float64) * 1e6
+    parts = who.part(rehearsed)
+    told = effective_forecast(features, 12.0, path, who, plan, LAWS, rehearsed)
+    size = 3.0 * float(parts.rest.mean()) ** 0.5
+    assert float(told.rest[-1].mean()) == pytest.approx(size, rel=1e-4)
+    assert error(told.rest[-1] / size, parts.rest / parts.rest.mean()) <= 1e-4
+    assert error(told.shift[-1], 0.5 * path[-1] + 0.5 * parts.shared + parts.own) <= 1e-4
+    # One that got nowhere leaves what features say.
+    nothing = effective_forecast(features, 12.0, path, who, plan, LAWS, 1e-9 * rehearsed / 1e6)
+    assert error(nothing.rest, made.rest) <= 1e-6
+
+
+def test_a_pilot_as_long_as_the_run_is_the_run() -> None:
+    train, heldout, who, plan = problem()
+    path = shared_path(train, who, plan, LAWS.offset)
+    margins = 5.0 + torch.randn(20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    told = effective_forecast(
+        token_spectra(train, heldout)[0], 12.0, path, who, plan, replace(LAWS, rehearsal=None),
+        seen=Seen(margins, 10),
+    )  # fmt: skip
+    assert error((told.rest + told.shift)[-1], margins) <= 1e-12
+
+
+def test_the_constants_of_the_package_are_laws() -> None:
+    for rehearsed in (False, True):
+        laws = fitted(rehearsed)
+        assert (laws.rehearsal is not None) == rehearsed
+        assert laws_from(as_values(laws)) == laws
+        assert 0.0 < laws.noise.amplitude < 2.0
+
+
+def test_an_adapter_has_its_own_size() -> None:
+    law = LAWS.amplitude
+    assert law.at(10.0, 8, 0.1, lora=True) == pytest.approx(0.5 * law.at(10.0, 8, 0.1, lora=False))
+    train, _, who, plan = problem(lora=True)
+    assert bool((shared_path(train, who, plan, LAWS.offset) == 0).all())

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from margincast.cli import options as opt
 from margincast.cli.inputs import PairInputs, PositionInputs, check_settings, read_inputs, with_features, with_positions
 from margincast.cli.job import Job, open_job
+from margincast.errors import InputError
 
 if TYPE_CHECKING:
     from margincast.records import Trajectory
 
+# What only a forecast of a trained backbone takes, and what it is where nothing is said.
+TRAINED: dict[str, Any] = {
+    "backbone": opt.Backbone.frozen,
+    "pilot": None,
+    "rehearsal": 0.1,
+    "sweep": None,
+    "train": opt.TrainWhat.all,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "lora_target_modules": None,
+    "bf16": False,
+}
+
 
 def forecast(
     data: opt.Data,
+    backbone: opt.BackboneOption = opt.Backbone.frozen,
+    pilot: opt.Pilot = None,
+    rehearsal: opt.RehearsalShare = 0.1,
+    sweep: opt.Sweep = None,
+    train: Annotated[
+        opt.TrainWhat,
+        typer.Option(
+            "--train",
+            help="With --backbone trained: all weights or a LoRA adapter (lora)",
+            rich_help_panel=opt.TRAINING,
+        ),
+    ] = opt.TrainWhat.all,
     model: opt.Model = "smollm2",
     revision: opt.Revision = None,
     dtype: opt.DtypeOption = opt.Dtype.float32,
@@ -46,6 +75,11 @@ def forecast(
     lr_scheduler_type: opt.Scheduler = opt.Schedule.constant,
     warmup_steps: opt.WarmupSteps = 0,
     max_grad_norm: opt.MaxGradNorm = 1.0,
+    lora_r: opt.LoraR = 16,
+    lora_alpha: opt.LoraAlpha = 32,
+    lora_dropout: opt.LoraDropout = 0.05,
+    lora_target_modules: opt.LoraTargetModules = None,
+    bf16: opt.Bf16 = False,
     eval_steps: opt.EvalSteps = 10,
     out: opt.Out = None,
     resume: opt.Resume = True,
@@ -54,15 +88,31 @@ def forecast(
 ) -> None:
     """Forecast margins, loss and accuracy per concept before any training.
 
-    Exact for a frozen backbone: the same numbers as `margincast train --train head` with the same options.
+    Exact for a frozen backbone: the same numbers as `margincast train --train head` with the same options. With
+    --backbone trained, a forecast with 90% intervals of training all weights or an adapter.
 
     Example: margincast forecast persona:k2 --optimizer adamw --learning_rate 1e-3 --max_steps 30
     """
-    job = open_job("forecast", locals())
+    parameters = locals()
+    if backbone is opt.Backbone.trained:
+        from margincast.cli.trained import forecast_trained
+
+        forecast_trained(parameters, persona_dir, cache_dir)
+        return
+    job = open_job("forecast", frozen_parameters(parameters))
     check_settings(job.config)
     inputs = read_inputs(job, persona_dir, cache_dir)
     of_what = with_features if inputs.encoding.single_token else with_positions
     job.done(run_forecast(job, of_what(job, inputs, cache_dir)))
+
+
+def frozen_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Those that a frozen forecast has. Raises `InputError` where one was given that belongs to the other kind."""
+    others = {name: parameters[name] for name in TRAINED if name in parameters}
+    given = [name for name, value in others.items() if value != TRAINED[name]]
+    if given:
+        raise InputError(f"--{given[0]} belongs to --backbone trained; with --backbone frozen leave it out")
+    return {name: value for name, value in parameters.items() if name not in TRAINED}
 
 
 def run_forecast(job: Job, inputs: PairInputs | PositionInputs) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,9 @@ import typer
 
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
+
+
+SPEAKING = 20.0  # seconds that the first of several processes has to say what is wrong
 
 
 class _Interrupted(Exception):  # noqa: N818 (a person's wish)
@@ -173,8 +177,11 @@ def _fail(error: BaseException, status: int, debug: bool, message: str | None = 
         import traceback
 
         traceback.print_exception(error)
-    # What is wrong with the input every process of a run finds, and one says.
-    if not (isinstance(error, InputError) and os.environ.get("RANK", "0") != "0"):
+    # What is wrong with the input every process of a run finds, and the first says. The others wait: a launcher ends
+    # all processes when one has ended, and a late first would be ended with nothing said.
+    if isinstance(error, InputError) and os.environ.get("RANK", "0") != "0":
+        time.sleep(SPEAKING)
+    else:
         print(f"margincast: error: {' '.join((message or str(error)).split())}", file=sys.stderr)
     return status
 

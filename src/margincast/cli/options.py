@@ -36,6 +36,11 @@ class TrainWhat(StrEnum):
     lora = "lora"
 
 
+class Backbone(StrEnum):
+    frozen = "frozen"
+    trained = "trained"
+
+
 class Schedule(StrEnum):
     constant = "constant"
     constant_with_warmup = "constant_with_warmup"
@@ -170,8 +175,67 @@ MaxGradNorm = Annotated[
     float,
     typer.Option("--max_grad_norm", min=0.0, help="Clip gradients at this norm; 0: never", rich_help_panel=TRAINING),
 ]
+LoraR = Annotated[int, typer.Option("--lora_r", min=1, help="Rank of the adapter", rich_help_panel=TRAINING)]
+LoraAlpha = Annotated[
+    int,
+    typer.Option(
+        "--lora_alpha", min=1, help="Scale of the adapter, which is divided by lora_r", rich_help_panel=TRAINING
+    ),
+]
+LoraDropout = Annotated[
+    float,
+    typer.Option("--lora_dropout", min=0.0, max=0.99, help="Dropout in the adapter", rich_help_panel=TRAINING),
+]
+LoraTargetModules = Annotated[
+    str | None,
+    typer.Option(
+        "--lora_target_modules",
+        help="Names separated by commas, or all-linear [default: peft's choice for the architecture]",
+        rich_help_panel=TRAINING,
+    ),
+]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient_checkpointing", help="Less memory, more time", rich_help_panel=TRAINING)
+]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Mixed precision in bfloat16", rich_help_panel=TRAINING)]
 EvalSteps = Annotated[
     int, typer.Option("--eval_steps", min=1, help="Record margins every so many steps", rich_help_panel=TRAINING)
+]
+
+BackboneOption = Annotated[
+    Backbone,
+    typer.Option(
+        "--backbone",
+        help="frozen: exact for training the unembedding alone; trained: all weights or LoRA, with intervals",
+        rich_help_panel=TRAINING,
+    ),
+]
+Pilot = Annotated[
+    str | None,
+    typer.Option(
+        "--pilot",
+        help="With --backbone trained: steps or a share of them to train for real, or the folder of a run; "
+        "0 trains nothing at all [default: none, beside a rehearsal]",
+        rich_help_panel=TRAINING,
+    ),
+]
+RehearsalShare = Annotated[
+    float,
+    typer.Option(
+        "--rehearsal",
+        min=0.0,
+        max=1.0,
+        help="With --backbone trained: share of the training's pairs for a quick run at larger steps",
+        rich_help_panel=TRAINING,
+    ),
+]
+Sweep = Annotated[
+    str | None,
+    typer.Option(
+        "--sweep",
+        help="With --backbone trained: compare values of a setting, as in learning_rate=5e-6,1e-5,2e-5",
+        rich_help_panel=TRAINING,
+    ),
 ]
 
 Out = Annotated[

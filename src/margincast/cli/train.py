@@ -57,34 +57,12 @@ def train(
     lr_scheduler_type: opt.Scheduler = opt.Schedule.constant,
     warmup_steps: opt.WarmupSteps = 0,
     max_grad_norm: opt.MaxGradNorm = 1.0,
-    lora_r: Annotated[
-        int, typer.Option("--lora_r", min=1, help="Rank of the adapter", rich_help_panel=opt.TRAINING)
-    ] = 16,
-    lora_alpha: Annotated[
-        int,
-        typer.Option(
-            "--lora_alpha", min=1, help="Scale of the adapter, which is divided by lora_r", rich_help_panel=opt.TRAINING
-        ),
-    ] = 32,
-    lora_dropout: Annotated[
-        float,
-        typer.Option("--lora_dropout", min=0.0, max=0.99, help="Dropout in the adapter", rich_help_panel=opt.TRAINING),
-    ] = 0.05,
-    lora_target_modules: Annotated[
-        str | None,
-        typer.Option(
-            "--lora_target_modules",
-            help="Names separated by commas, or all-linear [default: peft's choice for the architecture]",
-            rich_help_panel=opt.TRAINING,
-        ),
-    ] = None,
-    gradient_checkpointing: Annotated[
-        bool,
-        typer.Option("--gradient_checkpointing", help="Less memory, more time", rich_help_panel=opt.TRAINING),
-    ] = False,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Mixed precision in bfloat16", rich_help_panel=opt.TRAINING)
-    ] = False,
+    lora_r: opt.LoraR = 16,
+    lora_alpha: opt.LoraAlpha = 32,
+    lora_dropout: opt.LoraDropout = 0.05,
+    lora_target_modules: opt.LoraTargetModules = None,
+    gradient_checkpointing: opt.GradientCheckpointing = False,
+    bf16: opt.Bf16 = False,
     eval_steps: opt.EvalSteps = 10,
     record_train: Annotated[
         int | None,

@@ -1,16 +1,21 @@
-"""What will held-out margins do when every weight trains? The effective model, put together, and its constants.
+"""What will margins do when every weight trains? The effective model, put together, and its constants.
 
-    m_j(s) / beta = delta_j . b(s) + A(L(s)) h_j / mean h
+    m_j(s) / beta = A(s) h_j + delta_j . b(s)
 
-b follows from the batch order (`offset`), A from how far the run has gone (`amplitude`), h from frozen features
-(`shape`), or h and A from a rehearsal. Constants were fitted on SmolLM2 by `benchmarks/forecast/evaluate.py`; another
-model needs its own `OffsetLaw` and scale.
+h and A come from frozen features (`shape`, `amplitude`) or from a rehearsal (`rehearsal`), A's way to the end from
+`growth`, b from the batch order (`offset`) and the rehearsal. A pilot, some first steps of the run itself, corrects all
+of them by what it saw, the more the longer it is. The constants were fitted on true runs by `benchmarks/forecast`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,26 +23,115 @@ from torch import Tensor
 from margincast.dynamics.batches import Batch
 from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.state import TokenSpace
-from margincast.effective.amplitude import AmplitudeLaw, signal_share
-from margincast.effective.offset import OffsetLaw, offset_path, without_offset
-from margincast.effective.shape import spectral_shape
-from margincast.effective.time import UNIT
+from margincast.effective.amplitude import AmplitudeLaw
+from margincast.effective.growth import GrowthLaw
+from margincast.effective.noise import Noise
+from margincast.effective.offset import Kind, OffsetLaw, Parts, kinds_of, offset_path, parted
+from margincast.effective.shape import Spectrum
+from margincast.effective.time import ADAPTER_UNIT, UNIT
 from margincast.losses import Loss
+
+SMALLEST = 0.05  # nats that a rehearsal reached: below it, no less is read out of noise
+
+
+@dataclass(frozen=True)
+class RehearsalLaw:
+    """How far a run gets by how far its rehearsal got: A = scale R^power, `adapter` times that with LoRA.
+
+    half: nats reached in a rehearsal at which it counts as much as frozen features do, for A and for h of a concept
+    shared, own: parts of the rehearsal's offsets, in nats, that the run has too
+    """
+
+    scale: float
+    power: float
+    adapter: float
+    half: float
+    shared: float
+    own: float
+
+    def at(self, reached: float, frozen: float | None, lora: bool) -> float:
+        """A in nats. reached: R;  frozen: A by features alone, None where they cannot say"""
+        told: float = self.scale * max(reached, SMALLEST) ** self.power * (self.adapter if lora else 1.0)
+        if frozen is None:
+            return told
+        trust = float(self.weight(torch.tensor(reached)))
+        return math.exp(trust * math.log(told) + (1.0 - trust) * math.log(frozen))
+
+    def weight(self, reached: Tensor) -> Tensor:
+        """What a rehearsal counts for that reached so many nats, in [0, 1]: its noise is about the same however far it
+        gets, so that one which got nowhere says nothing."""
+        squared = reached.clamp_min(0.0) ** 2
+        return squared / (squared + self.half**2)
+
+    def doubt(self, reached: float) -> float:
+        """How much less sure than after a long way a forecast is: the noise times this."""
+        return math.sqrt(1.0 + (self.half / max(reached, self.half / 2.0)) ** 2)
+
+    def trust(self, rehearsed: Tensor, concepts: Tensor) -> Tensor:
+        """`weight` of every pair's concept, (pairs,). rehearsed: (pairs,) margins over beta without offsets"""
+        sums = torch.zeros(int(concepts.max()) + 1, dtype=torch.float64).index_add(0, concepts, rehearsed)
+        return self.weight(sums / concepts.bincount().clamp_min(1))[concepts]
+
+    def mixed(self, rehearsed: Tensor, frozen: Tensor, trust: Tensor) -> Tensor:
+        """The shape of a run, from that of its rehearsal and the frozen one, (pairs,) each with a mean of 1."""
+        return unit(trust * rehearsed + (1.0 - trust) * frozen)
+
+    def offsets(self, parts: Parts, trust: Tensor) -> Tensor:
+        """What the run's end has of the offsets of a rehearsal, (pairs,)."""
+        return trust.mean() * self.shared * parts.shared + trust * self.own * parts.own
+
+
+@dataclass(frozen=True)
+class ShapeLaw:
+    """The alpha of a run that ends at A nats: alpha + rise log A, within [0, 1].  ridge: see `shape`"""
+
+    alpha: float
+    rise: float
+    ridge: float
+
+    def of(self, end: float) -> float:
+        alpha = self.alpha + self.rise * math.log(max(end, 0.1))
+        return round(min(max(alpha, 0.0), 1.0), 2)
+
+
+@dataclass(frozen=True)
+class PilotLaw:
+    """What a pilot saw at x, its part of the path, counts by x^exponent: for amplitude, offsets and shape."""
+
+    amplitude: float
+    offset: float
+    shape: float
 
 
 @dataclass(frozen=True)
 class Laws:
-    """offset, amplitude: their laws;  alpha, ridge: of the shape
-
-    rehearsed: real A over the A of a rehearsal;  trust: part of the rehearsal, against the frozen shape, in h
-    """
+    """rehearsal: None where the forecast is from features alone"""
 
     offset: OffsetLaw
     amplitude: AmplitudeLaw
-    alpha: float
-    ridge: float
-    rehearsed: float
-    trust: float
+    growth: GrowthLaw
+    shape: ShapeLaw
+    rehearsal: RehearsalLaw | None
+    pilot: PilotLaw
+    noise: Noise
+
+
+def fitted(rehearsed: bool) -> Laws:
+    """The constants that the bank's runs gave, for forecasts with or without a rehearsal."""
+    text = files("margincast.effective").joinpath("constants.json").read_text("utf-8")
+    values = json.loads(text)["rehearsed" if rehearsed else "features"]
+    return laws_from(values)
+
+
+def laws_from(values: Mapping[str, Any]) -> Laws:
+    """Laws from what `dataclasses.asdict` made of them."""
+    kinds = {
+        "offset": OffsetLaw, "amplitude": AmplitudeLaw, "growth": GrowthLaw, "shape": ShapeLaw, "pilot": PilotLaw,
+        "noise": Noise,
+    }  # fmt: skip
+    parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in kinds.items()}
+    told = values["rehearsal"]
+    return Laws(**parts, rehearsal=None if told is None else RehearsalLaw(**told))
 
 
 @dataclass(frozen=True)
@@ -48,46 +142,121 @@ class Plan:
     batches: Sequence[Batch]
     optimizer: AdamW
     loss: Loss
+    lora: bool = False
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(steps + 1,) path length so far, in units of `time.UNIT` or, of an adapter, `time.ADAPTER_UNIT`."""
+        unit = ADAPTER_UNIT if self.lora else UNIT
+        return torch.tensor([0.0, *self.learning_rates], dtype=torch.float64).cumsum(0) / unit
+
+    @property
+    def batch(self) -> int:
+        return max(len(batch.rows) for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Whose margins these are. chosen, rejected: (pairs,) token indices;  concepts: (pairs,) numbers"""
+
+    chosen: Tensor
+    rejected: Tensor
+    concepts: Tensor
+
+    @cached_property
+    def kinds(self) -> tuple[list[Kind], list[Kind]]:
+        """Of all pairs, and of every concept."""
+        return kinds_of(self.chosen, self.rejected), kinds_of(self.chosen, self.rejected, self.concepts)
+
+    def part(self, margins: Tensor) -> Parts:
+        """margins: (..., pairs)"""
+        return parted(margins, *self.kinds)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pilot showed after `step` steps. margins: (pairs,) over beta"""
+
+    margins: Tensor
+    step: int
 
 
 @dataclass(frozen=True)
 class EffectiveForecast:
-    """Held-out margins over beta, in nats: (steps + 1, pairs) each, of which the margin is the sum.
+    """Margins over beta, in nats: (steps + 1, pairs) each, of which the margin is the sum.
 
-    rest: without the shared offset;  shift: its part
+    rest: without offsets;  shift: their part
     """
 
     rest: Tensor
     shift: Tensor
 
 
-def effective_forecast(
-    train: TokenSpace, heldout: TokenSpace, plan: Plan, laws: Laws, rehearsed: Tensor | None = None
-) -> EffectiveForecast:
-    """What `plan` will do to held-out margins when every weight trains, at every step.
-
-    rehearsed: (pairs,) held-out margins over beta at the end of a rehearsal
-    """
+def shared_path(train: TokenSpace, who: Responses, plan: Plan, law: OffsetLaw) -> Tensor:
+    """The shift that follows from the batch order, (steps + 1, pairs) in nats."""
+    if plan.lora:  # an adapter begins at 0 and moves nothing at first; its offsets are not those of all weights
+        return torch.zeros(len(plan.lengths), len(who.chosen), dtype=torch.float64)
     logits = offset_path(
         train.chosen, train.rejected, train.tokens, plan.batches, plan.learning_rates, plan.optimizer, plan.loss,
-        train.beta, laws.offset,
+        train.beta, law,
     )  # fmt: skip
-    shift = logits[:, heldout.chosen] - logits[:, heldout.rejected]
-    signal, size = signal_share(train), max(len(batch.rows) for batch in plan.batches)
-    lengths = torch.tensor([0.0, *plan.learning_rates], dtype=torch.float64).cumsum(0) / UNIT
-    sizes = [laws.amplitude.at(float(length), size, signal) for length in lengths]
-    amplitude = torch.tensor(sizes, dtype=torch.float64)
-    shape = spectral_shape(train, heldout, laws.alpha, laws.ridge)
-    shape = unit(without_offset(shape, heldout.chosen, heldout.rejected)[0])
-    if rehearsed is not None:
-        rest, _ = without_offset(rehearsed.double(), heldout.chosen, heldout.rejected)
-        # The rehearsal says how far the run gets; the law, how it gets there.
-        amplitude = amplitude * (laws.rehearsed * abs(float(rest.mean())) / float(amplitude[-1]))
-        shape = laws.trust * unit(rest) + (1.0 - laws.trust) * shape
-    return EffectiveForecast(amplitude[:, None] * shape, shift)
+    return logits[:, who.chosen] - logits[:, who.rejected]
+
+
+def effective_forecast(
+    features: Spectrum | None, amplitude: float | None, path: Tensor, who: Responses, plan: Plan, laws: Laws,
+    told: Tensor | None = None, seen: Seen | None = None,
+) -> EffectiveForecast:  # fmt: skip
+    """What `plan` will do to margins when every weight trains, at every step.
+
+    features: of these pairs against the training pairs, None where there is only a rehearsal
+    amplitude: A at the end by features alone;  path: (steps + 1, pairs) shift that follows from the batch order
+    told: (pairs,) margins over beta at the end of a rehearsal;  seen: a pilot
+    """
+    x = plan.lengths / plan.lengths[-1]
+    shift = path * laws.offset.fading(x)[:, None]
+    if told is None or laws.rehearsal is None:
+        if features is None or amplitude is None:
+            raise ValueError("a forecast needs features or a rehearsal")
+        end, shape = amplitude, frozen_shape(features, who, laws.shape, amplitude)
+    else:
+        law, parts = laws.rehearsal, who.part(told.double())
+        end, shape, trust = law.at(float(parts.rest.mean()), amplitude, plan.lora), unit(parts.rest), None
+        if features is not None:
+            trust = law.trust(parts.rest, who.concepts)
+            shape = law.mixed(shape, frozen_shape(features, who, laws.shape, end), trust)
+        shift = shift + x[:, None] * law.offsets(parts, torch.ones_like(shape) if trust is None else trust)
+    growth = end * laws.growth.factors(x, end)
+    made = EffectiveForecast(growth[:, None] * shape, shift)
+    return made if seen is None else corrected(made, who, x, seen, laws.pilot)
+
+
+def frozen_shape(features: Spectrum, who: Responses, law: ShapeLaw, end: float) -> Tensor:
+    """h of a run that ends at `end` nats, (pairs,) without offsets and with a mean of 1."""
+    return unit(who.part(features.shape(law.of(end), law.ridge)).rest)
+
+
+def corrected(made: EffectiveForecast, who: Responses, x: Tensor, seen: Seen, law: PilotLaw) -> EffectiveForecast:
+    """`made` after a pilot: the gap between it and what the pilot saw counts by how much of the run the pilot was."""
+    part = float(x[seen.step] / x[-1])
+    parts = who.part(seen.margins.double())
+    expected, reached = float(made.rest[seen.step].mean()), float(parts.rest.mean())
+    factor = (max(reached, 0.05) / max(expected, 0.05)) ** (part**law.amplitude)
+    shapes = unit(made.rest[-1]), unit(parts.rest)
+    shape = shapes[0] + part**law.shape * (shapes[1] - shapes[0])
+    rest = factor * made.rest.mean(1, keepdim=True) * shape
+    # Offsets wander: a gap stays as long as the pilot was, and is forgotten later.
+    kept = (part / x.clamp_min(part)) ** law.offset
+    gap = parts.shift - made.shift[seen.step]
+    return EffectiveForecast(rest, made.shift + (kept * (x > 0))[:, None] * gap)
 
 
 def unit(shape: Tensor) -> Tensor:
     """`shape` with a mean of size 1, its sign kept; where the mean says nothing, against its own spread."""
     mean, spread = shape.mean().abs(), shape.std()
     return shape / torch.where(mean > 1e-3 * spread, mean, spread.clamp_min(1e-300))
+
+
+def as_values(laws: Laws) -> dict[str, Any]:
+    """`laws` for JSON; `laws_from` reads it."""
+    return asdict(laws)

@@ -27,10 +27,17 @@ from margincast.losses import Loss
 
 @dataclass(frozen=True)
 class OffsetLaw:
-    """rate: nats a token's shared logit moves in a step of learning rate `time.UNIT`;  growth: per path length."""
+    """rate: nats a token's shared logit moves in a step of learning rate `time.UNIT`;  growth: per path length
+    left: the part of this path that is still to be seen at the end of a run, where offsets wander
+    """
 
     rate: float
     growth: float
+    left: float = 1.0
+
+    def fading(self, x: Tensor) -> Tensor:
+        """What is left of the path at x, the part of the run that is behind."""
+        return 1.0 - (1.0 - self.left) * x
 
 
 def offset_path(
@@ -65,20 +72,59 @@ def offset_path(
     return torch.stack(path)
 
 
-def without_offset(margins: Tensor, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
-    """Margins of pairs with and without the shift that all pairs of the same two tokens share: (rest, shift).
+@dataclass(frozen=True)
+class Parts:
+    """Margins as a sum, (..., pairs) each: `rest`, the shift that all pairs of the same two tokens share, and what each
+    concept adds to it."""
 
-    margins: (..., pairs);  chosen, rejected: (pairs,) token indices
+    rest: Tensor
+    shared: Tensor
+    own: Tensor
 
-    A shift of one token against another raises the margins of the pairs that prefer it and lowers those of the others:
-    half the difference of their means. Two tokens of which only one is ever preferred keep their margins, shift 0.
-    """
-    shift = torch.zeros_like(margins)
+    @property
+    def shift(self) -> Tensor:
+        return self.shared + self.own
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Pairs of the same two tokens (of one concept): `up` prefers one of them, `down` the other. (pairs,) bool each."""
+
+    up: Tensor
+    down: Tensor
+
+    @property
+    def sign(self) -> Tensor:
+        """(pairs,) +1 and -1 of this kind, 0 elsewhere: what a shift of the two tokens' logits does to margins."""
+        return self.up.double() - self.down.double()
+
+
+def kinds_of(chosen: Tensor, rejected: Tensor, concepts: Tensor | None = None) -> list[Kind]:
+    """The kinds of pairs with members of both preferences: of others a shift cannot be told from margins."""
+    groups = torch.zeros_like(chosen) if concepts is None else concepts
     low, high = torch.minimum(chosen, rejected), torch.maximum(chosen, rejected)
-    for kind in {(int(a), int(b)) for a, b in zip(low, high, strict=True)}:
-        mine = (low == kind[0]) & (high == kind[1])
-        up, down = mine & (chosen == kind[0]), mine & (chosen == kind[1])
-        if bool(up.any()) and bool(down.any()):
-            half = (margins[..., up].mean(-1, keepdim=True) - margins[..., down].mean(-1, keepdim=True)) / 2
-            shift = shift + half * (up.to(margins) - down.to(margins))
-    return margins - shift, shift
+    keys = torch.stack([groups, low, high], dim=1)
+    found = []
+    for group, first, second in sorted({tuple(key) for key in keys.tolist()}):
+        mine = (groups == group) & (low == first) & (high == second)
+        kind = Kind(mine & (chosen == first), mine & (chosen == second))
+        if bool(kind.up.any()) and bool(kind.down.any()):
+            found.append(kind)
+    return found
+
+
+def parted(margins: Tensor, shared: Sequence[Kind], own: Sequence[Kind]) -> Parts:
+    """`margins`, (..., pairs), in parts. shared, own: the kinds of all pairs, and those of every concept"""
+    common = shift_of(margins, shared)
+    concept = shift_of(margins - common, own)
+    return Parts(margins - common - concept, common, concept)
+
+
+def shift_of(margins: Tensor, kinds: Sequence[Kind]) -> Tensor:
+    """The shift of every kind: it raises the margins of one preference and lowers the other's, so it is half the
+    difference of their means. Shape of `margins`."""
+    shift = torch.zeros_like(margins)
+    for kind in kinds:
+        up, down = margins[..., kind.up].mean(-1, keepdim=True), margins[..., kind.down].mean(-1, keepdim=True)
+        shift = shift + (up - down) / 2 * kind.sign.to(margins)
+    return shift

@@ -4,7 +4,8 @@ AdamW moves every weight by about the learning rate a step, whatever the gradien
 has gone is its path length, the sum of its learning rates, and few steps of a larger learning rate go as far: n steps
 in place of S, each with the learning rates of S/n real ones added up. Weights and features really move, which no frozen
 picture shows. What the batch order does to the shared offset is lost in so few steps, so batches are drawn with labels
-and concepts in the proportions of the data, and the offset is left to `offset`.
+and concepts in the proportions of the data, and the offset is left to `offset`. Without that noise small batches do:
+growth is compound, and more steps of fewer pairs compound more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from margincast.effective.time import learning_rates, merged
 from margincast.errors import InputError, StatedFailure
@@ -26,18 +28,25 @@ from margincast.training.evaluate import Evaluator
 from margincast.training.run import add_adapter
 from margincast.training.settings import TrainingSettings
 
+PARTS, FEWEST = 4, 8  # a batch of training becomes up to 4 batches of rehearsal, of no fewer than 8 pairs
+
 
 @dataclass(frozen=True)
 class Rehearsal:
     """What a rehearsal did.
 
-    steps: (recorded,) real steps whose path length had been gone, the last one the run's end
-    heldout: (recorded, pairs) held-out margins, float64;  batches: (rehearsed steps, batch) rows of the training pairs
+    heldout: (pairs,) held-out margins at its end, float64;  pairs: distinct training pairs that it saw
     """
 
-    steps: tuple[int, ...]
     heldout: Tensor
-    batches: Tensor
+    pairs: int
+
+
+def size_of(settings: TrainingSettings, share: float) -> tuple[int, int]:
+    """(steps, pairs of a batch) of a rehearsal that takes `share` of the pairs that training takes."""
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    parts = max(1, min(PARTS, batch // FEWEST))
+    return max(2, min(round(share * settings.max_steps) * parts, settings.max_steps)), batch // parts
 
 
 def rehearse(
@@ -46,20 +55,19 @@ def rehearse(
     features: Features,
     settings: TrainingSettings,
     steps: int,
+    batch_size: int,
     *,
     seed: int = 0,
+    progress: bool = False,
 ) -> Rehearsal:
-    """Rehearse the run of `settings` in `steps` steps of the same batch size. `loaded` is left as it is.
+    """Rehearse the run of `settings` in `steps` steps of `batch_size` pairs. `loaded` is left as it is.
 
-    Held-out margins are recorded half-way and at the end.
-
-    Raises `InputError` for settings that a path length does not describe and for a number of steps out of range,
-    `StatedFailure` when the rehearsal diverges.
+    Raises `InputError` for settings that a path length does not describe, `StatedFailure` when the rehearsal diverges.
     """
     if settings.optimizer not in ("adamw", "adam") or settings.train == "head":
         raise InputError("a rehearsal is of all weights or an adapter trained by adamw or adam")
-    if not 2 <= steps <= settings.max_steps:
-        raise InputError(f"a rehearsal takes from 2 to max_steps = {settings.max_steps} steps, got {steps}")
+    if steps < 2:
+        raise InputError(f"a rehearsal takes at least 2 steps, got {steps}")
     network = copy.deepcopy(loaded.model)
     if settings.train == "lora":
         network = add_adapter(network, settings)
@@ -67,7 +75,6 @@ def rehearse(
     packed = packing_problem(network, rows) is None
     evaluator = Evaluator(heldout, packed, frozen_backbone=False)
     reference = (features.train.reference_chosen - features.train.reference_rejected).float()
-    batch_size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     batches = proportional_batches(features.train, batch_size, steps, seed)
     rates = merged(
         learning_rates(settings.learning_rate, settings.lr_scheduler_type, settings.max_steps, settings.warmup_steps),
@@ -81,9 +88,7 @@ def rehearse(
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    start = logratio(evaluator, network)
-    recorded, margins = [], []
-    for step, (batch, rate) in enumerate(zip(batches, rates, strict=True), start=1):
+    for batch, rate in tqdm(zip(batches, rates, strict=True), "rehearse", steps, disable=not progress):
         network.train()
         with torch.autocast(network.device.type, torch.bfloat16, enabled=settings.bf16):
             result = response_pass(network, [rows[index] for index in batch], packed)
@@ -94,17 +99,12 @@ def rehearse(
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
-        if step in (steps // 2, steps):
-            recorded.append(round(step * settings.max_steps / steps))
-            margins.append(settings.beta * (logratio(evaluator, network) - start))
-    if not bool(margins[-1].isfinite().all()):
-        raise StatedFailure("the rehearsal diverged: its steps are longer than training's; rehearse in more steps")
-    return Rehearsal(tuple(recorded), torch.stack(margins), torch.tensor(batches))
-
-
-def logratio(evaluator: Evaluator, network: object) -> Tensor:
     chosen, rejected = evaluator(network)
-    return chosen - rejected
+    before = features.heldout.reference_chosen - features.heldout.reference_rejected
+    margins = settings.beta * (chosen - rejected - before.double())
+    if not bool(margins.isfinite().all()):
+        raise StatedFailure("the rehearsal diverged: its steps are longer than training's; rehearse in more steps")
+    return Rehearsal(margins, len({row for batch in batches for row in batch}))
 
 
 def proportional_batches(train: FeatureSet, size: int, steps: int, seed: int) -> list[list[int]]:

@@ -12,31 +12,44 @@ training does. Centring takes out what all prompts share, which `offset` describ
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from margincast.dynamics.state import TokenSpace
-from margincast.errors import InputError
 
-LARGEST = 4000  # pairs whose kernel is diagonalised: 128 MB, half a minute
+LARGEST = 4000  # training pairs whose kernel is diagonalised: 128 MB, half a minute. Of more, as many spread evenly.
 
 
-def spectral_shape(train: TokenSpace, heldout: TokenSpace, alpha: float, ridge: float) -> Tensor:
-    """h(alpha) of the held-out pairs, (pairs,) float64, up to scale.
+@dataclass(frozen=True)
+class Spectrum:
+    """The kernel of training pairs, diagonalised, and what other pairs have to do with it: any h(alpha) at once.
 
-    ridge: relative to the largest eigenvalue
-
-    Raises `InputError` for more training pairs than a kernel of them can be diagonalised.
+    values: (N,) lambda;  weights: (N,) U^T 1;  cross: (pairs, N) K_jN U
     """
-    if len(train) > LARGEST:
-        raise InputError(f"the shape of {len(train)} training pairs needs their kernel; give at most {LARGEST} of them")
+
+    values: Tensor
+    weights: Tensor
+    cross: Tensor
+
+    def shape(self, alpha: float, ridge: float) -> Tensor:
+        """h(alpha), (pairs,) float64, up to scale. ridge: relative to the largest eigenvalue"""
+        powers = (self.values + ridge * self.values[-1]) ** -alpha
+        shape: Tensor = self.cross @ (powers * self.weights)
+        return shape
+
+
+def token_spectra(train: TokenSpace, *others: TokenSpace) -> tuple[Spectrum, ...]:
+    """The spectrum of centred features of `train`, or of `LARGEST` of them, spread evenly, against each of `others`:
+    pairs whose responses are one token."""
     mean = train.features.double().mean(0)
-    centred, against = (
-        TokenSpace(space.features.double() - mean, space.chosen, space.rejected, space.beta, space.tokens)
-        for space in (train, heldout)
-    )
-    values, vectors = torch.linalg.eigh(centred.kernel(centred))
-    values = values.clamp_min(0.0)
-    weights = (values + ridge * values[-1]) ** -alpha
-    shape: Tensor = against.kernel(centred) @ (vectors @ (weights * vectors.sum(0)))
-    return shape
+    rows = torch.linspace(0, len(train) - 1, min(len(train), LARGEST), dtype=torch.float64).round().long()
+
+    def centred(space: TokenSpace) -> TokenSpace:
+        return TokenSpace(space.features.double() - mean, space.chosen, space.rejected, space.beta, space.tokens)
+
+    own = centred(train).rows(rows)
+    values, vectors = torch.linalg.eigh(own.kernel(own))
+    values, weights = values.clamp_min(0.0), vectors.sum(0)
+    return tuple(Spectrum(values, weights, centred(other).kernel(own) @ vectors) for other in others)

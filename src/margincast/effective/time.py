@@ -12,6 +12,7 @@ from itertools import pairwise
 from margincast.dynamics.schedule import schedule
 
 UNIT = 1e-5  # learning rate in whose steps path lengths are given: numbers of the size of a run's steps
+ADAPTER_UNIT = 2e-4  # the same for LoRA, whose learning rates are about twenty times as large
 
 
 def learning_rates(learning_rate: float, scheduler: str, steps: int, warmup_steps: int = 0) -> list[float]:

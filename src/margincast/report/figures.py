@@ -199,6 +199,11 @@ def _label(axis: Axes, x: str, y: str, key: str = "") -> None:
         axis.set_ylim(-0.03, 1.03)
 
 
+def finish_curves(axis: Axes, label: str, *, accuracy: bool) -> None:
+    """Labels of curves against the step."""
+    _label(axis, "step", label, "accuracies" if accuracy else "")
+
+
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     # Drawn last is meant first: the lines of all pairs lie on top and head the legend.

@@ -16,6 +16,7 @@ from margincast.report.decomposition import decomposition_sections
 from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.report.reproduction import reproduction_sections
+from margincast.report.trained import LIMITS, answers_in_words
 from margincast.store import write_text
 
 CURVES = (
@@ -114,7 +115,35 @@ def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
     ]
 
 
+def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
+    """Of a forecast of a trained backbone."""
+    results, config = summary["results"], summary["config"]
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+    listed = [
+        PageTable("Every recorded step", tables.BAND_HEADER, tables.band_rows(steps, results)),
+        PageTable(
+            f"Step {config['max_steps']}: the median of drawn runs, with the central 90% of them",
+            tables.TRAINED_HEADER,
+            tables.concept_rows(results["concepts"]),
+        ),
+    ]
+    if results["sweep"]:
+        name = next(iter(results["sweep"][0]))
+        listed.append(PageTable(f"By {name}", (name, *tables.SWEEP_HEADER), tables.sweep_rows(name, results["sweep"])))
+    return [
+        Section(
+            title="Forecast",
+            texts=[f"This is a {results['origin']}. It is not exact.", LIMITS],
+            reading=answers_in_words(results, config["max_steps"]),
+            figures=[PageFigure(folder / "figures" / "curves.svg", f"{CURVES} The band holds 90% of drawn runs.")],
+            tables=listed,
+        )
+    ]
+
+
 def run_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
+    if summary["config"].get("backbone") == "trained":
+        return trained_sections(folder, summary)
     # Lines of bytes: those of a text also end at characters that names of concepts may hold, like U+2028.
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     concepts = summary["results"]["concepts"]

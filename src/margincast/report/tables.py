@@ -50,6 +50,32 @@ def concept_rows(concepts: Mapping[str, Any]) -> Rows:
     ]
 
 
+BAND_HEADER = ("step", "held-out margin [90%]", "held-out accuracy [90%]")
+
+
+def band_rows(steps: Sequence[int], results: Mapping[str, Any]) -> Rows:
+    """Held-out margin and accuracy of a forecast with intervals, at every recorded step."""
+    lines = zip(steps, results["heldout_margin"], results["heldout_accuracy"], strict=True)
+    return [[str(step), interval(margin), percent(accuracy)] for step, margin, accuracy in lines]
+
+
+TRAINED_HEADER = ("concept", "held-out margin [90%]", "held-out accuracy [90%]")
+SWEEP_HEADER = ("held-out accuracy [90%]", "held-out margin [90%]", "accuracy stops rising at step [90%]")
+
+
+def sweep_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """The `results.sweep` of a forecast: the end of the run by every value of a setting."""
+    return [
+        [
+            f"{row[name]:g}",
+            percent(row["heldout_accuracy"]),
+            interval(row["heldout_margin"]),
+            interval(row["stops_rising"]),
+        ]
+        for row in rows
+    ]
+
+
 STRUCTURE_HEADER = ("quantity", "value")
 STRUCTURE_QUANTITIES = (
     ("mean cosine between concepts, raw", "mean_cosine_raw"),

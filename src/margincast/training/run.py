@@ -45,12 +45,14 @@ def train_model(
     *,
     progress: bool = False,
     save_model: bool = True,
+    stop_after: int | None = None,
 ) -> Trajectory:
     """Train `loaded` (changed in place) and record margins at step 0, every `eval_steps` and the last step.
 
     features: of the same pairs under the untrained model; their log-probabilities are the reference
     folder: receives `train_log.jsonl`, `model/` when `save_model`, and, while the run goes on, checkpoints and recorded
     steps from which the same call continues after an interruption. All processes of a run must share it.
+    stop_after: the step at which to pause, recorded too; `folder` is left as by an interruption there
 
     Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not the reference, and when
     the loss divides log-ratios by the length of responses that are longer than one token.
@@ -81,7 +83,7 @@ def train_model(
     what = {"all": "all weights", "head": "the unembedding, backbone frozen", "lora": "a LoRA adapter"}[settings.train]
     loss_type = loss if loss.parameters else settings.loss_type
     recording = Recording(evaluator, state, recorded, heldout_pairs)
-    recorder = Recorder(recording, settings, features)
+    recorder = Recorder(recording, settings, features, stop_after)
     batch_size = len(rows) if settings.optimizer == "gd" else settings.per_device_train_batch_size * processes()
     trainer = MarginTrainer(
         model=model,
@@ -96,12 +98,14 @@ def train_model(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     recorder.trainer = trainer
-    trainer.train(resume_from_checkpoint=by_first(lambda: _last_checkpoint(state)))
+    checkpoint = by_first(lambda: _last_checkpoint(state))
+    if stop_after is None or checkpoint is None or _checkpoint_step(checkpoint) < stop_after:
+        trainer.train(resume_from_checkpoint=checkpoint)
     model.get_output_embeddings().to(dtype)
     trajectory = recording.trajectory(settings.beta, loss_type, f"training of {what}")
     weights = whole_weights(model) if save_model and processes() > 1 else None
     everyone(None)  # all have read what is removed now
-    if process() == 0:
+    if process() == 0 and trainer.state.global_step == settings.max_steps:
         write_jsonl(folder / "train_log.jsonl", [row for row in trainer.state.log_history if "loss" in row])
         if save_model:
             model.save_pretrained(folder / "model", state_dict=weights)
@@ -155,22 +159,28 @@ def spread(pairs: PairSet, count: int) -> PairSet:
 
 
 class Recorder(TrainerCallback):
-    """Records the pairs of `recording` at step 0, every `eval_steps` and the end."""
+    """Records the pairs of `recording` at step 0, every `eval_steps` and the end. Pauses at `stop_after`."""
 
     trainer: Any
 
-    def __init__(self, recording: Recording, settings: TrainingSettings, features: Features) -> None:
+    def __init__(
+        self, recording: Recording, settings: TrainingSettings, features: Features, stop_after: int | None
+    ) -> None:
         self.recording = recording
         self.settings = settings
         self.features = features
+        self.stop_after = stop_after
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
             self._record(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.settings.eval_steps == 0 or state.global_step == self.settings.max_steps:
+        ends = (self.settings.max_steps, self.stop_after)
+        if state.global_step % self.settings.eval_steps == 0 or state.global_step in ends:
             self._record(state.global_step)
+        if state.global_step == self.stop_after:
+            control.should_save = control.should_training_stop = True
 
     def _record(self, step: int) -> None:
         chosen, rejected = self.recording.evaluate(self.trainer.model, step)
@@ -244,9 +254,13 @@ def _fingerprint(split: FeatureSet) -> Sequence[Any]:
     return [split.pairs.fingerprint, [list(ids) for ids in (*split.chosen_ids, *split.rejected_ids)]]
 
 
+def _checkpoint_step(folder: str) -> int:
+    return int(folder.rpartition("-")[2])
+
+
 def _last_checkpoint(state: Path) -> str | None:
     """The newest checkpoint that was written whole (its last file, the trainer's state, can be read)."""
-    for folder in sorted(state.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+    for folder in sorted(state.glob("checkpoint-*"), key=lambda path: -_checkpoint_step(path.name)):
         try:
             json.loads((folder / "trainer_state.json").read_text())
             for path in folder.glob("*.safetensors"):

@@ -1,0 +1,302 @@
+"""The constants of the effective model, from runs of the bank whose ends are known.
+
+Exponents and factors by least squares in logarithms, held near priors with the weight of a few runs; the shape's alpha
+and the trust in a rehearsal by rank correlation; noise from what runs differ by from forecasts made without their set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from benchmarks.forecast.truth import RIDGE, Truth
+from margincast.effective.amplitude import SMALLEST, AmplitudeLaw
+from margincast.effective.growth import GrowthLaw
+from margincast.effective.laws import (
+    EffectiveForecast,
+    Laws,
+    PilotLaw,
+    RehearsalLaw,
+    Seen,
+    ShapeLaw,
+    effective_forecast,
+    unit,
+)
+from margincast.effective.noise import LEVEL, Noise, accuracies, drawn_runs, interval
+from margincast.effective.offset import OffsetLaw
+
+HALVES = (1.0, 2.0, 4.0, 8.0, 16.0)
+ALPHAS, RISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.0, 0.05, 0.1, 0.15, 0.2)
+RATES, GROWTHS = (0.15, 0.2, 0.3, 0.45, 0.6, 0.8), (0.0, 0.03, 0.1)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+ORDER = 0.1  # what a Spearman correlation of 1 less weighs, against all of the accuracy
+POINTS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
+EXPONENTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# What a handful of runs of early trials suggested, with the weight of one run.
+AMPLITUDE_PRIOR = AmplitudeLaw(scale=1.0, length=1.5, batch=0.3, signal=0.5, adapter=1.0)
+QUIET = Noise(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.5)
+NO_PILOT = PilotLaw(1.0, 1.0, 1.0)
+Values = NDArray[np.float64]
+
+
+def fit(runs: Sequence[Truth], rehearsed: bool) -> Laws:
+    """The constants from `runs`, their noise from forecasts that leave the set of each run out."""
+    laws = fit_means(runs, rehearsed)
+    residuals = []
+    for personas in {run.run.personas for run in runs}:
+        rest = [run for run in runs if run.run.personas != personas]
+        if rest:
+            partial = fit_means(rest, rehearsed)
+            residuals += [(run, apply(run, partial)) for run in runs if run.run.personas == personas]
+    noise = calibrated(fit_noise(residuals, laws), residuals, laws)
+    return replace(laws, noise=noise, pilot=fit_pilot(residuals))
+
+
+def doubt(run: Truth, laws: Laws) -> float:
+    return 1.0 if laws.rehearsal is None else laws.rehearsal.doubt(float(run.told_parts.rest.mean()))
+
+
+def calibrated(noise: Noise, residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) -> Noise:
+    """`noise` with what accuracies need besides for their intervals to hold `LEVEL` of the ends of these runs."""
+    ends = [(run, drawn_ends(run, made, noise.times(doubt(run, laws)))) for run, made in residuals]
+    for points in POINTS:
+        held = []
+        for run, draws in ends:
+            for rows in run.concepts:
+                span, true = interval(accuracies(draws, rows, points)), _accuracy(run.truth[-1], rows)
+                held.append(span.low - 1e-9 <= true <= span.high + 1e-9)
+        if np.mean(held) >= LEVEL:
+            break
+    return replace(noise, points=points)
+
+
+def _accuracy(margins: Tensor, rows: Sequence[int]) -> float:
+    return float((margins[rows] > 0).double().mean())
+
+
+def drawn_ends(run: Truth, made: EffectiveForecast, noise: Noise) -> Tensor:
+    """(draws, pairs) margins over beta at the end."""
+    ends = torch.tensor([0, len(made.rest) - 1])
+    who, lengths = run.who, run.plan.lengths[ends]
+    *_, last = drawn_runs(made.rest[ends], made.shift[ends], lengths, who.concepts, who.kinds, noise)
+    return last
+
+
+def fit_means(runs: Sequence[Truth], rehearsed: bool) -> Laws:
+    """Everything but noise and pilot."""
+    key = frozenset(run.run.name for run in runs), rehearsed
+    if key not in _fitted:
+        _fitted[key] = _fit_means(runs, rehearsed)
+    return _fitted[key]
+
+
+_fitted: dict[tuple[frozenset[str], bool], Laws] = {}
+
+
+def _fit_means(runs: Sequence[Truth], rehearsed: bool) -> Laws:
+    amplitude = fit_amplitude(runs)
+    laws = Laws(fit_offset(runs), amplitude, fit_growth(runs), fit_shape(runs), None, NO_PILOT, QUIET)
+    laws = replace(laws, offset=replace(laws.offset, left=_shifts(runs, laws, None)[0]))
+    return replace(laws, rehearsal=fit_rehearsal(runs, laws)) if rehearsed else laws
+
+
+def fit_shape(runs: Sequence[Truth]) -> ShapeLaw:
+    def of(run: Truth, alpha: float) -> float:
+        return float(run.kept(("alpha", alpha), lambda: mismatch(run, run.shape(alpha), run.end.rest)))
+
+    def gap(law: ShapeLaw) -> float:
+        return sum(of(run, law.of(run.amplitude)) for run in runs)
+
+    return min((ShapeLaw(alpha, rise, RIDGE) for alpha in ALPHAS for rise in RISES), key=gap)
+
+
+def mismatch(run: Truth, told: Tensor, true: Tensor) -> float:
+    """Of margins of held-out pairs against true ones: accuracy per concept, and their order."""
+    gaps = [abs(float((told[r] > 0).double().mean() - (true[r] > 0).double().mean())) for r in run.concepts]
+    return float(np.mean(gaps)) + ORDER * (1.0 - _rank(told, true))
+
+
+def held_least_squares(
+    design: Values, target: Values, prior: Sequence[float], hold: float, weights: Values | None = None
+) -> Values:
+    """Coefficients of a constant (free, first) and of columns that are held near `prior` by `hold` runs."""
+    columns = np.concatenate([np.ones((len(design), 1)), design], axis=1)
+    scale = np.ones(len(design)) if weights is None else weights
+    held = hold * np.diag([0.0, *np.ones(design.shape[1])])
+    matrix = (columns * scale[:, None] ** 2).T @ columns
+    found: Values = np.linalg.solve(matrix + held, columns.T @ (target * scale**2) + held @ np.array([0.0, *prior]))
+    return found
+
+
+def fit_amplitude(runs: Sequence[Truth]) -> AmplitudeLaw:
+    design = np.log([[run.length, run.run.batch, max(run.signal, SMALLEST)] for run in runs])
+    design = np.concatenate([design, [[float(run.lora)] for run in runs]], axis=1)
+    prior = AMPLITUDE_PRIOR
+    found = held_least_squares(
+        design, np.log([run.amplitude for run in runs]), [prior.length, prior.batch, prior.signal, 0.0], 1.0
+    )
+    return AmplitudeLaw(float(np.exp(found[0])), *map(float, found[1:4]), float(np.exp(found[4])))
+
+
+def fit_growth(runs: Sequence[Truth]) -> GrowthLaw:
+    """log A(x) / A(1) over log x, against log A(1); every recorded step counts alike."""
+    rows, targets = [], []
+    for run in runs:
+        for step, size in zip(run.steps, run.sizes, strict=True):
+            x = step / run.run.steps
+            if 0 < x < 1 and size > 0.05:
+                rows.append([np.log(x), np.log(x) * np.log(run.amplitude)])
+                targets.append(np.log(size / run.amplitude))
+    power, slowing = np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0]
+    return GrowthLaw(float(power), float(slowing))
+
+
+def fit_offset(runs: Sequence[Truth]) -> OffsetLaw:
+    """Least squares over the first half of all weights' runs, each by its own size; later offsets wander."""
+
+    def gap(run: Truth, law: OffsetLaw) -> float:
+        half = [index for index, step in enumerate(run.steps) if 0 < step <= run.run.steps / 2]
+        path = run.offset_path(law)[[run.steps[index] for index in half]]
+        true = run.part(run.truth[half]).shared
+        return float((path - true).square().mean() / true.square().mean())
+
+    def loss(law: OffsetLaw) -> float:
+        return sum(of(run, law) for run in runs if not run.lora)
+
+    def of(run: Truth, law: OffsetLaw) -> float:
+        return float(run.kept(("gap", law), lambda: gap(run, law)))
+
+    return min((OffsetLaw(rate, growth) for rate in RATES for growth in GROWTHS), key=loss)
+
+
+def fit_rehearsal(runs: Sequence[Truth], laws: Laws) -> RehearsalLaw:
+    reached = np.array([max(0.05, float(run.told_parts.rest.mean())) for run in runs])
+    design = np.stack([np.log(reached), [float(run.lora) for run in runs]], axis=1)
+    # A rehearsal that got nowhere says little of how far the run will get.
+    weights = np.sqrt(reached**2 / (reached**2 + 16.0))
+    found = held_least_squares(design, np.log([run.amplitude for run in runs]), [0.6, 0.0], 1.0, weights)
+    law = RehearsalLaw(float(np.exp(found[0])), float(found[1]), float(np.exp(found[2])), 0.0, 0.0, 0.0)
+
+    def mixed(run: Truth, alpha: float, half: float) -> float:
+        tried, rest = replace(law, half=half), run.told_parts.rest
+        return mismatch(
+            run, tried.mixed(unit(rest), run.shape(alpha), tried.trust(rest, run.who.concepts)), run.end.rest
+        )
+
+    def gap(half: float) -> float:
+        alphas = [laws.shape.of(run.amplitude) for run in runs]
+        return sum(mixed(run, alpha, half) for run, alpha in zip(runs, alphas, strict=True))
+
+    law = replace(law, half=min(HALVES, key=gap))
+    _, shared, own = _shifts(runs, laws, law)
+    return replace(law, shared=shared, own=own)
+
+
+def _shifts(runs: Sequence[Truth], laws: Laws, law: RehearsalLaw | None) -> tuple[float, float, float]:
+    """What ends have of the path that follows from the batch order, and of a rehearsal's offsets, shared and of
+    concepts: the parts with which forecasts miss least. (Least squares would be the few runs of unequal labels.)"""
+    ends = []
+    for run in runs:
+        told = run.told_parts if law is not None else None
+        end = run.amplitude_by(laws)
+        end = law.at(float(told.rest.mean()), end, run.lora) if law and told else end
+        shape = run.shape(laws.shape.of(end))
+        if law and told:
+            shape = law.mixed(unit(told.rest), shape, law.trust(told.rest, run.who.concepts))
+        ends.append((run, end * shape, run.offset_path(laws.offset)[-1], told))
+
+    def gap(parts: tuple[float, float, float]) -> float:
+        total = 0.0
+        for run, rest, path, told in ends:
+            shift = parts[0] * path
+            if law and told:
+                shift = shift + replace(law, shared=parts[1], own=parts[2]).offsets(
+                    told, law.trust(told.rest, run.who.concepts)
+                )
+            total += mismatch(run, rest + shift, run.truth[-1])
+        return total
+
+    best = (0.0, 0.0, 0.0)
+    for _ in range(2):  # one after the other, twice: they hardly touch each other
+        for place in range(3 if law else 1):
+            best = min(((*best[:place], value, *best[place + 1 :]) for value in SHARES), key=gap)
+    return best
+
+
+def fit_noise(residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) -> Noise:
+    """What runs differ by from forecasts of them that had not seen their set."""
+    ends, slopes, concepts, pairs, offsets = [], [], [], [], []
+    for run, made in residuals:
+        forecast_end = float(made.rest[-1].mean())
+        doubted = doubt(run, laws)
+        ends.append(np.log(run.amplitude / forecast_end) / doubted)
+        for step, size, shared, own in zip(run.steps, run.sizes, run.parts.shared, run.parts.own, strict=True):
+            told = float(made.rest[step].mean())
+            if 0 < step < run.run.steps and size > 0.05:
+                slopes.append((-np.log(step / run.run.steps), np.log(size / told) / doubted))
+            if step > 0:
+                gap = run.part(shared + own - made.shift[step])
+                squares = float(gap.shared.square().mean()), float(gap.own.square().mean())
+                offsets.append((run.lengths(step), *squares, len(run.run.concepts)))
+        factor = run.amplitude / forecast_end
+        for rows in run.concepts:
+            mine, told = float(run.end.rest[rows].mean()), factor * float(made.rest[-1][rows].mean())
+            if len(run.concepts) > 1:
+                concepts.append(np.log(max(mine, 0.05 * run.amplitude) / max(told, 0.05 * run.amplitude)) / doubted)
+        true, told = run.end.rest / run.amplitude - 1.0, made.rest[-1] / forecast_end - 1.0
+        spread = float(told.square().mean())
+        pairs.append((float((true * told).mean()) / spread, float(true.square().mean()) / spread))
+    amplitude = _spread(ends)
+    early = np.array(slopes)
+    # |residual| of a normal is 0.8 of its deviation; at x it is amplitude + early (-log x).
+    slope = max(0.0, float((np.abs(early[:, 1]) / 0.8 - amplitude) @ early[:, 0] / (early[:, 0] @ early[:, 0])))
+    table = np.array(offsets)
+    reach = max(0.0, float(np.polyfit(np.log(table[:, 0]), 0.5 * np.log(table[:, 1] + 1e-4), 1)[0]))
+    several = table[table[:, 3] > 1]
+    shared = float(np.sqrt(np.mean(table[:, 1] / table[:, 0] ** (2 * reach))))
+    own = float(np.sqrt(np.mean(several[:, 2] / several[:, 0] ** (2 * reach)))) if len(several) else 0.0
+    kept = float(np.mean([line[0] for line in pairs]))
+    pair = float(np.sqrt(max(0.0, np.mean([line[1] for line in pairs]) - kept**2)))
+    return Noise(amplitude, slope, _spread(concepts), pair, kept, 0.0, shared, own, reach)
+
+
+def fit_pilot(residuals: Sequence[tuple[Truth, EffectiveForecast]]) -> PilotLaw:
+    """The exponents by which what was seen on the way improves the end most, over all recorded steps."""
+
+    def error(law: PilotLaw) -> float:
+        total = 0.0
+        for run, made in residuals:
+            for step, margins in zip(run.steps, run.truth, strict=True):
+                if 0 < step < run.run.steps:
+                    end = run.correct(made, Seen(margins, step), law)
+                    gap = float((end.rest + end.shift)[-1].sub(run.truth[-1]).square().mean())
+                    total += np.log(gap / float(run.truth[-1].square().mean()))
+        return total
+
+    best = NO_PILOT
+    for name in ("amplitude", "offset", "shape"):  # one after the other: they hardly touch each other
+        choices = [replace(best, **{name: value}) for value in EXPONENTS]
+        best = min(choices, key=error)
+    return best
+
+
+def apply(run: Truth, laws: Laws) -> EffectiveForecast:
+    """The forecast of `run` by `laws`, from its features, and from its rehearsal where the laws know what to make of
+    it."""
+    told = run.told if laws.rehearsal is not None else None
+    path = run.offset_path(laws.offset)
+    return effective_forecast(run.spectrum, run.amplitude_by(laws), path, run.who, run.plan, laws, told)
+
+
+def _rank(left: Tensor, right: Tensor) -> float:
+    return float(spearmanr(left.numpy(), right.numpy()).statistic)
+
+
+def _spread(values: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if len(values) else 0.0

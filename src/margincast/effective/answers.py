@@ -1,0 +1,104 @@
+"""What people ask of a forecast: when to stop, would more pairs help, which concepts will lag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import curve_fit
+from torch import Tensor
+
+from margincast.dynamics.spaces import token_spaces
+from margincast.dynamics.state import TokenSpace
+from margincast.effective.forecast import TrainedForecast, responses_of, single_token
+from margincast.effective.laws import fitted, frozen_shape
+from margincast.effective.noise import interval
+from margincast.effective.shape import token_spectra
+from margincast.intervals import Estimate
+from margincast.records import Features
+from margincast.training.settings import TrainingSettings
+
+NEAR = 0.01  # of accuracy: what is still to be gained where accuracy has stopped rising
+SHARES, DRAWS = (0.125, 0.25, 0.5, 1.0), 4
+
+
+def stops_rising(forecast: TrainedForecast) -> Estimate:
+    """The recorded step from which held-out accuracy gains no more than a point, in the drawn runs."""
+    best = forecast.draws[:, -1:] - NEAR
+    first = (forecast.draws >= best).double().argmax(1)
+    return interval(torch.tensor(forecast.steps, dtype=torch.float64)[first])
+
+
+def still_rising(forecast: TrainedForecast) -> float:
+    """How many of the drawn runs gain more than a point of accuracy in the last recorded stretch, as a share."""
+    return float((forecast.draws[:, -1] > forecast.draws[:, -2] + NEAR).double().mean())
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Held-out accuracy by the number of training pairs, of the frozen shape, the amplitude as it is.
+
+    counts, accuracies: of subsets drawn evenly;  doubled: accuracy expected of twice as many pairs
+    limit: of however many, by the power law a - b n^-c through them; None where no such curve fits
+    """
+
+    counts: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    doubled: float
+    limit: float | None
+
+
+def more_pairs(features: Features, settings: TrainingSettings, forecast: TrainedForecast) -> Pairs | None:
+    """What more pairs of this kind would give, by what fewer give. None where features alone cannot say.
+
+    Concepts keep their shares. The subsets of a size are averaged over a few draws.
+    """
+    if not single_token(features):
+        return None
+    train, heldout = token_spaces(features, settings.beta)
+    who, laws = responses_of(features, features.heldout), fitted(rehearsed=False)
+    nats = float(forecast.heldout.margins[-1].double().mean()) / settings.beta
+    generator = torch.Generator().manual_seed(0)
+    counts, found = [], []
+    for share in SHARES:
+        values = []
+        for _ in range(1 if share == 1.0 else DRAWS):
+            rows = _evenly(responses_of(features, features.train).concepts, share, generator)
+            spectrum = token_spectra(_part(train, rows), heldout)[0]
+            values.append(float((frozen_shape(spectrum, who, laws.shape, max(nats, 0.1)) > 0).double().mean()))
+        counts.append(len(rows))
+        found.append(float(np.mean(values)))
+    doubled, limit = _extrapolate(counts, found)
+    return Pairs(tuple(counts), tuple(found), doubled, limit)
+
+
+def _evenly(concepts: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Rows of `share` of every concept's pairs, two at least."""
+    parts = []
+    for number in range(int(concepts.max()) + 1):
+        rows = (concepts == number).nonzero()[:, 0]
+        count = min(len(rows), max(2, round(share * len(rows))))
+        parts.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
+    return torch.cat(parts).sort().values
+
+
+def _part(space: TokenSpace, rows: Tensor) -> TokenSpace:
+    return TokenSpace(space.features[rows], space.chosen[rows], space.rejected[rows], space.beta, space.tokens)
+
+
+def _extrapolate(counts: Sequence[int], found: Sequence[float]) -> tuple[float, float | None]:
+    """Accuracy at twice the last count, and in the limit, by a - b n^-c with c in [0.2, 1.5]."""
+
+    def law(n: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
+        return a - b * (n / counts[-1]) ** -c
+
+    start = (min(found[-1] + 0.02, 0.99), 0.02, 0.5)
+    try:
+        parameters, _ = curve_fit(
+            law, np.array(counts, dtype=float), np.array(found), p0=start, bounds=((0.0, -0.5, 0.2), (1.0, 0.5, 1.5))
+        )
+    except RuntimeError:
+        return found[-1], None
+    return float(np.clip(law(np.array([2.0 * counts[-1]]), *parameters)[0], 0.0, 1.0)), float(parameters[0])

@@ -1,0 +1,80 @@
+"""A forecast of a trained backbone on the page: its bands, and its answers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from margincast.effective.answers import Pairs, still_rising, stops_rising
+from margincast.effective.forecast import TrainedForecast
+from margincast.report.figures import INK, TRAIN, finish_curves, legend_height, new_figure, styles
+
+LIMITS = (
+    "The constants behind it come from runs of SmolLM2-135M on persona questions with AdamW. On another model or other "
+    "data the order of concepts is likelier to hold than the size of margins; margincast compare, after training, says."
+)
+
+
+def band_curves(forecast: TrainedForecast) -> Figure:
+    """Held-out margin and accuracy against step, with the 90% band of all pairs, and every concept's own line."""
+    concepts = styles(forecast.heldout.pairs.concepts)
+    figure, axes = new_figure(2, width=4.4, height=max(3.0, legend_height(len(concepts))))
+    for axis, (name, label) in zip(
+        axes[0], (("margin", "held-out reward margin"), ("accuracy", "held-out accuracy")), strict=True
+    ):
+        band = getattr(forecast.bands[""], name)
+        if len(concepts) > 1:
+            for concept, style in reversed(concepts.items()):
+                values = [one.value for one in getattr(forecast.bands[concept], name)]
+                axis.plot(forecast.steps, values, linewidth=1.0, alpha=0.75, **style)
+        low, high = [one.low for one in band], [one.high for one in band]
+        axis.fill_between(forecast.steps, low, high, color=TRAIN, alpha=0.25, linewidth=0, label="90% of runs")
+        axis.plot(forecast.steps, [one.value for one in band], color=INK, linewidth=2, label="held-out, forecast")
+        finish_curves(axis, label, accuracy=name == "accuracy")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=7.5, frameon=False)
+    return figure
+
+
+def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> dict[str, Any]:
+    """What `summary.json` has of it besides what every forecast has: intervals of 90%, and answers."""
+    named = {name: band for name, band in forecast.bands.items() if name}
+    return {
+        "interval": 0.9,
+        "concepts": {
+            name: {
+                "heldout_margin": band.margin[-1].as_dict(),
+                "heldout_accuracy": band.accuracy[-1].as_dict(),
+                "least_accurate": forecast.worst[name],
+            }
+            for name, band in named.items()
+        },
+        "heldout_accuracy": [one.as_dict() for one in forecast.bands[""].accuracy],
+        "heldout_margin": [one.as_dict() for one in forecast.bands[""].margin],
+        "stops_rising": stops_rising(forecast).as_dict(),
+        "still_rising": still_rising(forecast),
+        "more_pairs": None if pairs is None else vars(pairs),
+    }
+
+
+def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
+    """When to stop, whether more pairs would help, who lags."""
+    stop, rising = results["stops_rising"], results["still_rising"]
+    texts = [
+        f"Held-out accuracy stops rising around step {stop['value']:.0f} (90%: {stop['low']:.0f} to "
+        f"{stop['high']:.0f}); in {rising:.0%} of the drawn runs it still rises at step {max_steps}."
+    ]
+    pairs = results["more_pairs"]
+    if pairs is not None:
+        now, half = pairs["accuracies"][-1], pairs["accuracies"][-2]
+        limit = "" if pairs["limit"] is None else f"; the curve's limit is {pairs['limit']:.0%}"
+        texts.append(
+            f"More pairs of this kind: by the features, half of the training pairs give {half:.0%} of held-out pairs, "
+            f"all of them {now:.0%}, twice as many would give about {pairs['doubled']:.0%}{limit}."
+        )
+    if len(results["concepts"]) > 1:
+        lagging = max(results["concepts"], key=lambda name: results["concepts"][name]["least_accurate"])
+        share = results["concepts"][lagging]["least_accurate"]
+        texts.append(f"{lagging} will lag: it is the least accurate concept in {share:.0%} of the drawn runs.")
+    return texts

@@ -1,0 +1,156 @@
+"""`margincast forecast --backbone trained`: every flag of it, what it writes, what it refuses, and going on with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.helpers import CONCEPTS, Outcome, run, write_rows
+
+Words = tuple[object, ...]
+SETTINGS = (
+    "--max_steps", 20, "--per_device_train_batch_size", 8, "--learning_rate", "1e-3", "--eval_steps", 5,
+    "--beta", 0.1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(model_folder: Path, data_folder: Path) -> Words:
+    return data_folder, "--model", model_folder, *SETTINGS
+
+
+def forecast(inputs: Words, *words: object) -> Outcome:
+    return run("forecast", *inputs, "--backbone", "trained", *words)
+
+
+def summary(out: Path) -> dict[str, object]:
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def rehearsed(inputs: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rehearsed") / "out"
+    done = forecast(inputs, "--sweep", "learning_rate=5e-4,1e-3", "--out", out)
+    assert done.status == 0, done.err
+    for words in ("It is not exact", "stops rising around step", "will lag", "By learning_rate", "More pairs"):
+        assert words in done.out
+    return out
+
+
+def test_it_says_what_it_expects_and_how_sure_it_is(rehearsed: Path) -> None:
+    results = summary(rehearsed)["results"]
+    assert results["interval"] == 0.9
+    assert set(results["concepts"]) == set(CONCEPTS)
+    for concept in results["concepts"].values():
+        for name in ("heldout_margin", "heldout_accuracy"):
+            one = concept[name]
+            assert one["low"] <= one["value"] <= one["high"]
+    assert sum(concept["least_accurate"] for concept in results["concepts"].values()) == pytest.approx(1.0)
+    assert [row["learning_rate"] for row in results["sweep"]] == [5e-4, 1e-3]
+    margins, bounds = load_file(rehearsed / "margins.safetensors"), load_file(rehearsed / "intervals.safetensors")
+    assert margins["steps"].tolist() == [0, 5, 10, 15, 20]
+    assert bool((margins["heldout"][0] == 0).all())
+    assert bool((bounds["heldout_low"] <= bounds["heldout_high"]).all())
+    assert margins["heldout"].shape == bounds["heldout_low"].shape
+    assert margins["train"].shape[1] > margins["heldout"].shape[1]
+
+
+def test_its_page_answers_in_words(rehearsed: Path) -> None:
+    page = (rehearsed / "report.html").read_text()
+    for words in ("It is not exact", "stops rising", "the central 90%", "By learning_rate"):
+        assert words in page
+    done = run("report", rehearsed)
+    assert done.status == 0
+    assert (rehearsed / "report.html").read_text() == page
+
+
+def test_the_same_command_does_not_rehearse_again(
+    inputs: Words, rehearsed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("margincast.effective.rehearsal.rehearse", lambda *_, **__: pytest.fail("rehearsed again"))
+    before = load_file(rehearsed / "margins.safetensors")
+    assert forecast(inputs, "--sweep", "learning_rate=5e-4,1e-3", "--out", rehearsed).status == 0
+    after = load_file(rehearsed / "margins.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_with_pilot_0_nothing_is_trained(inputs: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("margincast.effective.rehearsal.rehearse", lambda *_, **__: pytest.fail("rehearsed"))
+    monkeypatch.setattr("margincast.training.train_model", lambda *_, **__: pytest.fail("trained"))
+    done = forecast(inputs, "--pilot", 0, "--out", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert "from frozen features." in done.out
+
+
+@pytest.mark.parametrize("what", ["all", "lora"])
+def test_train_goes_on_from_the_pilot(what: str, inputs: Words, tmp_path: Path, data_folder: Path) -> None:
+    """And ends where a run ends that was never stopped, to the bit."""
+    out = tmp_path / "out"
+    done = forecast(inputs, "--train", what, "--pilot", 0.2, "--rehearsal", 0, "--out", out)
+    assert done.status == 0, done.err
+    assert "a pilot of 4 steps" in done.out
+    assert (out / "pilot" / "state" / "checkpoint-4").is_dir()
+    again = forecast(inputs, "--train", what, "--pilot", 0.2, "--rehearsal", 0, "--out", out)
+    assert again.status == 0
+    assert not (out / "pilot" / "state" / "checkpoint-5").exists()
+    on = run("train", data_folder, "--config", out / "pilot" / "config.yaml", "--out", out / "pilot")
+    assert on.status == 0, on.err
+    whole = tmp_path / "whole"
+    assert run("train", *inputs, "--train", what, "--out", whole).status == 0
+    ours, theirs = load_file(out / "pilot" / "margins.safetensors"), load_file(whole / "margins.safetensors")
+    assert ours["steps"].tolist() == [0, 4, 5, 10, 15, 20]
+    assert torch.equal(ours["heldout"][[0, 2, 3, 4, 5]], theirs["heldout"])
+    # A finished run is a pilot too, of all its steps: nothing is left to be unsure of.
+    told = tmp_path / "told"
+    assert forecast(inputs, "--train", what, "--pilot", whole, "--rehearsal", 0, "--out", told).status == 0
+    end = load_file(told / "margins.safetensors")["heldout"][-1].double()
+    torch.testing.assert_close(end, theirs["heldout"][-1].double(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_it_does_not_know_is_refused(inputs: Words, tmp_path: Path) -> None:
+    for words, reason in (
+        (("--train", "head"), "exact"),
+        (("--optimizer", "sgd"), "adamw and adam, not sgd"),
+        (("--pilot", "soon"), "--pilot soon"),
+        (("--pilot", 21), "from 1 to 20 steps"),
+        (("--pilot", 2.5), "from 1 to 20 steps"),
+        (("--pilot", tmp_path), "is not a finished"),
+        (("--rehearsal", 0.01), "less than one step"),
+        (("--sweep", "seed=1,2"), "--sweep seed=1,2"),
+        (("--sweep", "beta=a"), "numbers with commas"),
+        (("--sweep", "beta=0.1,0.1"), "each given once"),
+    ):
+        out = tmp_path / "refused"
+        done = forecast(inputs, *words, "--out", out)
+        assert done.status == 2, (words, done)
+        assert reason in done.err
+        assert len(done.err.strip().splitlines()) == 1
+        assert not (out / "summary.json").exists()
+    frozen = run("forecast", *inputs, "--pilot", 3, "--out", tmp_path / "frozen")
+    assert frozen.status == 2
+    assert "--pilot belongs to --backbone trained" in frozen.err
+
+
+def test_a_pilot_of_other_pairs_is_refused(inputs: Words, rehearsed: Path, tmp_path: Path) -> None:
+    done = forecast(inputs, "--seed", 7, "--pilot", rehearsed, "--rehearsal", 0, "--out", tmp_path / "out")
+    assert done.status == 2
+    assert "did not record held-out pair" in done.err
+
+
+def test_responses_of_several_tokens_need_a_rehearsal(model_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Question {n} is", "chosen": f" good answer {n}", "rejected": f" bad reply of mine {n}"}
+        for n in range(24)
+    ]
+    data = write_rows(tmp_path / "pairs.jsonl", rows)
+    words = (data, "--model", model_folder, *SETTINGS)
+    refused = forecast(words, "--pilot", 0, "--out", tmp_path / "refused")
+    assert refused.status == 2
+    assert "responses of several tokens" in refused.err
+    done = forecast(words, "--out", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert (tmp_path / "out" / "report.html").is_file()
