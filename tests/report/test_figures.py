@@ -92,7 +92,7 @@ def test_a_single_concept_is_not_drawn_twice() -> None:
 def test_comparison_curves_have_both_runs_of_every_concept() -> None:
     figure = both_curves(THREE)
     assert [len(axis.lines) for axis in figure.axes] == [8, 8, 8]
-    assert legend(figure) == ["B", "A", *THREE]
+    assert legend(figure) == ["A", "B", *THREE]
     solid, dashed = ([line for line in figure.axes[0].lines if line.get_linestyle() == style] for style in ("-", "--"))
     assert len(solid) == len(dashed) == 4
     assert {line.get_color() for line in solid} == {line.get_color() for line in dashed}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from margincast.reproduce.cost import GIB, Cost, ModelSize, Workload, cost, pass_seconds
 
 if TYPE_CHECKING:
-    from margincast.cli.reproduce import Plan
+    from margincast.cli.reproduction import Plan
 
 HEADER = ("run", "runs", "tokens a step", "GiB a process", "states", "activations", "hours each", "hours")
 LAUNCH = "accelerate launch --config_file examples/paper/fsdp.yaml"

@@ -110,7 +110,10 @@ def run_curves(trajectory: Trajectory) -> Figure:
 
 
 def comparison_curves(comparison: Comparison, title_a: str, title_b: str) -> Figure:
-    """Held-out margin, loss and accuracy of both runs: A dashed, B solid, all pairs in ink, concepts in colour."""
+    """Held-out margin, loss and accuracy of both runs: A dashed, B solid, all pairs in ink, concepts in colour.
+
+    B is wide and pale, A thin upon it: both are seen where they agree.
+    """
     a, b = metric_rows(comparison.a), metric_rows(comparison.b)
     steps = comparison.a.steps
     concepts = comparison.a.heldout.pairs.concepts
@@ -120,11 +123,14 @@ def comparison_curves(comparison: Comparison, title_a: str, title_b: str) -> Fig
     figure, axes = new_figure(3, height=max(3.0, legend_height(len(concepts))))
     for axis, (key, label) in zip(axes[0], PANELS, strict=True):
         for prefix, style in reversed(lines.items()):
-            width = 2.0 if prefix == "" else 1.0
-            for rows, dash, title in ((a, (0, (3, 1.5)), title_a), (b, "-", title_b)):
+            width = 1.8 if prefix == "" else 1.1
+            for rows, look, title in (
+                (b, {"linewidth": 2.6 * width, "alpha": 0.35}, title_b),
+                (a, {"linewidth": width, "linestyle": (0, (3, 1.5))}, title_a),
+            ):
                 values = [row[f"eval_{prefix}{key}"] for row in rows]
-                named = title if prefix == "" else style["label"] if dash == "-" else None
-                axis.plot(steps, values, color=style["color"], linewidth=width, linestyle=dash, label=named)
+                named = title if prefix == "" else style["label"] if rows is b else None
+                axis.plot(steps, values, color=style["color"], label=named, **look)
         _label(axis, "step", f"held-out {label}", key)
     _legend(figure, axes[0][0])
     return figure

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from margincast.report.figures import INK, TRAIN, cosine_panels, new_figure, save_figure
 from margincast.report.page import PageFigure, PageTable, Section
-from margincast.report.tables import number
+from margincast.report.tables import interval
 from margincast.reproduce.curves import PREFIXES, Curves, chosen
 from margincast.reproduce.embeddings import Cosines
 from margincast.reproduce.verdicts import SPLITS, TRAINED
@@ -144,10 +144,7 @@ def _values(runs: Sequence[Curves], split: str, quantity: str) -> Any:
 
 
 def verdict_rows(verdicts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [
-        [v["claim"], SAY[v["holds"]], f"{number(v['value'])} [{number(v['low'])}, {number(v['high'])}]"]
-        for v in verdicts
-    ]
+    return [[v["claim"], SAY[v["holds"]], interval(v)] for v in verdicts]
 
 
 def reproduction_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:

@@ -17,9 +17,8 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(estimate: Mapping[str, float], digits: int = 3) -> str:
-    return (
-        f"{number(estimate['value'], digits)} [{number(estimate['low'], digits)}, {number(estimate['high'], digits)}]"
-    )
+    value, low, high = (number(estimate[name], digits) for name in ("value", "low", "high"))
+    return value if value == "-" else f"{value} [{low}, {high}]"
 
 
 def percent(estimate: Mapping[str, float]) -> str:
