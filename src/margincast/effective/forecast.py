@@ -19,7 +19,7 @@ from margincast.dynamics.spaces import token_spaces
 from margincast.dynamics.state import TokenSpace
 from margincast.effective.amplitude import signal_share
 from margincast.effective.laws import Laws, Plan, Responses, Seen, effective_forecast, fitted, shared_path
-from margincast.effective.noise import accuracies, drawn_runs, interval
+from margincast.effective.noise import LEVEL, accuracies, drawn_runs, interval
 from margincast.effective.rehearsal import Rehearsal
 from margincast.effective.shape import LARGEST, Spectrum, token_spectra
 from margincast.effective.time import learning_rates
@@ -96,7 +96,7 @@ def forecast_trained(
     at = torch.tensor(steps)
     rest, shift = made.rest[at], made.shift[at]
     rows = concept_rows(features.heldout.pairs)
-    quantiles = torch.tensor([0.05, 0.95], dtype=torch.float64)
+    quantiles = torch.tensor([0.5 - LEVEL / 2, 0.5 + LEVEL / 2], dtype=torch.float64)
     bounds: list[Tensor] = []
     tracks: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in ("", *rows)}
     every = list(range(len(who.chosen)))

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from margincast.effective.answers import Pairs, still_rising, stops_rising
 from margincast.effective.forecast import TrainedForecast
+from margincast.effective.noise import LEVEL
 from margincast.report.figures import INK, TRAIN, finish_curves, legend_height, new_figure, styles
 
 LIMITS = (
@@ -41,7 +42,7 @@ def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> dict[str,
     """What `summary.json` has of it besides what every forecast has: intervals of 90%, and answers."""
     named = {name: band for name, band in forecast.bands.items() if name}
     return {
-        "interval": 0.9,
+        "interval": LEVEL,
         "concepts": {
             name: {
                 "heldout_margin": band.margin[-1].as_dict(),
