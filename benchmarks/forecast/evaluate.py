@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from benchmarks.forecast.baselines import BASELINES
 from benchmarks.forecast.fit import fit
 from benchmarks.forecast.methods import METHODS, Answer
 from benchmarks.forecast.truth import Truth, every_run
-from margincast.effective.laws import as_values
 from margincast.effective.noise import LEVEL
 from margincast.effective.offset import Parts
 
@@ -70,8 +70,8 @@ def write_constants(runs: Sequence[Truth]) -> Path:
     path = Path(str(files("margincast.effective").joinpath("constants.json")))
     values = {
         "fitted_on": f"{len(runs)} runs of {len({run.run.personas for run in runs})} sets of personas, SmolLM2",
-        "features": as_values(fit(runs, rehearsed=False)),
-        "rehearsed": as_values(fit(runs, rehearsed=True)),
+        "features": asdict(fit(runs, rehearsed=False)),
+        "rehearsed": asdict(fit(runs, rehearsed=True)),
     }
     path.write_text(json.dumps(values, indent=2) + "\n")
     return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,6 @@ from margincast.effective.laws import (
     Responses,
     Seen,
     ShapeLaw,
-    as_values,
     effective_forecast,
     fitted,
     laws_from,
@@ -281,7 +280,7 @@ def test_the_constants_of_the_package_are_laws() -> None:
     for rehearsed in (False, True):
         laws = fitted(rehearsed)
         assert (laws.rehearsal is not None) == rehearsed
-        assert laws_from(as_values(laws)) == laws
+        assert laws_from(asdict(laws)) == laws
         assert 0.0 < laws.noise.amplitude < 2.0
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from typing import Any
@@ -255,8 +255,3 @@ def unit(shape: Tensor) -> Tensor:
     """`shape` with a mean of size 1, its sign kept; where the mean says nothing, against its own spread."""
     mean, spread = shape.mean().abs(), shape.std()
     return shape / torch.where(mean > 1e-3 * spread, mean, spread.clamp_min(1e-300))
-
-
-def as_values(laws: Laws) -> dict[str, Any]:
-    """`laws` for JSON; `laws_from` reads it."""
-    return asdict(laws)
