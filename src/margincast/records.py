@@ -119,6 +119,7 @@ class FeatureSet:
     """Frozen features of one split. Row k belongs to `pairs[k]`.
 
     hidden: (pairs, hidden), what the unembedding multiplies at the position that predicts the response
+    layers: (pairs, layers, hidden), what some inner layers put out there; None where nobody asked for it
     chosen_ids, rejected_ids: response token ids, ragged
     reference_chosen, reference_rejected: (pairs,) sums of log-probabilities of the responses under the reference
     """
@@ -129,6 +130,7 @@ class FeatureSet:
     rejected_ids: tuple[tuple[int, ...], ...]
     reference_chosen: Tensor
     reference_rejected: Tensor
+    layers: Tensor | None = None
 
     @property
     def single_token(self) -> bool:
@@ -142,6 +144,7 @@ class FeatureSet:
         return FeatureSet(
             pairs=pairs,
             hidden=self.hidden[index],
+            layers=None if self.layers is None else self.layers[index],
             chosen_ids=tuple(self.chosen_ids[k] for k in index),
             rejected_ids=tuple(self.rejected_ids[k] for k in index),
             reference_chosen=self.reference_chosen[index],

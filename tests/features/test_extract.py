@@ -40,9 +40,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     original = extract.response_pass
 
-    def counted(model: Any, batch: Sequence[Encoded], packed: bool = True) -> Any:
+    def counted(model: Any, batch: Sequence[Encoded], packed: bool = True, layers: Sequence[int] = ()) -> Any:
         seen.extend(pair.prompt for pair in batch)
-        return original(model, batch, packed)
+        return original(model, batch, packed, layers)
 
     monkeypatch.setattr(extract, "response_pass", counted)
     return seen
@@ -93,6 +93,20 @@ def test_a_second_call_reads_the_cache(loaded: LoadedModel, tmp_path: Path, comp
     computed.clear()
     assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path), first, 0.0)
     assert computed == []
+
+
+def test_inner_layers_are_kept_on_request_and_the_rest_need_not_be_made_again(
+    loaded: LoadedModel, tmp_path: Path, computed: list[Any]
+) -> None:
+    deep = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=True)
+    assert deep.train.layers is not None
+    assert deep.train.layers.shape == (18, len(extract.inner_layers(loaded.model)), 24)
+    assert deep.train.select(PairSet(TRAIN.pairs[3:5])).layers.tolist() == deep.train.layers[3:5].tolist()  # type: ignore[union-attr]
+    computed.clear()
+    plain = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    assert computed == []
+    assert plain.train.layers is None
+    assert_same(plain, deep, 0.0)
 
 
 @pytest.mark.parametrize("change", ["model", "split", "tokens", "text"])

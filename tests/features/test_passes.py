@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from margincast.features import passes
 from margincast.features.passes import (
     check_logits,
+    decoder_layers,
     hidden_states,
     logits_of,
     packing_problem,
@@ -45,6 +46,22 @@ def one_at_a_time(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
         torch.stack([response_logp(model, pair.prompt, pair.chosen) for pair in BATCH]),
         torch.stack([response_logp(model, pair.prompt, pair.rejected) for pair in BATCH]),
     )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_outputs_of_layers_are_the_models_own(architecture: str, packed: bool) -> None:
+    model = tiny_model(architecture)
+    layers = len(decoder_layers(model))
+    with torch.no_grad():
+        result = response_pass(model, BATCH, packed, range(layers))
+        assert result.layers is not None
+        for index, pair in enumerate(BATCH):
+            own = model(input_ids=torch.tensor([pair.prompt]), output_hidden_states=True).hidden_states
+            # The last of them is after the final norm, which is not a layer's.
+            for layer in range(layers - 1):
+                assert error(result.layers[index, layer], own[layer + 1][0, -1]) <= FORWARD
+    assert response_pass(model, BATCH, packed).layers is None
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -110,12 +110,12 @@ def read_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> I
     return Inputs(loaded, encoding, train, heldout)
 
 
-def with_features(job: Job, inputs: Inputs, cache_dir: Path | None) -> PairInputs:
+def with_features(job: Job, inputs: Inputs, cache_dir: Path | None, layers: bool = False) -> PairInputs:
     from margincast.features import features_of
     from margincast.kept import keep_features
 
     job.write_config()
-    features = features_of(*_parts(inputs), **_options(job, cache_dir))
+    features = features_of(*_parts(inputs), **_options(job, cache_dir), layers=layers)
     _leave_to_first(job)
     if job.main:
         keep_features(job.out, features)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,21 @@ from torch import Tensor
 from margincast.errors import StatedFailure
 from margincast.features.cache import CacheKey, FeatureCache, fill
 from margincast.features.packing import PACK_TOKENS, distinct_tokens, plan_packs
-from margincast.features.passes import check_logits, logit_transform, packing_problem, response_pass
+from margincast.features.passes import (
+    PassResult,
+    check_logits,
+    decoder_layers,
+    logit_transform,
+    packing_problem,
+    response_pass,
+)
 from margincast.features.tokenize import Encoded, Encoding, encode
 from margincast.models.load import LoadedModel, default_cache_dir, load_model
 from margincast.processes import everyone, process, processes
 from margincast.records import Features, FeatureSet, PairSet
 
 PART_SECONDS = 20.0
+INNER = 6  # layers are kept: each is much like its neighbours
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,10 @@ class Kept:
 
 
 def _pair_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
-    result = response_pass(model, batch, packed)
+    return _lines(response_pass(model, batch, packed))
+
+
+def _lines(result: PassResult) -> dict[str, Tensor]:
     return {
         "hidden": result.hidden.cpu(),
         "reference_chosen": result.chosen.double().cpu(),
@@ -50,7 +61,21 @@ def _pair_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str,
     }
 
 
+def _deep_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
+    result = response_pass(model, batch, packed, inner_layers(model))
+    assert result.layers is not None
+    return {**_lines(result), "layers": result.layers.cpu()}
+
+
 PAIRS = Kept("pairs", lambda row: 1, _pair_lines)
+DEEP = Kept("pairs, layers", lambda row: 1, _deep_lines)
+
+
+def inner_layers(model: Any) -> list[int]:
+    """The layers whose outputs `FeatureSet.layers` holds: `INNER` at most, evenly from the middle one to the last."""
+    count = len(decoder_layers(model))
+    places = torch.linspace(count / 2, count, INNER, dtype=torch.float64).round().long() - 1
+    return sorted({max(place, 0) for place in places.tolist()})
 
 
 def extract_features(
@@ -62,11 +87,13 @@ def extract_features(
     max_length: int = 1024,
     cache_dir: Path | None = None,
     progress: bool = False,
+    layers: bool = False,
 ) -> Features:
     """Features and reference log-probabilities of both splits under `model` (a name or a `LoadedModel`).
 
     Cached under `cache_dir`: a second call reads them, an interrupted one is continued, a damaged file is made again.
-    `eos` and `max_length` as in `features.tokenize.encode`.
+    `eos` and `max_length` as in `features.tokenize.encode`. `layers`: keep what inner layers put out too, which
+    `forecast_trained` needs.
 
     Warns, with the reason, when the model cannot be given packed batches and gets padded ones.
 
@@ -77,7 +104,7 @@ def extract_features(
     loaded = load_model(model, cache_dir=cache_dir) if isinstance(model, str) else model
     both = PairSet(train.pairs + heldout.pairs)
     encoding = encode(both, loaded.tokenizer, eos=eos, max_length=max_length, context=loaded.context)
-    return features_of(loaded, encoding, train, heldout, cache_dir=cache_dir, progress=progress)
+    return features_of(loaded, encoding, train, heldout, cache_dir=cache_dir, progress=progress, layers=layers)
 
 
 def features_of(
@@ -90,14 +117,17 @@ def features_of(
     progress: bool = False,
     copy_to: Path | None = None,
     say: Callable[[str], None] = warnings.warn,
+    layers: bool = False,
 ) -> Features:
     """`extract_features` for pairs that are already encoded.
 
     copy_to: receives the features and their manifest
     say: is told once why batches are padded, where they are
+    layers: whether to keep what inner layers put out, too
     """
+    kept = DEEP if layers else PAIRS
     tensors = kept_tensors(
-        loaded, encoding, train, heldout, PAIRS, cache_dir=cache_dir, progress=progress, copy_to=copy_to, say=say
+        loaded, encoding, train, heldout, kept, cache_dir=cache_dir, progress=progress, copy_to=copy_to, say=say
     )
     rows = (*encoding.select(train).rows, *encoding.select(heldout).rows)
     return _assemble(loaded, encoding, rows, train, heldout, tensors, check_logits(loaded.model, rows))
@@ -136,6 +166,9 @@ def kept_tensors(
     cached = all(everyone(tensors is not None))
     if tensors is None or not cached:
         tensors = _extract(loaded, rows, kept, cache, problem is None, progress)
+        if kept is DEEP and process() == 0:  # training asks for what it needs of them, and need not make it again
+            plain = {name: tensor for name, tensor in tensors.items() if name != "layers"}
+            FeatureCache(cache_dir, replace(key, kind=PAIRS.kind)).save(plain)
     if copy_to is not None and process() == 0:
         cache.copy_to(copy_to)
     return tensors
@@ -210,6 +243,7 @@ def _assemble(
         return FeatureSet(
             pairs=pairs,
             hidden=tensors["hidden"][part],
+            layers=tensors["layers"][part] if "layers" in tensors else None,
             chosen_ids=tuple(row.chosen for row in rows[part]),
             rejected_ids=tuple(row.rejected for row in rows[part]),
             reference_chosen=tensors["reference_chosen"][part],

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from margincast.errors import InputError
 from margincast.features.packing import PACK_TOKENS, Pack, common_prefix, pack, plan_packs
 from margincast.features.tokenize import Encoded
 
@@ -36,11 +37,13 @@ PACKING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0
 @dataclass(frozen=True)
 class PassResult:
     """chosen, rejected: (pairs,) summed log-probabilities of the responses; hidden: (pairs, hidden) at the position
-    that predicts the response's first token. Differentiable when gradients are on."""
+    that predicts the response's first token; layers: (pairs, layers, hidden) there, what the layers asked for put out.
+    Differentiable when gradients are on."""
 
     chosen: Tensor
     rejected: Tensor
     hidden: Tensor
+    layers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,10 @@ def unwrapped(model: Any) -> Any:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def response_pass(model: Any, batch: Sequence[Encoded], packed: bool = True) -> PassResult:
+def response_pass(model: Any, batch: Sequence[Encoded], packed: bool = True, layers: Sequence[int] = ()) -> PassResult:
     """Log-probabilities and features of `batch`, row by row, in as few forward passes as are worth it.
+
+    layers: whose outputs are kept, counted from 0
 
     `model` may be a `DistributedDataParallel`, which then is called once, however many passes there are.
     """
@@ -77,7 +82,7 @@ def response_pass(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
     # packs: one pass prepares it for the backward pass, the others go to the model itself.
     models = [model] + [unwrapped(model)] * (len(plan) - 1)
     parts = [
-        _one_pass(each, [batch[index] for index in members], packed, recompute)
+        _one_pass(each, [batch[index] for index in members], packed, recompute, layers)
         for each, members in zip(models, plan, strict=True)
     ]
     place = torch.argsort(torch.tensor([index for members in plan for index in members]))
@@ -86,14 +91,18 @@ def response_pass(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
         values = torch.cat([getattr(part, name) for part in parts])
         return values[place.to(values.device)]
 
-    return PassResult(whole("chosen"), whole("rejected"), whole("hidden"))
+    return PassResult(whole("chosen"), whole("rejected"), whole("hidden"), whole("layers") if layers else None)
 
 
-def _one_pass(model: Any, batch: Sequence[Encoded], packed: bool, recompute: bool = False) -> PassResult:
-    hidden, rows = hidden_states(model, batch, packed)
+def _one_pass(
+    model: Any, batch: Sequence[Encoded], packed: bool, recompute: bool = False, layers: Sequence[int] = ()
+) -> PassResult:
+    with layer_outputs(model, layers) as outputs:
+        hidden, rows = hidden_states(model, batch, packed)
     used, position = torch.unique(rows.row, return_inverse=True)
     logps = response_logps(model, hidden[used], position, rows, len(batch), recompute)
-    return PassResult(*logps, hidden[rows.first])
+    inner = torch.stack([output.flatten(0, -2)[rows.first] for output in outputs], dim=1) if layers else None
+    return PassResult(*logps, hidden[rows.first], inner)
 
 
 def response_logps(
@@ -227,6 +236,33 @@ def unembedding_input(model: Any) -> Iterator[list[Tensor]]:
         yield received
     finally:
         handle.remove()
+
+
+@contextmanager
+def layer_outputs(model: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Collects what `layers` of the model, counted from 0, put out in the pass within, in the order of the pass."""
+    received: list[Tensor] = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        received.append(output[0] if isinstance(output, tuple) else output)
+
+    stack = decoder_layers(model) if layers else ()
+    handles = [stack[layer].register_forward_hook(keep) for layer in layers]
+    try:
+        yield received
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def decoder_layers(model: Any) -> Any:
+    """The layers of the model, as modules. Raises `InputError` where they cannot be told."""
+    inner = unwrapped(model)
+    count = inner.config.get_text_config().num_hidden_layers
+    stacks = [part for part in inner.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
+    if not stacks:
+        raise InputError(f"{type(inner).__name__} has no list of {count} layers, whose outputs could be read")
+    return stacks[0]
 
 
 def _keep_one(model: Any) -> dict[str, int]:
