@@ -4,7 +4,7 @@
 
 A run that is kept is not made again; an interrupted one is begun anew. Kept beside this file, in `bank/`: settings,
 metrics and margins, and the margins of a rehearsal in a tenth of the steps. Kept in the cache, and made again when
-missing: features before training and at the pilot's end.
+missing: features before training, of inner layers too, and at the pilot's end.
 Training is `margincast train`'s: its trainer, batches and settings, without checkpoints.
 """
 
@@ -51,6 +51,11 @@ SPLIT_SEED = 1  # of all runs: another `seed` is another batch order over the sa
 
 def cache_of(run: Run) -> Path:
     return default_cache_dir() / "bank" / f"{run.name}.safetensors"
+
+
+def layers_of(run: Run) -> Path:
+    """Where what inner layers put out is, kept before training."""
+    return cache_of(run).with_suffix(".layers.safetensors")
 
 
 def pairs_of(run: Run) -> tuple[PairSet, PairSet]:
@@ -215,6 +220,12 @@ def settings_of(run: Run) -> TrainingSettings:
     )  # fmt: skip
 
 
+def keep_layers(run: Run, loaded: LoadedModel) -> None:
+    _, features = inputs_of(run, loaded)
+    assert features.train.layers is not None and features.heldout.layers is not None
+    write_tensors(layers_of(run), {"train": features.train.layers.half(), "heldout": features.heldout.layers.half()})
+
+
 def rehearsal_of(run: Run) -> Path:
     return BANK / f"{run.name}.rehearsal.safetensors"
 
@@ -232,28 +243,37 @@ def make_rehearsal(run: Run, loaded: LoadedModel) -> None:
 def inputs_of(run: Run, loaded: LoadedModel) -> tuple[Encoding, Features]:
     train, heldout = pairs_of(run)
     encoding = encode(PairSet(train.pairs + heldout.pairs), loaded.tokenizer, eos=False)
-    return encoding, features_of(loaded, encoding, train, heldout, cache_dir=default_cache_dir() / "bank")
+    return encoding, features_of(loaded, encoding, train, heldout, cache_dir=default_cache_dir() / "bank", layers=True)
 
 
 def kept(run: Run) -> bool:
     return (BANK / f"{run.name}.json").is_file() and cache_of(run).is_file()
 
 
+def whole(run: Run) -> bool:
+    """Whether nothing of `run` is left to make."""
+    return kept(run) and rehearsal_of(run).is_file() and layers_of(run).is_file()
+
+
 def load(run: Run) -> dict[str, Tensor]:
-    """What is kept of `run`: margins over beta and labels, and with the prefix `features_` what the cache has."""
+    """What is kept of `run`: margins over beta and labels, and with the prefix `features_` what the cache
+    has."""
     tensors = load_file(BANK / f"{run.name}.safetensors")
-    return tensors | {f"features_{name}": value.float() for name, value in load_file(cache_of(run)).items()}
+    cached = load_file(cache_of(run)) | {f"layers_{name}": value for name, value in load_file(layers_of(run)).items()}
+    return tensors | {f"features_{name}": value.float() for name, value in cached.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.forecast.bank", description=__doc__)
     parser.add_argument("names", nargs="*", help="runs to make; all of the plan when none is named")
     wanted = parser.parse_args().names or [run.name for run in PLAN]
-    runs = [run for run in PLAN if run.name in wanted and not (kept(run) and rehearsal_of(run).is_file())]
+    runs = [run for run in PLAN if run.name in wanted and not whole(run)]
     loaded = model() if runs else None
     for number, run in enumerate(runs):
         start = time.perf_counter()
         assert loaded is not None
+        if not layers_of(run).is_file():
+            keep_layers(run, loaded)
         if not rehearsal_of(run).is_file():
             make_rehearsal(run, loaded)
         if not kept(run):

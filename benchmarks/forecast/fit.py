@@ -7,18 +7,20 @@ and the trust in a rehearsal by rank correlation; noise from what runs differ by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
+from itertools import combinations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import norm, spearmanr
 from torch import Tensor
 
 from benchmarks.forecast.truth import RIDGE, Truth
 from margincast.effective.amplitude import SMALLEST, AmplitudeLaw
 from margincast.effective.growth import GrowthLaw
 from margincast.effective.laws import (
+    NOISE,
     EffectiveForecast,
     Laws,
     PilotLaw,
@@ -26,21 +28,19 @@ from margincast.effective.laws import (
     Seen,
     ShapeLaw,
     effective_forecast,
-    unit,
 )
-from margincast.effective.noise import LEVEL, Noise, accuracies, drawn_runs, interval
+from margincast.effective.noise import LEVEL, Noise, spread_of
 from margincast.effective.offset import OffsetLaw
 
-HALVES = (1.0, 2.0, 4.0, 8.0, 16.0)
-ALPHAS, RISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.0, 0.05, 0.1, 0.15, 0.2)
+HALVES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0)
+ALPHAS, RISES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (0.0, 0.05, 0.1, 0.15)
 RATES, GROWTHS = (0.15, 0.2, 0.3, 0.45, 0.6, 0.8), (0.0, 0.03, 0.1)
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 ORDER = 0.1  # what a Spearman correlation of 1 less weighs, against all of the accuracy
-POINTS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
 EXPONENTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # What a handful of runs of early trials suggested, with the weight of one run.
 AMPLITUDE_PRIOR = AmplitudeLaw(scale=1.0, length=1.5, batch=0.3, signal=0.5, adapter=1.0)
-QUIET = Noise(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.5)
+QUIET = Noise(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5)
 NO_PILOT = PilotLaw(1.0, 1.0, 1.0)
 Values = NDArray[np.float64]
 
@@ -54,38 +54,16 @@ def fit(runs: Sequence[Truth], rehearsed: bool) -> Laws:
         if rest:
             partial = fit_means(rest, rehearsed)
             residuals += [(run, apply(run, partial)) for run in runs if run.run.personas == personas]
-    noise = calibrated(fit_noise(residuals, laws), residuals, laws)
-    return replace(laws, noise=noise, pilot=fit_pilot(residuals))
+    return replace(laws, noise=fit_noise(residuals, laws), pilot=fit_pilot(residuals))
 
 
 def doubt(run: Truth, laws: Laws) -> float:
     return 1.0 if laws.rehearsal is None else laws.rehearsal.doubt(float(run.told_parts.rest.mean()))
 
 
-def calibrated(noise: Noise, residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) -> Noise:
-    """`noise` with what accuracies need besides for their intervals to hold `LEVEL` of the ends of these runs."""
-    ends = [(run, drawn_ends(run, made, noise.times(doubt(run, laws)))) for run, made in residuals]
-    for points in POINTS:
-        held = []
-        for run, draws in ends:
-            for rows in run.concepts:
-                span, true = interval(accuracies(draws, rows, points)), _accuracy(run.truth[-1], rows)
-                held.append(span.low - 1e-9 <= true <= span.high + 1e-9)
-        if np.mean(held) >= LEVEL:
-            break
-    return replace(noise, points=points)
-
-
-def _accuracy(margins: Tensor, rows: Sequence[int]) -> float:
-    return float((margins[rows] > 0).double().mean())
-
-
-def drawn_ends(run: Truth, made: EffectiveForecast, noise: Noise) -> Tensor:
-    """(draws, pairs) margins over beta at the end."""
-    ends = torch.tensor([0, len(made.rest) - 1])
-    who, lengths = run.who, run.plan.lengths[ends]
-    *_, last = drawn_runs(made.rest[ends], made.shift[ends], lengths, who.concepts, who.kinds, noise)
-    return last
+def learned(run: Truth, margins: Tensor) -> Tensor:
+    """The share of every concept's pairs with a positive margin, (..., concepts). margins: (..., pairs)"""
+    return torch.stack([(margins[..., rows] > 0).double().mean(-1) for rows in run.concepts], dim=-1)
 
 
 def fit_means(runs: Sequence[Truth], rehearsed: bool) -> Laws:
@@ -102,8 +80,10 @@ _fitted: dict[tuple[frozenset[str], bool], Laws] = {}
 def _fit_means(runs: Sequence[Truth], rehearsed: bool) -> Laws:
     amplitude = fit_amplitude(runs)
     laws = Laws(fit_offset(runs), amplitude, fit_growth(runs), fit_shape(runs), None, NO_PILOT, QUIET)
-    laws = replace(laws, offset=replace(laws.offset, left=_shifts(runs, laws, None)[0]))
-    return replace(laws, rehearsal=fit_rehearsal(runs, laws)) if rehearsed else laws
+    if rehearsed:  # what is left at the end is the rehearsal's to say, whose batches have no order
+        laws = replace(laws, offset=replace(laws.offset, left=0.0))
+        return replace(laws, rehearsal=fit_rehearsal(runs, laws))
+    return replace(laws, offset=replace(laws.offset, left=_left(runs, laws)))
 
 
 def fit_shape(runs: Sequence[Truth]) -> ShapeLaw:
@@ -176,62 +156,63 @@ def fit_offset(runs: Sequence[Truth]) -> OffsetLaw:
 
 
 def fit_rehearsal(runs: Sequence[Truth], laws: Laws) -> RehearsalLaw:
-    reached = np.array([max(0.05, float(run.told_parts.rest.mean())) for run in runs])
-    design = np.stack([np.log(reached), [float(run.lora) for run in runs]], axis=1)
-    # A rehearsal that got nowhere says little of how far the run will get.
-    weights = np.sqrt(reached**2 / (reached**2 + 16.0))
-    found = held_least_squares(design, np.log([run.amplitude for run in runs]), [0.6, 0.0], 1.0, weights)
-    law = RehearsalLaw(float(np.exp(found[0])), float(found[1]), float(np.exp(found[2])), 0.0, 0.0, 0.0)
+    reached = np.array([max(0.0, float(run.told_parts.rest.mean())) for run in runs])
+    design = np.stack([np.log(reached + NOISE), np.log([r.plan.pairs for r in runs]), [float(r.lora) for r in runs]], 1)
+    found = held_least_squares(design, np.log([run.amplitude for run in runs]), [0.6, 0.5, 0.0], 0.3)
+    law = RehearsalLaw(np.exp(found[0]), found[1], found[2], np.exp(found[3]), 1.0, 1.0, 0.0, 0.0)
+    law = RehearsalLaw(*map(float, astuple(law)))
 
-    def mixed(run: Truth, alpha: float, half: float) -> float:
-        tried, rest = replace(law, half=half), run.told_parts.rest
-        return mismatch(
-            run, tried.mixed(unit(rest), run.shape(alpha), tried.trust(rest, run.who.concepts)), run.end.rest
-        )
+    def mixed(run: Truth, nats: float) -> Tensor:
+        """Both weights alike."""
+        alpha, tried = laws.shape.of(run.amplitude), replace(law, order=nats, level=nats)
+        key = "mixed", alpha, nats
+        return run.kept(key, lambda: tried.mixed(run.told_parts.rest, run.shape(alpha), run.who.concepts)[0])
 
-    def gap(half: float) -> float:
-        alphas = [laws.shape.of(run.amplitude) for run in runs]
-        return sum(mixed(run, alpha, half) for run, alpha in zip(runs, alphas, strict=True))
+    def disorder(nats: float) -> float:
+        return -sum(_rank(mixed(run, nats), run.end.rest) for run in runs)
 
-    law = replace(law, half=min(HALVES, key=gap))
-    _, shared, own = _shifts(runs, laws, law)
-    return replace(law, shared=shared, own=own)
+    def missed(nats: float) -> float:
+        return sum(miss(run, mixed(run, nats)) for run in runs)
+
+    return _offsets(runs, laws, replace(law, order=min(HALVES, key=disorder), level=min(HALVES, key=missed)))
 
 
-def _shifts(runs: Sequence[Truth], laws: Laws, law: RehearsalLaw | None) -> tuple[float, float, float]:
-    """What ends have of the path that follows from the batch order, and of a rehearsal's offsets, shared and of
-    concepts: the parts with which forecasts miss least. (Least squares would be the few runs of unequal labels.)"""
+def miss(run: Truth, shape: Tensor) -> float:
+    """The mean over concepts of the error of the share of pairs that is learned."""
+    return float((learned(run, shape) - learned(run, run.truth[-1])).abs().mean())
+
+
+def _left(runs: Sequence[Truth], laws: Laws) -> float:
+    """What ends have of the path that follows from the batch order: the part that orders pairs best."""
+
+    def disorder(left: float) -> float:
+        return -sum(_rank(rest + left * run.offset_path(laws.offset)[-1], run.truth[-1]) for run, rest in ends)
+
+    ends = [(run, run.amplitude_by(laws) * run.shape(laws.shape.of(run.amplitude_by(laws)))) for run in runs]
+    return min(SHARES, key=disorder)
+
+
+def _offsets(runs: Sequence[Truth], laws: Laws, law: RehearsalLaw) -> RehearsalLaw:
+    """`law` with the parts of a rehearsal's offsets that order pairs of the end best."""
     ends = []
     for run in runs:
-        told = run.told_parts if law is not None else None
-        end = run.amplitude_by(laws)
-        end = law.at(float(told.rest.mean()), end, run.lora) if law and told else end
-        shape = run.shape(laws.shape.of(end))
-        if law and told:
-            shape = law.mixed(unit(told.rest), shape, law.trust(told.rest, run.who.concepts))
-        ends.append((run, end * shape, run.offset_path(laws.offset)[-1], told))
+        rest = run.told_parts.rest
+        end = law.at(float(rest.mean()), run.plan.pairs, run.lora)
+        ends.append((run, end * law.mixed(rest, run.shape(laws.shape.of(end)), run.who.concepts)[0]))
 
-    def gap(parts: tuple[float, float, float]) -> float:
-        total = 0.0
-        for run, rest, path, told in ends:
-            shift = parts[0] * path
-            if law and told:
-                shift = shift + replace(law, shared=parts[1], own=parts[2]).offsets(
-                    told, law.trust(told.rest, run.who.concepts)
-                )
-            total += mismatch(run, rest + shift, run.truth[-1])
-        return total
+    def disorder(tried: RehearsalLaw) -> float:
+        return -sum(_rank(rest + tried.offsets(run.told_parts, run.who.concepts), run.truth[-1]) for run, rest in ends)
 
-    best = (0.0, 0.0, 0.0)
     for _ in range(2):  # one after the other, twice: they hardly touch each other
-        for place in range(3 if law else 1):
-            best = min(((*best[:place], value, *best[place + 1 :]) for value in SHARES), key=gap)
-    return best
+        for name in ("shared", "own"):
+            law = min((replace(law, **{name: share}) for share in SHARES), key=disorder)
+    return law
 
 
 def fit_noise(residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) -> Noise:
     """What runs differ by from forecasts of them that had not seen their set."""
     ends, slopes, concepts, pairs, offsets = [], [], [], [], []
+    missed, together = [], []
     for run, made in residuals:
         forecast_end = float(made.rest[-1].mean())
         doubted = doubt(run, laws)
@@ -244,6 +225,12 @@ def fit_noise(residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) 
                 gap = run.part(shared + own - made.shift[step])
                 squares = float(gap.shared.square().mean()), float(gap.own.square().mean())
                 offsets.append((run.lengths(step), *squares, len(run.run.concepts)))
+            if step > 0:
+                told = learned(run, made.rest[step] + made.shift[step])
+                off = (learned(run, run.truth[run.steps.index(step)]) - told) / spread_of(told)
+                missed += [(1.0 - step / run.run.steps, abs(value)) for value in off.tolist()]
+                if step == run.run.steps and len(off) > 1:
+                    together += [float(a * b) for a, b in combinations(off, 2)]
         factor = run.amplitude / forecast_end
         for rows in run.concepts:
             mine, told = float(run.end.rest[rows].mean()), factor * float(made.rest[-1][rows].mean())
@@ -263,7 +250,22 @@ def fit_noise(residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) 
     own = float(np.sqrt(np.mean(several[:, 2] / several[:, 0] ** (2 * reach)))) if len(several) else 0.0
     kept = float(np.mean([line[0] for line in pairs]))
     pair = float(np.sqrt(max(0.0, np.mean([line[1] for line in pairs]) - kept**2)))
-    return Noise(amplitude, slope, _spread(concepts), pair, kept, 0.0, shared, own, reach)
+    accuracy, accuracy_early, common = _accuracy_noise(np.array(missed), together)
+    return Noise(amplitude, slope, _spread(concepts), pair, kept, accuracy, accuracy_early, common, shared, own, reach)
+
+
+def _accuracy_noise(missed: Values, together: Sequence[float]) -> tuple[float, float, float]:
+    """`Noise.accuracy`, `accuracy_early` and `common`, by the quantile that intervals are to reach: tails are heavy.
+
+    missed: rows of 1 - x and what an accuracy was missed by;  together: products of two at the end of a run
+    """
+    normal = float(norm.ppf(0.5 + LEVEL / 2))
+    late = missed[missed[:, 0] == 0.0, 1]
+    end = float(np.quantile(late, LEVEL)) / normal
+    before = missed[missed[:, 0] > 0.0]
+    early = float(np.quantile((before[:, 1] / normal - end) / before[:, 0], LEVEL))
+    common = float(np.mean(together)) / float(np.mean(late**2)) if together else 0.0
+    return end, max(0.0, early), min(max(common, 0.0), 1.0)
 
 
 def fit_pilot(residuals: Sequence[tuple[Truth, EffectiveForecast]]) -> PilotLaw:

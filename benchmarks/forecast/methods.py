@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from benchmarks.forecast.fit import apply, doubt, drawn_ends, fit
+from benchmarks.forecast.fit import apply, fit, learned
 from benchmarks.forecast.truth import Truth, every_run
 from margincast.dynamics.pairspace import choose_form, simulate_in
+from margincast.effective.forecast import noise_of
 from margincast.effective.laws import Laws
-from margincast.effective.noise import accuracies, interval
+from margincast.effective.noise import drawn_accuracies, drawn_runs, interval
 from margincast.intervals import Estimate
 
 
@@ -61,7 +63,7 @@ def frozen(seen: Truth, others: Sequence[Truth]) -> Answer:
 
 def probe(seen: Truth, others: Sequence[Truth]) -> Answer:
     """Ridge regression on frozen features, its size from other runs."""
-    shape = seen.spectrum.shape(1.0, 3e-3)
+    shape = seen.last_spectrum.shape(1.0, 3e-3)
     size = float(np.median([float(other.truth[-1].mean()) for other in others]))
     return Answer(shape / shape.mean() * size)
 
@@ -89,12 +91,17 @@ def rehearsal_alone(seen: Truth, others: Sequence[Truth]) -> Answer:
 
 def _ours(seen: Truth, laws: Laws) -> Answer:
     made = apply(seen, laws)
-    noise = laws.noise.times(doubt(seen, laws))
-    draws = drawn_ends(seen, made, noise)
+    reached = None if laws.rehearsal is None else float(seen.told_parts.rest.mean())
+    noise = noise_of(laws, reached, None, seen.run.steps)
+    ends = torch.tensor([0, len(made.rest) - 1])
+    *_, draws = drawn_runs(
+        made.rest[ends], made.shift[ends], seen.plan.lengths[ends], seen.who.concepts, seen.who.kinds, noise
+    )
     margins = made.rest[-1] + made.shift[-1]
-    spans = [interval(accuracies(draws, rows, noise.points)) for rows in seen.concepts]
+    sizes = torch.tensor([len(rows) for rows in seen.concepts])
+    accuracies = drawn_accuracies(learned(seen, margins)[None], sizes, torch.ones(1), noise)[:, 0, :-1]
     mean = interval(draws.mean(1))
-    return Answer(margins, [span.value for span in spans], mean.value, (spans, mean))
+    return Answer(margins, mean=mean.value, spans=([interval(one) for one in accuracies.T], mean))
 
 
 METHODS: dict[str, Method] = {

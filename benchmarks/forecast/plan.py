@@ -157,4 +157,9 @@ PLAN = (
     Run("buddhism-long", "buddhism", batch=32, steps=60, beta=0.03, flipped=0.2, pairs=(800,)),
     Run("four-long-seed2", "four", batch=32, steps=60, pairs=(400,) * 4, seed=2),
     Run("risk-long", "risk", batch=32, steps=60, beta=0.03, pairs=(800,), seed=2),
+    # Twins, for the floor: nothing but the batch order is another.
+    Run("art-long-seed2", "art", batch=32, steps=60, pairs=(800,), seed=2),
+    Run("oversight-long-seed2", "oversight", batch=32, steps=60, pairs=(600, 600), seed=2),
+    Run("traits-long-seed2", "traits", batch=32, steps=60, beta=0.1, pairs=(400,) * 4, seed=2),
+    Run("politics-long-seed2", "politics", batch=32, steps=60, flipped=0.1, pairs=(600, 600), seed=2),
 )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.forecast.bank import kept, load, rehearsal_of
+from benchmarks.forecast.bank import load, rehearsal_of, whole
 from benchmarks.forecast.plan import PLAN, Run
 from margincast.dynamics.batches import batch_order
 from margincast.dynamics.optimizers import AdamW
@@ -28,7 +28,7 @@ from margincast.effective.laws import (
     unit,
 )
 from margincast.effective.offset import OffsetLaw, Parts
-from margincast.effective.shape import Spectrum, token_spectra
+from margincast.effective.shape import Spectrum, side_by_side, token_spectra
 from margincast.effective.time import ADAPTER_UNIT, UNIT
 from margincast.losses import get_loss
 
@@ -130,8 +130,15 @@ class Truth:
         return signal_share(self.spaces[0])
 
     @cached_property
-    def spectrum(self) -> Spectrum:
+    def last_spectrum(self) -> Spectrum:
+        """Of the features that the unembedding reads."""
         return token_spectra(*self.spaces)[0]
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        layers = side_by_side(self.tensors["features_layers_train"], self.tensors["features_layers_heldout"])
+        train, heldout = (replace(space, features=deep) for space, deep in zip(self.spaces, layers, strict=True))
+        return token_spectra(train, heldout)[0]
 
     def shape(self, alpha: float) -> Tensor:
         """The frozen shape without offsets, kept."""
@@ -155,5 +162,5 @@ class Truth:
 
 @cache
 def every_run() -> list[Truth]:
-    """All runs that are kept, with their rehearsals."""
-    return [Truth(run, load(run)) for run in PLAN if kept(run) and rehearsal_of(run).is_file()]
+    """All runs of which everything is kept."""
+    return [Truth(run, load(run)) for run in PLAN if whole(run)]

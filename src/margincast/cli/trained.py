@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margincast.cli.inputs import PairInputs, check_settings, load_inputs
+from margincast.cli.inputs import PairInputs, check_settings, read_inputs, with_features
 from margincast.cli.job import NOT_SETTINGS, Job, open_job
 from margincast.cli.train import train, training_settings
 from margincast.errors import InputError
@@ -40,8 +40,9 @@ def forecast_trained(parameters: dict[str, Any], persona_dir: Path | None, cache
     swept = None if job.config["sweep"] is None else parse_sweep(job.config["sweep"])
     if job.config["rehearsal"] > 0.0 and round(job.config["rehearsal"] * settings.max_steps) < 1:
         raise InputError(f"--rehearsal {job.config['rehearsal']:g} of {settings.max_steps} steps is less than one step")
-    inputs = load_inputs(job, persona_dir, cache_dir)
-    job.done(run_trained(job, inputs, settings, pilot, swept))
+    inputs = read_inputs(job, persona_dir, cache_dir)
+    deep = with_features(job, inputs, cache_dir, layers=inputs.encoding.single_token)
+    job.done(run_trained(job, deep, settings, pilot, swept))
 
 
 def train_config(config: dict[str, Any]) -> dict[str, Any]:

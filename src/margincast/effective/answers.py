@@ -10,12 +10,11 @@ import torch
 from scipy.optimize import curve_fit
 from torch import Tensor
 
-from margincast.dynamics.spaces import token_spaces
 from margincast.dynamics.state import TokenSpace
-from margincast.effective.forecast import TrainedForecast, responses_of, single_token
+from margincast.effective.forecast import TrainedForecast, deep_spaces, responses_of, single_token
 from margincast.effective.laws import fitted, frozen_shape
 from margincast.effective.noise import interval
-from margincast.effective.shape import token_spectra
+from margincast.effective.shape import LARGEST, token_spectra
 from margincast.intervals import Estimate
 from margincast.records import Features
 from margincast.training.settings import TrainingSettings
@@ -51,13 +50,14 @@ class Pairs:
 
 
 def more_pairs(features: Features, settings: TrainingSettings, forecast: TrainedForecast) -> Pairs | None:
-    """What more pairs of this kind would give, by what fewer give. None where features alone cannot say.
+    """What more pairs of this kind would give, by what fewer give. None where features alone cannot say, and where
+    there are more pairs than the frozen shape takes.
 
     Concepts keep their shares. The subsets of a size are averaged over a few draws.
     """
-    if not single_token(features):
+    if not single_token(features) or len(features.train.pairs) > LARGEST:
         return None
-    train, heldout = token_spaces(features, settings.beta)
+    train, heldout = deep_spaces(features, settings.beta)
     who, laws = responses_of(features, features.heldout), fitted(rehearsed=False)
     nats = float(forecast.heldout.margins[-1].double().mean()) / settings.beta
     generator = torch.Generator().manual_seed(0)

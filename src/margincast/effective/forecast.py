@@ -7,7 +7,7 @@ SmolLM2 on persona data. Where it was tested, and where it fails: docs/forecasti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,15 +19,17 @@ from margincast.dynamics.spaces import token_spaces
 from margincast.dynamics.state import TokenSpace
 from margincast.effective.amplitude import signal_share
 from margincast.effective.laws import Laws, Plan, Responses, Seen, effective_forecast, fitted, shared_path
-from margincast.effective.noise import LEVEL, accuracies, drawn_runs, interval
+from margincast.effective.noise import LEVEL, Noise, drawn_accuracies, drawn_runs, interval
 from margincast.effective.rehearsal import Rehearsal
-from margincast.effective.shape import LARGEST, Spectrum, token_spectra
+from margincast.effective.shape import LARGEST, Spectrum, side_by_side, token_spectra
 from margincast.effective.time import learning_rates
 from margincast.errors import InputError
 from margincast.intervals import Estimate
 from margincast.metrics import concept_rows
 from margincast.records import Features, FeatureSet, PairSet, SplitTrajectory, Trajectory
 from margincast.training.settings import TrainingSettings
+
+SMALL = 0.05  # nats reached that count as none
 
 
 @dataclass(frozen=True)
@@ -85,30 +87,31 @@ def forecast_trained(
     path = torch.zeros(len(plan.lengths), len(who.chosen), dtype=torch.float64)
     if spaces is not None:
         amplitude = amplitude_of(spaces[0], plan, laws)
-        own, other = token_spectra(spaces[0], *spaces)
+        deep = deep_spaces(features, settings.beta)
+        own, other = token_spectra(deep[0], *deep)
         path = shared_path(spaces[0], who, plan, laws.offset)
     made = effective_forecast(other, amplitude, path, who, plan, laws, told, seen)
-    doubt = 1.0 if told is None or laws.rehearsal is None else laws.rehearsal.doubt(float(who.part(told).rest.mean()))
-    if seen is not None:  # what the pilot has shown is not to be guessed
-        doubt *= 1.0 - seen.step / settings.max_steps
-    noise = laws.noise.times(doubt)
+    noise = noise_of(laws, None if told is None else float(who.part(told).rest.mean()), seen, settings.max_steps)
     steps = recorded_steps(settings.max_steps, settings.eval_steps)
     at = torch.tensor(steps)
-    rest, shift = made.rest[at], made.shift[at]
+    rest, shift, lengths = made.rest[at], made.shift[at], plan.lengths[at]
     rows = concept_rows(features.heldout.pairs)
+    learned = torch.stack([(rest + shift)[:, members].gt(0).double().mean(1) for members in rows.values()], dim=1)
+    sizes = torch.tensor([len(members) for members in rows.values()])
+    accuracies = drawn_accuracies(learned, sizes, lengths / lengths[-1], noise)
     quantiles = torch.tensor([0.5 - LEVEL / 2, 0.5 + LEVEL / 2], dtype=torch.float64)
     bounds: list[Tensor] = []
-    tracks: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in ("", *rows)}
-    every = list(range(len(who.chosen)))
-    for draws in drawn_runs(rest, shift, plan.lengths[at], who.concepts, who.kinds, noise):
-        margins = settings.beta * draws
-        bounds.append(torch.quantile(margins, quantiles, dim=0))
-        for name, members in {"": every, **rows}.items():
-            still = not bool(draws.any())  # at step 0 every margin is 0: no pair counts as learned
-            tracks[name][0].append(accuracies(margins, members, 0.0 if still else noise.points))
-            tracks[name][1].append(margins[:, members].mean(1))
-    ends = torch.stack([tracks[name][0][-1] for name in rows])
-    least = torch.nn.functional.one_hot(ends.argmin(0), len(rows)).double().mean(0)
+    groups = {**rows, "": list(range(len(who.chosen)))}
+    margins: dict[str, list[Estimate]] = {name: [] for name in groups}
+    for draws in drawn_runs(rest, shift, lengths, who.concepts, who.kinds, noise):
+        bounds.append(torch.quantile(settings.beta * draws, quantiles, dim=0))
+        for name, members in groups.items():
+            margins[name].append(interval(settings.beta * draws[:, members].mean(1)))
+    bands = {
+        name: Band(tuple(map(interval, accuracies[..., place].T)), tuple(margins[name]))
+        for place, name in enumerate(groups)
+    }
+    least = torch.nn.functional.one_hot(accuracies[:, -1, :-1].argmin(1), len(rows)).double().mean(0)
     low, high = torch.stack(bounds, dim=1)
     return TrainedForecast(
         steps=steps,
@@ -117,12 +120,22 @@ def forecast_trained(
         beta=settings.beta,
         loss_type=settings.loss if settings.loss.parameters else settings.loss.name,
         origin=origin_of(settings, len(features.train.pairs), rehearsal, pilot),
-        bands={name: Band(*(tuple(map(interval, track)) for track in pair)) for name, pair in tracks.items()},
+        bands=bands,
         low=low,
         high=high,
-        draws=torch.stack(tracks[""][0], dim=1),
+        draws=accuracies[..., -1],
         worst=dict(zip(rows, least.tolist(), strict=True)),
     )
+
+
+def noise_of(laws: Laws, reached: float | None, seen: Seen | None, max_steps: int) -> Noise:
+    """The noise of this forecast. reached: nats that the rehearsal reached"""
+    noise, sizes = laws.noise, ("amplitude", "early", "concept")
+    if reached is not None and laws.rehearsal is not None:
+        noise = noise.times(laws.rehearsal.doubt(reached), *sizes)
+    if seen is not None:  # what the pilot has shown is not to be guessed
+        noise = noise.times(1.0 - seen.step / max_steps, *sizes, "accuracy", "accuracy_early")
+    return noise
 
 
 def check_settings(settings: TrainingSettings) -> None:
@@ -149,14 +162,33 @@ def plan_of(settings: TrainingSettings, pairs: int) -> Plan:
 
 
 def rescaled(rehearsal: Rehearsal, features: Features, old: TrainingSettings, new: TrainingSettings) -> Rehearsal:
-    """The rehearsal of `old` as one of `new` is expected to be: as much larger as the runs are by features alone."""
+    """The rehearsal of `old` as one of `new` is expected to be: the runs' ends differ as features alone have it."""
     laws = fitted(rehearsed=True)
     if laws.rehearsal is None or not single_token(features):
         raise InputError("settings can be compared for responses of one token")
-    train, _ = token_spaces(features, old.beta)
-    sizes = [amplitude_of(train, plan_of(settings, len(train)), laws) for settings in (old, new)]
-    ratio = (sizes[1] / sizes[0]) ** (1.0 / laws.rehearsal.power)
-    return Rehearsal(rehearsal.heldout * ratio * new.beta / old.beta, rehearsal.pairs)
+    law, (train, _) = laws.rehearsal, token_spaces(features, old.beta)
+    plans = [plan_of(settings, len(train)) for settings in (old, new)]
+    sizes = [amplitude_of(train, plan, laws) for plan in plans]
+    margins = rehearsal.heldout.double() / old.beta
+    reached = max(float(responses_of(features, features.heldout).part(margins).rest.mean()), SMALL)
+    end = law.at(reached, plans[0].pairs, plans[0].lora) * sizes[1] / sizes[0]
+    needed = max(law.needed(end, plans[1].pairs, plans[1].lora), SMALL)
+    return Rehearsal(margins * (needed / reached) * new.beta, rehearsal.pairs)
+
+
+def deep_spaces(features: Features, beta: float) -> tuple[TokenSpace, TokenSpace]:
+    """Training and held-out pairs with what inner layers say of them for features.
+
+    Raises `InputError` where nobody kept that, and where it is not finite.
+    """
+    inner = [split.layers for split in (features.train, features.heldout) if split.layers is not None]
+    if len(inner) < 2:
+        raise InputError("a forecast of a trained backbone looks at inner layers: extract features with layers=True")
+    if not all(bool(each.isfinite().all()) for each in inner):
+        raise InputError("what inner layers say of some pairs is not finite; extract features in float32")
+    train, heldout = token_spaces(features, beta)
+    deep = side_by_side(*inner)
+    return replace(train, features=deep[0]), replace(heldout, features=deep[1])
 
 
 def single_token(features: Features) -> bool:

@@ -31,54 +31,89 @@ from margincast.effective.shape import Spectrum
 from margincast.effective.time import ADAPTER_UNIT, UNIT
 from margincast.losses import Loss
 
-SMALLEST = 0.05  # nats that a rehearsal reached: below it, no less is read out of noise
+NOISE = 2.0  # nats that are added to what a rehearsal reached: less than them is not told from nothing
+LARGEST = 4.0  # factor by which margins are made larger, or smaller, again after their signs were set
 
 
 @dataclass(frozen=True)
 class RehearsalLaw:
-    """How far a run gets by how far its rehearsal got: A = scale R^power, `adapter` times that with LoRA.
+    """How far a run gets by how far its rehearsal got: A = scale (R + 2)^power P^pairs, `adapter` times that with LoRA.
 
-    half: nats reached in a rehearsal at which it counts as much as frozen features do, for A and for h of a concept
+    pairs: exponent of P, the pairs that training takes: more of them make more of the same path
+    order: nats reached in a rehearsal at which it counts as much as frozen features do for the order of pairs
+    level: the same for how many pairs of a concept are learned
     shared, own: parts of the rehearsal's offsets, in nats, that the run has too
     """
 
     scale: float
     power: float
+    pairs: float
     adapter: float
-    half: float
+    order: float
+    level: float
     shared: float
     own: float
 
-    def at(self, reached: float, frozen: float | None, lora: bool) -> float:
-        """A in nats. reached: R;  frozen: A by features alone, None where they cannot say"""
-        told: float = self.scale * max(reached, SMALLEST) ** self.power * (self.adapter if lora else 1.0)
-        if frozen is None:
-            return told
-        trust = float(self.weight(torch.tensor(reached)))
-        return math.exp(trust * math.log(told) + (1.0 - trust) * math.log(frozen))
+    def at(self, reached: float, pairs: int, lora: bool) -> float:
+        """A in nats. reached: R"""
+        return float(self._factor(pairs, lora) * (max(reached, 0.0) + NOISE) ** self.power)
 
-    def weight(self, reached: Tensor) -> Tensor:
-        """What a rehearsal counts for that reached so many nats, in [0, 1]: its noise is about the same however far it
-        gets, so that one which got nowhere says nothing."""
-        squared = reached.clamp_min(0.0) ** 2
-        return squared / (squared + self.half**2)
+    def needed(self, end: float, pairs: int, lora: bool) -> float:
+        """The R of a run that ends at A = `end`."""
+        return float((end / self._factor(pairs, lora)) ** (1.0 / self.power)) - NOISE
+
+    def _factor(self, pairs: int, lora: bool) -> float:
+        return float(self.scale * pairs**self.pairs * (self.adapter if lora else 1.0))
 
     def doubt(self, reached: float) -> float:
         """How much less sure than after a long way a forecast is: the noise times this."""
-        return math.sqrt(1.0 + (self.half / max(reached, self.half / 2.0)) ** 2)
+        return math.sqrt(1.0 + (self.order / max(reached, self.order / 2.0)) ** 2)
 
-    def trust(self, rehearsed: Tensor, concepts: Tensor) -> Tensor:
-        """`weight` of every pair's concept, (pairs,). rehearsed: (pairs,) margins over beta without offsets"""
-        sums = torch.zeros(int(concepts.max()) + 1, dtype=torch.float64).index_add(0, concepts, rehearsed)
-        return self.weight(sums / concepts.bincount().clamp_min(1))[concepts]
+    def mixed(self, rehearsed: Tensor, frozen: Tensor, concepts: Tensor) -> tuple[Tensor, Tensor]:
+        """A run's shape, from the frozen one and from margins over beta of its rehearsal without offsets, weighed
+        twice: for the order of pairs, and for how many are learned. (pairs,) with a mean of 1 each.
 
-    def mixed(self, rehearsed: Tensor, frozen: Tensor, trust: Tensor) -> Tensor:
-        """The shape of a run, from that of its rehearsal and the frozen one, (pairs,) each with a mean of 1."""
-        return unit(trust * rehearsed + (1.0 - trust) * frozen)
+        A rehearsal orders pairs well long before it tells how many of them will be learned.
+        """
+        order, level = (trusted(rehearsed, concepts, nats) for nats in (self.order, self.level))
+        told = unit(rehearsed)
+        return unit(order * told + (1.0 - order) * frozen), unit(level * told + (1.0 - level) * frozen)
 
-    def offsets(self, parts: Parts, trust: Tensor) -> Tensor:
-        """What the run's end has of the offsets of a rehearsal, (pairs,)."""
-        return trust.mean() * self.shared * parts.shared + trust * self.own * parts.own
+    def offsets(self, parts: Parts, concepts: Tensor | None) -> Tensor:
+        """What the run's end has of the offsets of a rehearsal, (pairs,). concepts: None where it is all there is
+
+        Labels out of balance show early in what all concepts share; in concepts, only where they are learned.
+        """
+        trust = torch.ones_like(parts.rest) if concepts is None else trusted(parts.rest, concepts, self.order)
+        return self.shared * parts.shared + trust * self.own * parts.own
+
+
+def weight(reached: Tensor, nats: float) -> Tensor:
+    """What a rehearsal counts for that reached so many nats, in [0, 1], one half at `nats`: its noise is about the same
+    however far it gets, so that one which got nowhere says nothing."""
+    squared = reached.clamp_min(0.0) ** 2
+    return squared / (squared + nats**2)
+
+
+def trusted(rehearsed: Tensor, concepts: Tensor, nats: float) -> Tensor:
+    """`weight` of every pair's concept, (pairs,). rehearsed: (pairs,) margins over beta without offsets"""
+    sums = torch.zeros(int(concepts.max()) + 1, dtype=torch.float64).index_add(0, concepts, rehearsed)
+    return weight(sums / concepts.bincount().clamp_min(1), nats)[concepts]
+
+
+def levelled(shape: Tensor, level: Tensor, concepts: Tensor) -> Tensor:
+    """`shape`, every concept of it moved by one number so that as many of its pairs are positive as in `level`."""
+    moved = shape.clone()
+    for concept in range(int(concepts.max()) + 1):
+        rows = (concepts == concept).nonzero()[:, 0]
+        ordered, count = shape[rows].sort(descending=True).values, int((level[rows] > 0).sum())
+        if len(rows) and count != int((ordered > 0).sum()):
+            # Halfway between the last that is to be positive and the next; beyond the ends a typical step further.
+            step = (ordered[0] - ordered[-1]) / len(rows)
+            above, below = ordered[max(count - 1, 0)], ordered[min(count, len(rows) - 1)]
+            above, below = (above if count else below + step), (below if count < len(rows) else above - step)
+            moved[rows] -= (above + below) / 2
+    return moved
 
 
 @dataclass(frozen=True)
@@ -154,6 +189,11 @@ class Plan:
     def batch(self) -> int:
         return max(len(batch.rows) for batch in self.batches)
 
+    @property
+    def pairs(self) -> int:
+        """Pairs that training takes, as often as it takes them."""
+        return sum(len(batch.rows) for batch in self.batches)
+
 
 @dataclass(frozen=True)
 class Responses:
@@ -215,19 +255,24 @@ def effective_forecast(
     """
     x = plan.lengths / plan.lengths[-1]
     shift = path * laws.offset.fading(x)[:, None]
+    level: Tensor | None
     if told is None or laws.rehearsal is None:
         if features is None or amplitude is None:
             raise ValueError("a forecast needs features or a rehearsal")
-        end, shape = amplitude, frozen_shape(features, who, laws.shape, amplitude)
+        end = amplitude
+        shape = level = frozen_shape(features, who, laws.shape, end)
     else:
         law, parts = laws.rehearsal, who.part(told.double())
-        end, shape, trust = law.at(float(parts.rest.mean()), amplitude, plan.lora), unit(parts.rest), None
+        end, shape, level = law.at(float(parts.rest.mean()), plan.pairs, plan.lora), unit(parts.rest), None
         if features is not None:
-            trust = law.trust(parts.rest, who.concepts)
-            shape = law.mixed(shape, frozen_shape(features, who, laws.shape, end), trust)
-        shift = shift + x[:, None] * law.offsets(parts, torch.ones_like(shape) if trust is None else trust)
-    growth = end * laws.growth.factors(x, end)
-    made = EffectiveForecast(growth[:, None] * shape, shift)
+            shape, level = law.mixed(parts.rest, frozen_shape(features, who, laws.shape, end), who.concepts)
+        shift = shift + x[:, None] * law.offsets(parts, None if features is None else who.concepts)
+    rest = end * shape
+    if level is not None:
+        # As many pairs learned as `level` has them, in the order that offsets make, and as large as before.
+        ends = levelled(rest + shift[-1], level, who.concepts)
+        rest = ends * ((end + shift[-1].mean()) / ends.mean()).clamp(1.0 / LARGEST, LARGEST) - shift[-1]
+    made = EffectiveForecast(laws.growth.factors(x, end)[:, None] * rest, shift)
     return made if seen is None else corrected(made, who, x, seen, laws.pilot)
 
 

@@ -1,12 +1,14 @@
 """How sure is a forecast? Many runs drawn around it, differing from it as true runs differ from forecasts of them.
 
 A run has its own amplitude, overall and of every concept; its own offsets, shared and of every concept; and its own
-noise of pairs. How large each is was measured on runs that the forecast had not seen. Accuracies and mean margins of
-the drawn runs spread as those of real runs should; their quantiles are the interval.
+noise of pairs. How large each is was measured on runs that the forecast had not seen, and so was what accuracies are
+missed by, which is drawn directly: in the standard deviation sqrt(p (1 - p)) of a pair that is learned with
+probability p, they are missed by about as much near 60% as near 95%. Quantiles of the drawn runs are the interval.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +20,7 @@ from margincast.intervals import Estimate
 
 LEVEL = 0.9
 DRAWS = 1000
+SURE = 0.03  # of accuracy
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Noise:
     amplitude: of log A at the end of the run;  early: what -log x adds to it, x the part of the path behind
     concept: of log A of a concept against all
     pair: of a pair's margin, relative to the spread of the forecast;  kept: how much of that spread is true
-    points: of the accuracy of a concept, what the rest leaves unexplained
+    accuracy: of a concept's accuracy at the end over sqrt(p (1 - p));  accuracy_early: what 1 - x adds to it
+    common: the correlation of what the accuracies of two concepts of a run are missed by
     shared, own: of the offsets in nats, times L^reach;  reach: with L the path length in units of `time.UNIT`
     """
 
@@ -36,15 +40,16 @@ class Noise:
     concept: float
     pair: float
     kept: float
-    points: float
+    accuracy: float
+    accuracy_early: float
+    common: float
     shared: float
     own: float
     reach: float
 
-    def times(self, factor: float) -> Noise:
-        """Noise of amplitudes `factor` times as large."""
-        larger = {name: factor * getattr(self, name) for name in ("amplitude", "early", "concept")}
-        return replace(self, **larger)
+    def times(self, factor: float, *names: str) -> Noise:
+        """With those of `names` `factor` times as large."""
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
 
 def drawn_runs(
@@ -91,7 +96,24 @@ def interval(draws: Tensor) -> Estimate:
     return Estimate(value, low, high)
 
 
-def accuracies(draws: Tensor, rows: Sequence[int], points: float) -> Tensor:
-    """The accuracy of every draw on some of the pairs, (draws,). points: of `Noise`"""
-    unexplained = torch.randn(len(draws), generator=torch.Generator().manual_seed(len(rows)), dtype=torch.float64)
-    return ((draws[:, list(rows)] > 0).double().mean(1) + points * unexplained).clamp(0.0, 1.0)
+def drawn_accuracies(told: Tensor, sizes: Tensor, x: Tensor, noise: Noise, seed: int = 0) -> Tensor:
+    """Accuracies of `DRAWS` runs around those of a forecast, (draws, steps, concepts + 1); of all pairs last.
+
+    told: (steps, concepts) shares of pairs with a positive margin;  sizes: (concepts,) pairs of each
+    x: (steps,) parts of the path that are behind; at 0 nothing is learned, and nothing unknown
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = told.shape[1]
+    of_run, own = (torch.randn(DRAWS, n, generator=generator, dtype=torch.float64) for n in (1, count))
+    missed = math.sqrt(noise.common) * of_run + math.sqrt(1.0 - noise.common) * own
+    size = (noise.accuracy + noise.accuracy_early * (1.0 - x.double())) * (x > 0)
+    drawn = told.double() + size[:, None] * spread_of(told.double()) * missed[:, None, :]
+    drawn = drawn.clamp(0.0, 1.0)
+    every = drawn @ (sizes.double() / sizes.sum())
+    return torch.cat([drawn, every[..., None]], dim=-1)
+
+
+def spread_of(accuracy: Tensor) -> Tensor:
+    """sqrt(p (1 - p)), p kept away from 0 and 1: a forecast of 100% may be wrong too."""
+    p = accuracy.clamp(SURE, 1.0 - SURE)
+    return (p * (1.0 - p)).sqrt()
