@@ -42,6 +42,7 @@ def test_every_figure_and_a_verdict_per_claim(whole: Path) -> None:
         "held-out margins grow",
         "loss",
         "Qβ²/N",
+        "held-out accuracy at the last step is forecast within 3%",
         "condition",
     ):
         assert words in claims
@@ -90,7 +91,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_been(whole: Path, tmp_path: Pat
     assert before
     resumed = run("reproduce", *ONE, "--out", out)
     assert resumed.status == 0, resumed.err
-    assert f"{len(before)} of 4 runs: done before" in resumed.out
+    assert f"{len(before)} of 5 runs: done before" in resumed.out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert lines(out / "curves.jsonl") == [row for row in lines(whole / "curves.jsonl") if row["K"] == 1]
 
@@ -103,7 +104,7 @@ def test_two_processes_over_one_folder_share_the_runs(whole: Path, tmp_path: Pat
     assert [process.returncode for process in both] == [0, 0]
     made = [line.split(": ")[1] for text in said for line in text.splitlines() if line.startswith("run ")]
     assert sorted(made) == sorted(path.name for path in (out / "runs").iterdir())
-    assert len(made) == 4
+    assert len(made) == 5
     assert lines(out / "curves.jsonl") == [row for row in lines(whole / "curves.jsonl") if row["K"] == 1]
 
 

@@ -61,9 +61,28 @@ def test_slower_is_held_refuted_or_undecided() -> None:
     for verdicts, expected in ((slower, True), (faster, False)):
         assert [v.holds for v in verdicts[:2]] == [expected, expected]
         assert verdicts[6].holds is expected  # falls from each K to the next
-        assert verdicts[6].value == (3 if expected else 0)
+    # Margins at step 20 are K^power / 5: they fall least from 4 to 8, and rise most there.
+    assert slower[6].value == pytest.approx((1 / 8 - 1 / 4) / 5, rel=0.2)
+    assert faster[6].value == pytest.approx((8 - 4) / 5, rel=0.2)
+    assert "from K=4 to K=8" in slower[6].compared
+    assert "does not fall from K=1 to K=2, K=2 to K=4, K=4 to K=8" in faster[6].compared
     assert [v.holds for v in even[:2]] == [None, None]
-    assert "not from K=1 to K=2" in faster[6].compared
+
+
+def test_forecasts_are_judged_by_what_they_missed() -> None:
+    """Accuracy 0.02 too high at every K, margins a fifth too small, seeds alike to a percent."""
+    runs = grid(-1.0)
+    forecasts = []
+    for run in runs:
+        told = {name: list(values) for name, values in run.heldout.items()}
+        told["accuracy"][-1] += 0.02 + 1e-4 * run.spec.seed
+        told["margin"][-1] *= 0.8 + 1e-4 * run.spec.seed
+        made = {name: tuple(values) for name, values in told.items()}
+        forecasts.append(Curves(RunSpec(run.spec.K, run.spec.seed, "all", "forecast"), STEPS, run.train, made))
+    accuracy, margin = (v for v in curve_verdicts([*runs, *forecasts]) if "is forecast within" in v.claim)
+    assert (accuracy.holds, margin.holds) == (True, False)
+    assert accuracy.value == pytest.approx(0.0201)
+    assert margin.value == pytest.approx(0.1999)
 
 
 def test_one_seed_decides_nothing_about_slopes() -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from margincast.cli.forecast import run_forecast
 from margincast.cli.inputs import PairInputs, read_inputs
 from margincast.cli.job import Job
-from margincast.cli.train import run_training
+from margincast.cli.train import run_training, training_settings
+from margincast.cli.trained import PilotOption, run_trained, train_config
 
 if TYPE_CHECKING:
     from margincast.records import PairSet
@@ -252,12 +253,16 @@ class Plan:
                 PairSet(()),
                 cache_dir=self.cache_dir or default_cache_dir(),
                 progress=self.job.progress,
+                layers=True,
             )
         features = replace(every, train=every.train.select(train), heldout=every.train.select(heldout))
+        whole = PairInputs(loaded, encoding, train, heldout, features)
         if stage.command == "train":
-            run_training(stage, PairInputs(loaded, encoding, train, heldout, features))
-        elif stage.main:  # of several processes the first alone makes a forecast
-            run_forecast(stage, PairInputs(loaded, encoding, train, heldout, features))
+            run_training(stage, whole)
+        elif stage.main and "backbone" in stage.config:  # of several processes the first alone makes a forecast
+            run_trained(stage, whole, training_settings(train_config(stage.config)), PilotOption(), None)
+        elif stage.main:
+            run_forecast(stage, whole)
 
     def stage(self, spec: RunSpec) -> Job:
         from margincast.processes import processes

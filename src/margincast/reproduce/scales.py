@@ -27,6 +27,8 @@ class Scale:
     record_train: training pairs per persona whose margins are recorded; held-out pairs are recorded all
     trained: what is trained for real, of the unembedding (head) and all weights
     statements: per persona and figure, for the embeddings of Figures 1 and 3; None: all of them
+    rehearsal: in forecasts of training all weights, the share of its pairs (0: from features alone, which is all that
+    one process can do for a model that needs several)
     bf16: mixed precision where all weights train, evaluations on the way included; the unembedding alone trains in
     float32, so that its forecast is that run to rounding
     """
@@ -41,6 +43,7 @@ class Scale:
     record_train: int
     statements: dict[str, int | None]
     trained: tuple[str, ...] = ("head", "all")
+    rehearsal: float = 0.1
     processes: int = 1
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -86,6 +89,7 @@ SCALES = {
         statements={"fig1": None, "fig3": None},
         # Of the unembedding alone the forecast is the run, to rounding; sharded training of a part is not tested.
         trained=("all",),
+        rehearsal=0.0,
         processes=4,
         bf16=True,
         gradient_checkpointing=True,
@@ -111,11 +115,8 @@ class RunSpec:
 
 
 def run_specs(scale: Scale) -> list[RunSpec]:
-    """The runs, the quickest first: forecasts, then training of the unembedding, then of all weights.
-
-    A forecast of training all weights would be one more line here; figures and verdicts take what there is.
-    """
-    kinds = [("head", "forecast", "flow"), ("head", "forecast", "adamw")]
+    """The runs, the quickest first: forecasts, then training of the unembedding, then of all weights."""
+    kinds = [("head", "forecast", "flow"), ("head", "forecast", "adamw"), ("all", "forecast", "adamw")]
     kinds += [(weights, "training", "adamw") for weights in scale.trained]
     return [RunSpec(k, seed, *kind) for kind in kinds for seed in scale.seeds for k in sorted(scale.K)]
 
@@ -147,6 +148,10 @@ def settings_of(spec: RunSpec, scale: Scale, processes: int) -> dict[str, Any]:
         "max_grad_norm": 1.0,
         "eval_steps": scale.eval_steps,
     }
+    if spec.weights == "all":
+        settings |= {"train": "all", "bf16": scale.bf16}
+    if (spec.weights, spec.source) == ("all", "forecast"):
+        settings |= {"backbone": "trained", "pilot": None, "rehearsal": scale.rehearsal, "sweep": None}
     if spec.source == "training":
         settings |= {
             "train": spec.weights,
