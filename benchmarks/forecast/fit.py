@@ -19,18 +19,10 @@ from torch import Tensor
 from benchmarks.forecast.truth import RIDGE, Truth
 from margincast.effective.amplitude import SMALLEST, AmplitudeLaw
 from margincast.effective.growth import GrowthLaw
-from margincast.effective.laws import (
-    NOISE,
-    EffectiveForecast,
-    Laws,
-    PilotLaw,
-    RehearsalLaw,
-    Seen,
-    ShapeLaw,
-    effective_forecast,
-)
+from margincast.effective.laws import EffectiveForecast, Laws, PilotLaw, Seen, ShapeLaw, effective_forecast
 from margincast.effective.noise import LEVEL, Noise, spread_of
 from margincast.effective.offset import OffsetLaw
+from margincast.effective.rehearsed import NOISE, RehearsalLaw
 
 HALVES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0)
 ALPHAS, RISES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (0.0, 0.05, 0.1, 0.15)

@@ -25,10 +25,9 @@ from margincast.effective.laws import (
     Seen,
     corrected,
     shared_path,
-    unit,
 )
 from margincast.effective.offset import OffsetLaw, Parts
-from margincast.effective.shape import Spectrum, side_by_side, token_spectra
+from margincast.effective.shape import Spectrum, side_by_side, token_spectra, unit
 from margincast.effective.time import ADAPTER_UNIT, UNIT
 from margincast.losses import get_loss
 

@@ -20,7 +20,6 @@ from margincast.effective.laws import (
     Laws,
     PilotLaw,
     Plan,
-    RehearsalLaw,
     Responses,
     Seen,
     ShapeLaw,
@@ -28,12 +27,12 @@ from margincast.effective.laws import (
     fitted,
     frozen_shape,
     laws_from,
-    levelled,
     shared_path,
 )
 from margincast.effective.noise import Noise, drawn_accuracies, drawn_runs, interval
 from margincast.effective.offset import OffsetLaw, kinds_of, offset_path, parted
 from margincast.effective.rehearsal import proportional_batches, rehearse, size_of
+from margincast.effective.rehearsed import RehearsalLaw, levelled
 from margincast.effective.shape import token_spectra
 from margincast.effective.time import UNIT, learning_rates, merged
 from margincast.errors import InputError

@@ -61,19 +61,23 @@ class Plan:
             if figure in self.figures:
                 names = self.embedded(figure)
                 count = scale.statements[figure]
-                listed = f" ({', '.join(names)}: the paper's own ten are not named)" if figure == "fig1" else ""
+                which = " (drawn with a fixed seed, as the paper does not name its ten)" if figure == "fig1" else ""
                 parts.append(
-                    f"{figure.replace('fig', 'Figure ')}: {len(names)} personas{listed}, "
+                    f"{figure.replace('fig', 'Figure ')}: {len(names)} personas{which}, "
                     f"{'all' if count is None else count} statements of each."
                 )
         if self.specs:
             rates, ks, seeds = scale.learning_rate, ", ".join(map(str, scale.K)), ", ".join(map(str, scale.seeds))
             only = "" if "head" in scale.trained else " (the latter forecast, which is that run to rounding)"
+            before = "from features alone"
+            if scale.rehearsal:
+                before = f"from features and a rehearsal with {scale.rehearsal:.0%} of the pairs"
             parts.append(
                 f"Runs: K = {ks} personas, seeds {seeds} (split and batch order), {scale.max_steps} steps of AdamW on "
                 f"{scale.per_device_train_batch_size} pairs per process, learning rate {rates['all']:g} for all "
                 f"weights and {rates['head']:g} for the unembedding alone{only}. Every {scale.eval_steps} steps "
-                f"margins of all held-out pairs (10%) and of {scale.record_train} training pairs per persona are kept."
+                f"margins of all held-out pairs (10%) and of {scale.record_train} training pairs per persona are kept. "
+                f"Training all weights is forecast {before}; the unembedding alone exactly."
             )
             if scale.bf16:
                 parts.append(

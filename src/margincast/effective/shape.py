@@ -63,3 +63,9 @@ def token_spectra(train: TokenSpace, *others: TokenSpace) -> tuple[Spectrum, ...
     values, vectors = torch.linalg.eigh(own.kernel(own))
     values, weights = values.clamp_min(0.0), vectors.sum(0)
     return tuple(Spectrum(values, weights, centred(other).kernel(own) @ vectors) for other in others)
+
+
+def unit(shape: Tensor) -> Tensor:
+    """`shape` with a mean of size 1, its sign kept; where the mean says nothing, against its own spread."""
+    mean, spread = shape.mean().abs(), shape.std()
+    return shape / torch.where(mean > 1e-3 * spread, mean, spread.clamp_min(1e-300))
