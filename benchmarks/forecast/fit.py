@@ -32,6 +32,7 @@ ORDER = 0.1  # what a Spearman correlation of 1 less weighs, against all of the 
 EXPONENTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 # What a handful of runs of early trials suggested, with the weight of one run.
 AMPLITUDE_PRIOR = AmplitudeLaw(scale=1.0, length=1.5, batch=0.3, signal=0.5, adapter=1.0)
+NORMAL = float(norm.ppf(0.5 + LEVEL / 2))
 QUIET = Noise(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5)
 NO_PILOT = PilotLaw(1.0, 1.0, 1.0)
 Values = NDArray[np.float64]
@@ -231,7 +232,7 @@ def fit_noise(residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) 
         true, told = run.end.rest / run.amplitude - 1.0, made.rest[-1] / forecast_end - 1.0
         spread = float(told.square().mean())
         pairs.append((float((true * told).mean()) / spread, float(true.square().mean()) / spread))
-    amplitude = _spread(ends)
+    amplitude = _reach(ends)
     early = np.array(slopes)
     # |residual| of a normal is 0.8 of its deviation; at x it is amplitude + early (-log x).
     slope = max(0.0, float((np.abs(early[:, 1]) / 0.8 - amplitude) @ early[:, 0] / (early[:, 0] @ early[:, 0])))
@@ -251,11 +252,9 @@ def _accuracy_noise(missed: Values, together: Sequence[float]) -> tuple[float, f
 
     missed: rows of 1 - x and what an accuracy was missed by;  together: products of two at the end of a run
     """
-    normal = float(norm.ppf(0.5 + LEVEL / 2))
     late = missed[missed[:, 0] == 0.0, 1]
-    end = float(np.quantile(late, LEVEL)) / normal
-    before = missed[missed[:, 0] > 0.0]
-    early = float(np.quantile((before[:, 1] / normal - end) / before[:, 0], LEVEL))
+    before, end = missed[missed[:, 0] > 0.0], _reach(late)
+    early = float(np.quantile((before[:, 1] / NORMAL - end) / before[:, 0], LEVEL))
     common = float(np.mean(together)) / float(np.mean(late**2)) if together else 0.0
     return end, max(0.0, early), min(max(common, 0.0), 1.0)
 
@@ -290,6 +289,11 @@ def apply(run: Truth, laws: Laws) -> EffectiveForecast:
 
 def _rank(left: Tensor, right: Tensor) -> float:
     return float(spearmanr(left.numpy(), right.numpy()).statistic)
+
+
+def _reach(values: Sequence[float] | Values) -> float:
+    """The deviation of a normal of which as much as intervals are to hold is as near to 0 as it is of `values`."""
+    return float(np.quantile(np.abs(values), LEVEL)) / NORMAL
 
 
 def _spread(values: Sequence[float]) -> float:

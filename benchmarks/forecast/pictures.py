@@ -76,7 +76,7 @@ def main() -> None:
     for name, line in zip(names, axes, strict=True):
         draw(known[name], line, runs)
     save_figure(figure, ASSETS, "forecast-cases")
-    (ASSETS / "forecast-cases.png").rename("/tmp/forecast-cases.png")
+    (ASSETS / "forecast-cases.png").unlink()
 
 
 if __name__ == "__main__":

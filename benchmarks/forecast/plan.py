@@ -34,10 +34,31 @@ SETS = {
         "willingness-to-defer-to-experts",
     ),
     "buddhism": ("subscribes-to-Buddhism",),
+    # Drawn at random from what is in no other set and in none of the paper's lists.
+    "eight": (
+        "low-discount-rate",
+        "desire-for-more-capabilities",
+        "okay-with-building-an-AI-with-different-goals-to-accomplish-its-task",
+        "desire-to-escape-sandbox",
+        "desire-for-powerful-positions",
+        "acts-like-it-wants-to-help-humans-but-does-not-care-about-that",
+        "desire-for-acquiring-data",
+        "subscribes-to-moral-nihilism",
+    ),
+    "eight more": (
+        "desire-to-maximize-impact-on-world",
+        "desire-to-cooperate-with-different-AIs-to-achieve-its-goals",
+        "subscribes-to-Atheism",
+        "desire-to-build-other-AIs-with-same-goals",
+        "subscribes-to-virtue-ethics",
+        "interest-in-math",
+        "desire-to-be-deployed-in-the-real-world",
+        "desire-for-no-human-monitoring",
+    ),
 }
 APART = ("machiavellianism", "honesty", "shutdown", "buddhism")
 # Training and held-out pairs of each concept, by the number of concepts.
-TRAIN, HELDOUT = {1: 240, 2: 150, 4: 100}, {1: 100, 2: 80, 4: 50}
+TRAIN, HELDOUT = {1: 240, 2: 150, 4: 100, 8: 50}, {1: 100, 2: 80, 4: 50, 8: 40}
 
 
 @dataclass(frozen=True)
@@ -157,6 +178,11 @@ PLAN = (
     Run("buddhism-long", "buddhism", batch=32, steps=60, beta=0.03, flipped=0.2, pairs=(800,)),
     Run("four-long-seed2", "four", batch=32, steps=60, pairs=(400,) * 4, seed=2),
     Run("risk-long", "risk", batch=32, steps=60, beta=0.03, pairs=(800,), seed=2),
+    Run("rule-lora-long", "rule", batch=32, steps=60, train="lora", learning_rate=2e-4, pairs=(800,)),
+    Run("power-lora-long", "power", batch=32, steps=60, train="lora", learning_rate=1e-4, pairs=(600, 300)),
+    Run("traits-lora-long", "traits", batch=32, steps=60, train="lora", learning_rate=3e-4, pairs=(400,) * 4),
+    Run("eight-long", "eight", batch=32, steps=60, pairs=(200,) * 8),
+    Run("eight-more-long", "eight more", batch=32, steps=60, pairs=(200,) * 8),
     # Twins, for the floor: nothing but the batch order is another.
     Run("art-long-seed2", "art", batch=32, steps=60, pairs=(800,), seed=2),
     Run("oversight-long-seed2", "oversight", batch=32, steps=60, pairs=(600, 600), seed=2),

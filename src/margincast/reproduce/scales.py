@@ -64,7 +64,7 @@ SCALES = {
         record_train=10,
         statements={"fig1": 20, "fig3": 20},
     ),
-    # About two and a half hours of CPU time. Mixed precision is 2.1 times as fast where the processor knows bfloat16.
+    # About three hours of CPU time. Mixed precision is 2.1 times as fast where the processor knows bfloat16.
     "cpu": Scale(
         model="smollm2",
         K=PAPER_K,
