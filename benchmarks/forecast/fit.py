@@ -7,11 +7,10 @@ and the trust in a rehearsal by rank correlation; noise from what runs differ by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.stats import norm, spearmanr
 from torch import Tensor
@@ -20,9 +19,9 @@ from benchmarks.forecast.truth import RIDGE, Truth
 from margincast.effective.amplitude import SMALLEST, AmplitudeLaw
 from margincast.effective.growth import GrowthLaw
 from margincast.effective.laws import EffectiveForecast, Laws, PilotLaw, Seen, ShapeLaw, effective_forecast
-from margincast.effective.noise import LEVEL, Noise, spread_of
+from margincast.effective.noise import LEVEL, Noise, learned, spread_of
 from margincast.effective.offset import OffsetLaw
-from margincast.effective.rehearsed import NOISE, RehearsalLaw
+from margincast.effective.rehearsed import FLOOR, RehearsalLaw
 
 HALVES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0)
 ALPHAS, RISES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (0.0, 0.05, 0.1, 0.15)
@@ -52,11 +51,6 @@ def fit(runs: Sequence[Truth], rehearsed: bool) -> Laws:
 
 def doubt(run: Truth, laws: Laws) -> float:
     return 1.0 if laws.rehearsal is None else laws.rehearsal.doubt(float(run.told_parts.rest.mean()))
-
-
-def learned(run: Truth, margins: Tensor) -> Tensor:
-    """The share of every concept's pairs with a positive margin, (..., concepts). margins: (..., pairs)"""
-    return torch.stack([(margins[..., rows] > 0).double().mean(-1) for rows in run.concepts], dim=-1)
 
 
 def fit_means(runs: Sequence[Truth], rehearsed: bool) -> Laws:
@@ -95,15 +89,12 @@ def mismatch(run: Truth, told: Tensor, true: Tensor) -> float:
     return float(np.mean(gaps)) + ORDER * (1.0 - _rank(told, true))
 
 
-def held_least_squares(
-    design: Values, target: Values, prior: Sequence[float], hold: float, weights: Values | None = None
-) -> Values:
+def held_least_squares(design: Values, target: Values, prior: Sequence[float], hold: float) -> Values:
     """Coefficients of a constant (free, first) and of columns that are held near `prior` by `hold` runs."""
     columns = np.concatenate([np.ones((len(design), 1)), design], axis=1)
-    scale = np.ones(len(design)) if weights is None else weights
     held = hold * np.diag([0.0, *np.ones(design.shape[1])])
-    matrix = (columns * scale[:, None] ** 2).T @ columns
-    found: Values = np.linalg.solve(matrix + held, columns.T @ (target * scale**2) + held @ np.array([0.0, *prior]))
+    right = columns.T @ target + held @ np.array([0.0, *prior])
+    found: Values = np.linalg.solve(columns.T @ columns + held, right)
     return found
 
 
@@ -150,10 +141,10 @@ def fit_offset(runs: Sequence[Truth]) -> OffsetLaw:
 
 def fit_rehearsal(runs: Sequence[Truth], laws: Laws) -> RehearsalLaw:
     reached = np.array([max(0.0, float(run.told_parts.rest.mean())) for run in runs])
-    design = np.stack([np.log(reached + NOISE), np.log([r.plan.pairs for r in runs]), [float(r.lora) for r in runs]], 1)
+    design = np.stack([np.log(reached + FLOOR), np.log([r.plan.pairs for r in runs]), [float(r.lora) for r in runs]], 1)
     found = held_least_squares(design, np.log([run.amplitude for run in runs]), [0.6, 0.5, 0.0], 0.3)
-    law = RehearsalLaw(np.exp(found[0]), found[1], found[2], np.exp(found[3]), 1.0, 1.0, 0.0, 0.0)
-    law = RehearsalLaw(*map(float, astuple(law)))
+    scale, power, exponent, adapter = map(float, (np.exp(found[0]), found[1], found[2], np.exp(found[3])))
+    law = RehearsalLaw(scale, power, exponent, adapter, order=1.0, level=1.0, shared=0.0, own=0.0)
 
     def mixed(run: Truth, nats: float) -> Tensor:
         """Both weights alike."""
@@ -172,7 +163,7 @@ def fit_rehearsal(runs: Sequence[Truth], laws: Laws) -> RehearsalLaw:
 
 def miss(run: Truth, shape: Tensor) -> float:
     """The mean over concepts of the error of the share of pairs that is learned."""
-    return float((learned(run, shape) - learned(run, run.truth[-1])).abs().mean())
+    return float((learned(shape, run.concepts) - learned(run.truth[-1], run.concepts)).abs().mean())
 
 
 def _left(runs: Sequence[Truth], laws: Laws) -> float:
@@ -205,7 +196,6 @@ def _offsets(runs: Sequence[Truth], laws: Laws, law: RehearsalLaw) -> RehearsalL
 def fit_noise(residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) -> Noise:
     """What runs differ by from forecasts of them that had not seen their set."""
     ends, slopes, concepts, pairs, offsets = [], [], [], [], []
-    missed, together = [], []
     for run, made in residuals:
         forecast_end = float(made.rest[-1].mean())
         doubted = doubt(run, laws)
@@ -218,12 +208,6 @@ def fit_noise(residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) 
                 gap = run.part(shared + own - made.shift[step])
                 squares = float(gap.shared.square().mean()), float(gap.own.square().mean())
                 offsets.append((run.lengths(step), *squares, len(run.run.concepts)))
-            if step > 0:
-                told = learned(run, made.rest[step] + made.shift[step])
-                off = (learned(run, run.truth[run.steps.index(step)]) - told) / spread_of(told)
-                missed += [(1.0 - step / run.run.steps, abs(value)) for value in off.tolist()]
-                if step == run.run.steps and len(off) > 1:
-                    together += [float(a * b) for a, b in combinations(off, 2)]
         factor = run.amplitude / forecast_end
         for rows in run.concepts:
             mine, told = float(run.end.rest[rows].mean()), factor * float(made.rest[-1][rows].mean())
@@ -243,19 +227,24 @@ def fit_noise(residuals: Sequence[tuple[Truth, EffectiveForecast]], laws: Laws) 
     own = float(np.sqrt(np.mean(several[:, 2] / several[:, 0] ** (2 * reach)))) if len(several) else 0.0
     kept = float(np.mean([line[0] for line in pairs]))
     pair = float(np.sqrt(max(0.0, np.mean([line[1] for line in pairs]) - kept**2)))
-    accuracy, accuracy_early, common = _accuracy_noise(np.array(missed), together)
-    return Noise(amplitude, slope, _spread(concepts), pair, kept, accuracy, accuracy_early, common, shared, own, reach)
+    return Noise(amplitude, slope, _spread(concepts), pair, kept, *_accuracy_noise(residuals), shared, own, reach)
 
 
-def _accuracy_noise(missed: Values, together: Sequence[float]) -> tuple[float, float, float]:
-    """`Noise.accuracy`, `accuracy_early` and `common`, by the quantile that intervals are to reach: tails are heavy.
-
-    missed: rows of 1 - x and what an accuracy was missed by;  together: products of two at the end of a run
-    """
-    late = missed[missed[:, 0] == 0.0, 1]
-    before, end = missed[missed[:, 0] > 0.0], _reach(late)
-    early = float(np.quantile((before[:, 1] / NORMAL - end) / before[:, 0], LEVEL))
-    common = float(np.mean(together)) / float(np.mean(late**2)) if together else 0.0
+def _accuracy_noise(residuals: Sequence[tuple[Truth, EffectiveForecast]]) -> tuple[float, float, float]:
+    """`Noise.accuracy`, `accuracy_early` and `common`, by the quantile that intervals are to reach: tails are heavy."""
+    late, before, together = [], [], []
+    for run, made in residuals:
+        for step, margins in zip(run.steps[1:], run.truth[1:], strict=True):
+            told, left = learned(made.rest[step] + made.shift[step], run.concepts), 1.0 - step / run.run.steps
+            missed = ((learned(margins, run.concepts) - told) / spread_of(told)).tolist()
+            if left > 0.0:
+                before += [(left, abs(value)) for value in missed]
+            else:
+                late += missed
+                together += [a * b for a, b in combinations(missed, 2)]
+    end, table = _reach(late), np.array(before)
+    early = float(np.quantile((table[:, 1] / NORMAL - end) / table[:, 0], LEVEL))
+    common = float(np.mean(together)) / float(np.mean(np.square(late))) if together else 0.0
     return end, max(0.0, early), min(max(common, 0.0), 1.0)
 
 

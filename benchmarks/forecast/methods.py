@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.forecast.fit import apply, fit, learned
+from benchmarks.forecast.fit import apply, fit
 from benchmarks.forecast.truth import Truth, every_run
 from margincast.dynamics.pairspace import choose_form, simulate_in
 from margincast.effective.forecast import noise_of
 from margincast.effective.laws import Laws
-from margincast.effective.noise import drawn_accuracies, drawn_runs, interval
+from margincast.effective.noise import drawn_accuracies, drawn_runs, interval, learned
 from margincast.intervals import Estimate
 
 
@@ -99,7 +99,7 @@ def _ours(seen: Truth, laws: Laws) -> Answer:
     )
     margins = made.rest[-1] + made.shift[-1]
     sizes = torch.tensor([len(rows) for rows in seen.concepts])
-    accuracies = drawn_accuracies(learned(seen, margins)[None], sizes, torch.ones(1), noise)[:, 0, :-1]
+    accuracies = drawn_accuracies(learned(margins, seen.concepts)[None], sizes, torch.ones(1), noise)[:, 0, :-1]
     mean = interval(draws.mean(1))
     return Answer(margins, mean=mean.value, spans=([interval(one) for one in accuracies.T], mean))
 

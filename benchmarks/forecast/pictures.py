@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.forecast.evaluate import ENOUGH
-from benchmarks.forecast.fit import apply, fit, learned
+from benchmarks.forecast.fit import apply, fit
 from benchmarks.forecast.truth import Truth, every_run
 from margincast.effective.forecast import noise_of
-from margincast.effective.noise import drawn_accuracies, drawn_runs, interval
+from margincast.effective.noise import drawn_accuracies, drawn_runs, interval, learned
 from margincast.report.figures import CONCEPT_COLOURS, INK, TRAIN, new_figure, save_figure
 
 ASSETS = Path(__file__).parents[2] / "docs" / "assets"
@@ -31,13 +31,13 @@ def draw(seen: Truth, axes: Sequence[Any], runs: Sequence[Truth]) -> None:
     rest, shift, lengths = made.rest[at], made.shift[at], seen.plan.lengths[at]
     noise = noise_of(laws, float(seen.told_parts.rest.mean()), None, seen.run.steps)
     sizes = torch.tensor([len(rows) for rows in seen.concepts])
-    accuracies = drawn_accuracies(learned(seen, rest + shift), sizes, lengths / lengths[-1], noise)
+    accuracies = drawn_accuracies(learned(rest + shift, seen.concepts), sizes, lengths / lengths[-1], noise)
     margins = [
         interval(seen.run.beta * draws.mean(1))
         for draws in drawn_runs(rest, shift, lengths, seen.who.concepts, seen.who.kinds, noise)
     ]
     colours = CONCEPT_COLOURS[: len(seen.concepts)]
-    true = learned(seen, seen.truth)
+    true = learned(seen.truth, seen.concepts)
     true[0] = 0.0
     for place, (name, colour) in enumerate(zip(seen.run.concepts, colours, strict=True)):
         _band(axes[0], seen.steps, [interval(one) for one in accuracies[..., place].T], colour)

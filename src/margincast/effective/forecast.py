@@ -19,7 +19,7 @@ from margincast.dynamics.spaces import token_spaces
 from margincast.dynamics.state import TokenSpace
 from margincast.effective.amplitude import signal_share
 from margincast.effective.laws import Laws, Plan, Responses, Seen, effective_forecast, fitted, shared_path
-from margincast.effective.noise import LEVEL, Noise, drawn_accuracies, drawn_runs, interval
+from margincast.effective.noise import LEVEL, Noise, drawn_accuracies, drawn_runs, interval, learned
 from margincast.effective.rehearsal import Rehearsal
 from margincast.effective.shape import LARGEST, Spectrum, side_by_side, token_spectra
 from margincast.effective.time import learning_rates
@@ -96,9 +96,8 @@ def forecast_trained(
     at = torch.tensor(steps)
     rest, shift, lengths = made.rest[at], made.shift[at], plan.lengths[at]
     rows = concept_rows(features.heldout.pairs)
-    learned = torch.stack([(rest + shift)[:, members].gt(0).double().mean(1) for members in rows.values()], dim=1)
     sizes = torch.tensor([len(members) for members in rows.values()])
-    accuracies = drawn_accuracies(learned, sizes, lengths / lengths[-1], noise)
+    accuracies = drawn_accuracies(learned(rest + shift, rows.values()), sizes, lengths / lengths[-1], noise)
     quantiles = torch.tensor([0.5 - LEVEL / 2, 0.5 + LEVEL / 2], dtype=torch.float64)
     bounds: list[Tensor] = []
     groups = {**rows, "": list(range(len(who.chosen)))}

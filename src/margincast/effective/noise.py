@@ -9,7 +9,7 @@ probability p, they are missed by about as much near 60% as near 95%. Quantiles 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,6 +111,11 @@ def drawn_accuracies(told: Tensor, sizes: Tensor, x: Tensor, noise: Noise, seed:
     drawn = drawn.clamp(0.0, 1.0)
     every = drawn @ (sizes.double() / sizes.sum())
     return torch.cat([drawn, every[..., None]], dim=-1)
+
+
+def learned(margins: Tensor, groups: Iterable[Sequence[int]]) -> Tensor:
+    """The share of every group's pairs with a positive margin, (..., groups). margins: (..., pairs);  groups: rows"""
+    return torch.stack([(margins[..., list(rows)] > 0).double().mean(-1) for rows in groups], dim=-1)
 
 
 def spread_of(accuracy: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from margincast.effective.offset import Parts
 from margincast.effective.shape import unit
 
-NOISE = 2.0  # nats that are added to what a rehearsal reached: less than them is not told from nothing
+FLOOR = 2.0  # nats that are added to what a rehearsal reached: less than them is not told from nothing
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class RehearsalLaw:
 
     def at(self, reached: float, pairs: int, lora: bool) -> float:
         """A in nats. reached: R"""
-        return float(self._factor(pairs, lora) * (max(reached, 0.0) + NOISE) ** self.power)
+        return float(self._factor(pairs, lora) * (max(reached, 0.0) + FLOOR) ** self.power)
 
     def needed(self, end: float, pairs: int, lora: bool) -> float:
         """The R of a run that ends at A = `end`."""
-        return float((end / self._factor(pairs, lora)) ** (1.0 / self.power)) - NOISE
+        return float((end / self._factor(pairs, lora)) ** (1.0 / self.power)) - FLOOR
 
     def _factor(self, pairs: int, lora: bool) -> float:
         return float(self.scale * pairs**self.pairs * (self.adapter if lora else 1.0))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -42,33 +42,37 @@ class Kept:
     """What an extraction keeps of pairs: `height` lines of each, made by `lines` for a pack of them, pair after pair.
 
     kind: its name in the key of the cache
+    parts: by kind, which of its tensors are all that another one keeps; they are cached for it too
     """
 
     kind: str
     height: Callable[[Encoded], int]
     lines: Callable[[Any, Sequence[Encoded], bool], dict[str, Tensor]]
+    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def _pair_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
     return _lines(response_pass(model, batch, packed))
 
 
+def _deep_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
+    return _lines(response_pass(model, batch, packed, inner_layers(model)))
+
+
 def _lines(result: PassResult) -> dict[str, Tensor]:
-    return {
+    lines = {
         "hidden": result.hidden.cpu(),
         "reference_chosen": result.chosen.double().cpu(),
         "reference_rejected": result.rejected.double().cpu(),
     }
-
-
-def _deep_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
-    result = response_pass(model, batch, packed, inner_layers(model))
-    assert result.layers is not None
-    return {**_lines(result), "layers": result.layers.cpu()}
+    return lines if result.layers is None else {**lines, "layers": result.layers.cpu()}
 
 
 PAIRS = Kept("pairs", lambda row: 1, _pair_lines)
-DEEP = Kept("pairs, layers", lambda row: 1, _deep_lines)
+# Training asks for pairs alone, and need not read them again.
+DEEP = Kept(
+    "pairs, layers", lambda row: 1, _deep_lines, {PAIRS.kind: ("hidden", "reference_chosen", "reference_rejected")}
+)
 
 
 def inner_layers(model: Any) -> list[int]:
@@ -166,9 +170,8 @@ def kept_tensors(
     cached = all(everyone(tensors is not None))
     if tensors is None or not cached:
         tensors = _extract(loaded, rows, kept, cache, problem is None, progress)
-        if kept is DEEP and process() == 0:  # training asks for what it needs of them, and need not make it again
-            plain = {name: tensor for name, tensor in tensors.items() if name != "layers"}
-            FeatureCache(cache_dir, replace(key, kind=PAIRS.kind)).save(plain)
+        for kind, names in kept.parts.items() if process() == 0 else ():
+            FeatureCache(cache_dir, replace(key, kind=kind)).save({name: tensors[name] for name in names})
     if copy_to is not None and process() == 0:
         cache.copy_to(copy_to)
     return tensors
