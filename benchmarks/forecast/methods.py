@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.forecast.fit import apply, fit
-from benchmarks.forecast.truth import Truth, every_run
+from benchmarks.forecast.truth import RIDGE, Truth, every_run
 from margincast.dynamics.pairspace import choose_form, simulate_in
 from margincast.effective.forecast import noise_of
 from margincast.effective.laws import Laws
@@ -32,6 +32,7 @@ class Answer:
     spans: tuple[Sequence[Estimate], Estimate] | None = None
 
 
+ALPHA = 0.6  # where runs of this size are
 Method = Callable[[Truth, Sequence[Truth]], Answer]
 
 
@@ -66,6 +67,16 @@ def probe(seen: Truth, others: Sequence[Truth]) -> Answer:
     shape = seen.last_spectrum.shape(1.0, 3e-3)
     size = float(np.median([float(other.truth[-1].mean()) for other in others]))
     return Answer(shape / shape.mean() * size)
+
+
+def last_layer(seen: Truth, others: Sequence[Truth]) -> Answer:
+    """The kernel of the last layer's features, between one step and least squares. Its size is not forecast."""
+    return Answer(seen.last_spectrum.shape(ALPHA, RIDGE))
+
+
+def inner_layers(seen: Truth, others: Sequence[Truth]) -> Answer:
+    """The same of inner layers."""
+    return Answer(seen.spectrum.shape(ALPHA, RIDGE))
 
 
 def floor(seen: Truth, others: Sequence[Truth]) -> Answer:
@@ -109,6 +120,8 @@ METHODS: dict[str, Method] = {
     "power law (pilot)": power_law,
     "frozen flow": frozen,
     "ridge probe": probe,
+    "kernel of the last layer": last_layer,
+    "kernel of inner layers": inner_layers,
     "rehearsal as it is": rehearsal_alone,
     "ours, features only": features_only,
     "ours, rehearsal of 10%": with_rehearsal,

@@ -122,7 +122,9 @@ def test_what_it_does_not_know_is_refused(inputs: Words, tmp_path: Path) -> None
         (("--rehearsal", 0.01), "less than one step"),
         (("--sweep", "seed=1,2"), "--sweep seed=1,2"),
         (("--sweep", "beta=a"), "numbers with commas"),
-        (("--sweep", "beta=0.1,0.1"), "each given once"),
+        (("--sweep", "beta=0.1,-0.1"), "beta"),
+        (("--sweep", "max_steps=0,10"), "max_steps"),
+        (("--sweep", "beta=0.1,0.1"), "a value is given twice"),
     ):
         out = tmp_path / "refused"
         done = forecast(inputs, *words, "--out", out)

@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from margincast.cli.bounds import bounds
-from margincast.cli.simulate import parse_sweep, simulation_results
+from margincast.cli.options import parse_sweep
+from margincast.cli.simulate import SWEPT, simulation_results
 from margincast.cli.simulate import simulate as simulate_command
 from margincast.errors import InputError
 from margincast.report.simulation import coverage_figure, risk_figure, sweep_figure, trajectories_figure
@@ -123,8 +124,8 @@ def test_nonsense_is_refused_before_anything_is_written(command: object, change:
 @pytest.mark.parametrize("text", ["K", "K=", "K=one", "K=1.5", "speed=1,2", "K=1,1", "=1"])
 def test_a_sweep_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="--sweep"):
-        parse_sweep(text)
-    assert parse_sweep("noise=0.1,0.2") == ("noise", [0.1, 0.2])
+        parse_sweep(text, SWEPT, "K=1,2")
+    assert parse_sweep("noise=0.1,0.2", SWEPT, "K=1,2") == ("noise", [0.1, 0.2])
 
 
 def test_a_simulation_too_large_for_memory_is_refused(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from margincast.errors import InputError
 from margincast.losses import LOSS_NAMES, LOSS_PARAMETERS, Loss, get_loss
 
 DATA_HELP = (
@@ -58,6 +60,21 @@ def positive(value: float) -> float:
     if not (math.isfinite(value) and value > 0):
         raise typer.BadParameter(f"must be a positive number, got {value:g}")
     return value
+
+
+def parse_sweep(text: str, kinds: Mapping[str, Callable[[str], Any]], example: str) -> tuple[str, list[Any]]:
+    """`name=value,value` as a name of `kinds` and its values, each read by its kind. Raises `InputError` for anything
+    else, with `example` to show how."""
+    name, _, listed = text.partition("=")
+    if name not in kinds:
+        raise InputError(f"--sweep {text}: give one of {', '.join(kinds)} and its values, like {example}")
+    try:
+        values = [kinds[name](value) for value in listed.split(",")]
+    except ValueError as error:
+        raise InputError(f"--sweep {text}: values of {name} are numbers with commas between, like {example}") from error
+    if len(set(values)) < len(values):
+        raise InputError(f"--sweep {text}: a value is given twice")
+    return name, values
 
 
 def share(value: float) -> float:

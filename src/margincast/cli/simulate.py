@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from margincast.theory.simulation import Job as SimulationJob
     from margincast.theory.simulation import Simulation
 
-WHOLE = ("K", "Q", "d", "Z", "seed")
-REAL = ("shared_norm", "noise", "beta", "tau")
+SWEPT = dict.fromkeys(("K", "Q", "d", "Z", "seed"), int) | dict.fromkeys(("shared_norm", "noise", "beta", "tau"), float)
 SimulationSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draw", rich_help_panel=dist.DISTRIBUTION)]
 Sweep = Annotated[
     str | None,
@@ -56,25 +55,10 @@ def simulate(
     """
     parameters = {name: value for name, value in locals().items() if name != "processes"}
     settings = {**parameters, "tokens": tokens.value}
-    name, values = parse_sweep(sweep if sweep is not None else f"seed={seed}")
+    name, values = opt.parse_sweep(sweep if sweep is not None else f"seed={seed}", SWEPT, "K=1,2,4")
     jobs = [_simulation_job({**settings, name: value}) for value in values]
     job = open_job("simulate", parameters)
     job.done(run_simulations(job, name, values, jobs, processes))
-
-
-def parse_sweep(text: str) -> tuple[str, list[float]]:
-    """`K=1,2,4` as a name and its values. Raises `InputError` for anything else."""
-    name, _, listed = text.partition("=")
-    kind: type[float] = int if name in WHOLE else float
-    if name not in WHOLE + REAL:
-        raise InputError(f"--sweep {text}: give one of {', '.join(WHOLE + REAL)} and its values, like K=1,2,4")
-    try:
-        values = [kind(value) for value in listed.split(",")]
-    except ValueError as error:
-        raise InputError(f"--sweep {text}: values of {name} are numbers with commas between, like K=1,2,4") from error
-    if len(set(values)) < len(values):
-        raise InputError(f"--sweep {text}: a value is given twice")
-    return name, values
 
 
 def _simulation_job(settings: dict[str, Any]) -> SimulationJob:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from margincast.cli.inputs import PairInputs, check_settings, read_inputs, with_features
 from margincast.cli.job import NOT_SETTINGS, Job, open_job
+from margincast.cli.options import parse_sweep
 from margincast.cli.train import train, training_settings
 from margincast.errors import InputError
 
@@ -37,7 +38,11 @@ def forecast_trained(parameters: dict[str, Any], persona_dir: Path | None, cache
     settings = training_settings(train_config(job.config))
     check_trained(settings)
     pilot = read_pilot(job.config["pilot"], settings.max_steps)
-    swept = None if job.config["sweep"] is None else parse_sweep(job.config["sweep"])
+    swept = None
+    if job.config["sweep"] is not None:
+        swept = parse_sweep(job.config["sweep"], SWEPT, "learning_rate=1e-5,2e-5")
+        if not all(value > 0 for value in swept[1]):
+            raise InputError(f"--sweep {job.config['sweep']}: values of {swept[0]} are positive")
     if job.config["rehearsal"] > 0.0 and round(job.config["rehearsal"] * settings.max_steps) < 1:
         raise InputError(f"--rehearsal {job.config['rehearsal']:g} of {settings.max_steps} steps is less than one step")
     inputs = read_inputs(job, persona_dir, cache_dir)
@@ -78,20 +83,6 @@ def read_pilot(text: str | None, max_steps: int) -> PilotOption:
     ):
         raise InputError(f"--pilot {text}: give from 1 to {max_steps} steps, a share below 1, or the folder of a run")
     return PilotOption(steps)
-
-
-def parse_sweep(text: str) -> tuple[str, list[Any]]:
-    """`learning_rate=1e-5,2e-5` as a name and its values. Raises `InputError` for anything else."""
-    name, _, listed = text.partition("=")
-    if name not in SWEPT:
-        raise InputError(f"--sweep {text}: give one of {', '.join(SWEPT)} and its values, like learning_rate=1e-5,2e-5")
-    try:
-        values = [SWEPT[name](value) for value in listed.split(",")]
-    except ValueError as error:
-        raise InputError(f"--sweep {text}: values of {name} are numbers with commas between") from error
-    if not all(value > 0 for value in values) or len(set(values)) < len(values):
-        raise InputError(f"--sweep {text}: values are positive, each given once")
-    return name, values
 
 
 def run_trained(
