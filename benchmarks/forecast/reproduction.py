@@ -2,8 +2,8 @@
 
     python -m benchmarks.forecast.reproduction RUN_FOLDER
 
-RUN_FOLDER is a finished `margincast reproduce all --scale cpu`: its forecasts of training all weights are set against the
-runs themselves.
+RUN_FOLDER is a finished `margincast reproduce all --scale cpu`: its forecasts of training all weights are set against
+the runs themselves.
 """
 
 from __future__ import annotations
