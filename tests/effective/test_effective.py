@@ -15,6 +15,7 @@ from margincast.dynamics.batches import batch_order
 from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.state import TokenSpace
 from margincast.effective.amplitude import AmplitudeLaw, signal_share
+from margincast.effective.answers import _extrapolate
 from margincast.effective.growth import GrowthLaw
 from margincast.effective.laws import (
     Laws,
@@ -336,3 +337,15 @@ def test_an_adapter_has_its_own_size() -> None:
     assert law.at(10.0, 8, 0.1, lora=True) == pytest.approx(0.5 * law.at(10.0, 8, 0.1, lora=False))
     train, _, who, plan = problem(lora=True)
     assert bool((shared_path(train, who, plan, LAWS.offset) == 0).all())
+
+
+def test_more_pairs_are_told_from_where_the_data_are() -> None:
+    """On a power law its own continuation; on noise never less than now where the curve still rises."""
+    counts = [100, 200, 400, 800]
+    exact = [0.9 - 0.2 * (count / 800) ** -0.5 for count in counts]
+    doubled, limit = _extrapolate(counts, exact)
+    assert doubled == pytest.approx(0.9 - 0.2 * 2**-0.5, abs=1e-3)
+    assert limit == pytest.approx(0.9, abs=5e-3)
+    doubled, limit = _extrapolate(counts, [0.6, 0.7, 0.69, 0.77])
+    assert limit is not None
+    assert 0.77 <= doubled <= limit

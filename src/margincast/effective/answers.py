@@ -40,7 +40,7 @@ class Pairs:
     """Held-out accuracy by the number of training pairs, of the frozen shape, the amplitude as it is.
 
     counts, accuracies: of subsets drawn evenly;  doubled: accuracy expected of twice as many pairs
-    limit: of however many, by the power law a - b n^-c through them; None where no such curve fits
+    limit: of however many, both from what the power law a - b n^-c near them gains; None where no such curve fits
     """
 
     counts: tuple[int, ...]
@@ -89,7 +89,7 @@ def _part(space: TokenSpace, rows: Tensor) -> TokenSpace:
 
 
 def _extrapolate(counts: Sequence[int], found: Sequence[float]) -> tuple[float, float | None]:
-    """Accuracy at twice the last count, and in the limit, by a - b n^-c with c in [0.2, 1.5]."""
+    """Accuracy at twice the last count, and in the limit: what a - b n^-c, c in [0.2, 1.5], gains from there."""
 
     def law(n: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
         return a - b * (n / counts[-1]) ** -c
@@ -101,4 +101,6 @@ def _extrapolate(counts: Sequence[int], found: Sequence[float]) -> tuple[float, 
         )
     except RuntimeError:
         return found[-1], None
-    return float(np.clip(law(np.array([2.0 * counts[-1]]), *parameters)[0], 0.0, 1.0)), float(parameters[0])
+    now, twice = law(np.array([1.0, 2.0]) * counts[-1], *parameters)
+    doubled, limit = np.clip([found[-1] + twice - now, found[-1] + parameters[0] - now], 0.0, 1.0)
+    return float(doubled), float(limit)
