@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,18 @@ def test_two_processes_share_the_work_and_have_one_result(
     assert {path.name for path in folder.iterdir()} == {FEATURES, MANIFEST}
     assert folder.name == next(tmp_path.glob("alone/features/*")).name  # the key does not know of processes
     assert launch(tmp_path, [cache, cache]) == [(0, "0"), (0, "0")]  # read, not computed
+
+
+def test_two_runs_at_once_make_features_once(tmp_path: Path) -> None:
+    """Not processes of one run: each is alone, and they do not know of each other but by the cache."""
+    cache = tmp_path / "cache"
+    with ThreadPoolExecutor() as pool:
+        folders = [tmp_path / name for name in ("one", "other")]
+        for folder in folders:
+            folder.mkdir()
+        results = [result for (result,) in pool.map(lambda folder: launch(folder, [cache]), folders)]
+    assert [code for code, _ in results] == [0, 0], results
+    assert sorted(int(out) for _, out in results) == [0, len(PAIRS)]
 
 
 def test_two_processes_go_on_where_one_was_killed(

@@ -249,16 +249,15 @@ class Plan:
 
         inputs = read_inputs(stage, self.personas, self.cache_dir)
         loaded, encoding, train, heldout = inputs.loaded, inputs.encoding, inputs.train, inputs.heldout
-        with self.claimed(f"features-{len(encoding.pairs.concepts)}", wait=True):
-            every = features_of(
-                loaded,
-                encoding,
-                encoding.pairs,
-                PairSet(()),
-                cache_dir=self.cache_dir or default_cache_dir(),
-                progress=self.job.progress,
-                layers=True,
-            )
+        every = features_of(
+            loaded,
+            encoding,
+            encoding.pairs,
+            PairSet(()),
+            cache_dir=self.cache_dir or default_cache_dir(),
+            progress=self.job.progress,
+            layers=True,
+        )
         features = replace(every, train=every.train.select(train), heldout=every.train.select(heldout))
         whole = PairInputs(loaded, encoding, train, heldout, features)
         if stage.command == "train":

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock, FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -49,7 +50,13 @@ class FeatureCache:
 
     def __init__(self, root: Path, key: CacheKey) -> None:
         self.folder = root / "features" / key.name
+        self.lock = root / "locks" / key.name
         self.key = key
+
+    def claimed(self) -> BaseFileLock:
+        """A lock that one run has at a time: two at once would take each other's parts away."""
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.lock)
 
     def load(self) -> dict[str, Tensor] | None:
         """The cached tensors, or None when there are none or they are not what the manifest says."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -166,15 +167,24 @@ def kept_tensors(
         kind=kept.kind,
     )
     cache = FeatureCache(cache_dir, key)
-    tensors = cache.load()
-    cached = all(everyone(tensors is not None))
-    if tensors is None or not cached:
-        tensors = _extract(loaded, rows, kept, cache, problem is None, progress)
-        for kind, names in kept.parts.items() if process() == 0 else ():
-            FeatureCache(cache_dir, replace(key, kind=kind)).save({name: tensors[name] for name in names})
+    tensors = _cached(cache)
+    if tensors is None:
+        with cache.claimed() if process() == 0 else nullcontext():
+            everyone(None)  # this run is the only one at it
+            tensors = _cached(cache)  # another run may have made it meanwhile
+            if tensors is None:
+                tensors = _extract(loaded, rows, kept, cache, problem is None, progress)
+                for kind, names in kept.parts.items() if process() == 0 else ():
+                    FeatureCache(cache_dir, replace(key, kind=kind)).save({name: tensors[name] for name in names})
     if copy_to is not None and process() == 0:
         cache.copy_to(copy_to)
     return tensors
+
+
+def _cached(cache: FeatureCache) -> dict[str, Tensor] | None:
+    """The cached tensors where every process of this run has them."""
+    tensors = cache.load()
+    return tensors if all(everyone(tensors is not None)) else None
 
 
 @torch.no_grad()
