@@ -91,7 +91,7 @@ def run_trained(
 ) -> dict[str, Any]:  # fmt: skip
     """Rehearse, train the pilot, forecast; save the run, print its tables."""
     from margincast.effective.answers import more_pairs
-    from margincast.effective.forecast import forecast_trained, single_token
+    from margincast.effective.forecast import forecast_trained
     from margincast.report import tables
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
@@ -102,7 +102,7 @@ def run_trained(
     rehearsal = rehearsed(job, inputs, settings) if pilot.trains and job.config["rehearsal"] > 0.0 else None
     seen = pilot_of(job, inputs, settings, pilot)
     trajectory = forecast_trained(inputs.features, settings, rehearsal=rehearsal, pilot=seen)
-    pairs = more_pairs(inputs.features, settings, trajectory) if single_token(inputs.features) else None
+    pairs = more_pairs(inputs.features, settings, trajectory)
     sweep = None if swept is None else sweep_rows(inputs, settings, rehearsal, swept)
     save_trajectory(job.out, trajectory)
     write_tensors(job.out / "intervals.safetensors", {"heldout_low": trajectory.low, "heldout_high": trajectory.high})

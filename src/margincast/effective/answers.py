@@ -10,17 +10,16 @@ import torch
 from scipy.optimize import curve_fit
 from torch import Tensor
 
-from margincast.dynamics.state import TokenSpace
-from margincast.effective.forecast import TrainedForecast, deep_spaces, responses_of, single_token
+from margincast.effective.forecast import TrainedForecast, deep_spaces, responses_of
 from margincast.effective.laws import fitted, frozen_shape
 from margincast.effective.noise import interval
-from margincast.effective.shape import LARGEST, token_spectra
+from margincast.effective.shape import LARGEST, Spectrum, token_spectra
 from margincast.intervals import Estimate
 from margincast.records import Features
 from margincast.training.settings import TrainingSettings
 
 NEAR = 0.01  # of accuracy: what is still to be gained where accuracy has stopped rising
-SHARES, DRAWS = (0.125, 0.25, 0.5, 1.0), 4
+SHARES, DRAWS = (0.125, 0.25, 0.5), 4
 
 
 def stops_rising(forecast: TrainedForecast) -> Estimate:
@@ -55,21 +54,23 @@ def more_pairs(features: Features, settings: TrainingSettings, forecast: Trained
 
     Concepts keep their shares. The subsets of a size are averaged over a few draws.
     """
-    if not single_token(features) or len(features.train.pairs) > LARGEST:
+    if forecast.spectrum is None or len(features.train.pairs) > LARGEST:
         return None
     train, heldout = deep_spaces(features, settings.beta)
     who, laws = responses_of(features, features.heldout), fitted(rehearsed=False)
     nats = float(forecast.heldout.margins[-1].double().mean()) / settings.beta
     generator = torch.Generator().manual_seed(0)
+
+    def accuracy(spectrum: Spectrum) -> float:
+        return float((frozen_shape(spectrum, who, laws.shape, max(nats, 0.1)) > 0).double().mean())
+
     counts, found = [], []
     for share in SHARES:
-        values = []
-        for _ in range(1 if share == 1.0 else DRAWS):
-            rows = _evenly(responses_of(features, features.train).concepts, share, generator)
-            spectrum = token_spectra(_part(train, rows), heldout)[0]
-            values.append(float((frozen_shape(spectrum, who, laws.shape, max(nats, 0.1)) > 0).double().mean()))
-        counts.append(len(rows))
-        found.append(float(np.mean(values)))
+        draws = [_evenly(responses_of(features, features.train).concepts, share, generator) for _ in range(DRAWS)]
+        counts.append(len(draws[0]))
+        found.append(float(np.mean([accuracy(token_spectra(train.rows(rows), heldout)[0]) for rows in draws])))
+    counts.append(len(train))
+    found.append(accuracy(forecast.spectrum))
     doubled, limit = _extrapolate(counts, found)
     return Pairs(tuple(counts), tuple(found), doubled, limit)
 
@@ -82,10 +83,6 @@ def _evenly(concepts: Tensor, share: float, generator: torch.Generator) -> Tenso
         count = min(len(rows), max(2, round(share * len(rows))))
         parts.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
     return torch.cat(parts).sort().values
-
-
-def _part(space: TokenSpace, rows: Tensor) -> TokenSpace:
-    return TokenSpace(space.features[rows], space.chosen[rows], space.rejected[rows], space.beta, space.tokens)
 
 
 def _extrapolate(counts: Sequence[int], found: Sequence[float]) -> tuple[float, float | None]:

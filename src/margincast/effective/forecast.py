@@ -47,6 +47,7 @@ class TrainedForecast(Trajectory):
     bands: of all held-out pairs ("") and of every concept
     low, high: (steps, held-out pairs) the central 90% of every margin
     draws: (draws, steps) held-out accuracy of drawn runs;  worst: (concepts,) how often each is the least accurate
+    spectrum: of training pairs against held-out ones, None for responses of several tokens
     """
 
     bands: Mapping[str, Band] = field(kw_only=True)
@@ -54,6 +55,7 @@ class TrainedForecast(Trajectory):
     high: Tensor = field(kw_only=True, repr=False)
     draws: Tensor = field(kw_only=True, repr=False)
     worst: Mapping[str, float] = field(kw_only=True)
+    spectrum: Spectrum | None = field(kw_only=True, repr=False)
 
 
 def forecast_trained(
@@ -124,6 +126,7 @@ def forecast_trained(
         high=high,
         draws=accuracies[..., -1],
         worst=dict(zip(rows, least.tolist(), strict=True)),
+        spectrum=other,
     )
 
 
