@@ -4,7 +4,7 @@
 
 A run that is kept is not made again; an interrupted one is begun anew. Kept beside this file, in `bank/`: settings,
 metrics and margins, and the margins of a rehearsal in a tenth of the steps. Kept in the cache, and made again when
-missing: features before training, of inner layers too, and at the pilot's end.
+missing: features before training, of inner layers too.
 Training is `margincast train`'s: its trainer, batches and settings, without checkpoints.
 """
 
@@ -49,13 +49,9 @@ SHARE = 0.1  # of the training's pairs, that a rehearsal takes
 SPLIT_SEED = 1  # of all runs: another `seed` is another batch order over the same pairs
 
 
-def cache_of(run: Run) -> Path:
+def features_path(run: Run) -> Path:
+    """Where features before training are, and what inner layers put out."""
     return default_cache_dir() / "bank" / f"{run.name}.safetensors"
-
-
-def layers_of(run: Run) -> Path:
-    """Where what inner layers put out is, kept before training."""
-    return cache_of(run).with_suffix(".layers.safetensors")
 
 
 def pairs_of(run: Run) -> tuple[PairSet, PairSet]:
@@ -89,16 +85,14 @@ def prefers_yes(pair: Pair) -> bool:
 
 
 @torch.no_grad()
-def read(network: Any, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Log-ratio of chosen to rejected and features of `rows`: (pairs,) float64, (pairs, hidden) float32."""
+def read(network: Any, rows: Sequence[Encoded]) -> Tensor:
+    """Log-ratio of chosen to rejected of `rows`, (pairs,) float64."""
     network.eval()
     logratio = torch.zeros(len(rows), dtype=torch.float64)
-    hidden = torch.zeros(len(rows), network.config.hidden_size)
     for members in plan_packs([row.inputs for row in rows], PACK_TOKENS, True):
         result = response_pass(network, [rows[index] for index in members])
         logratio[members] = (result.chosen - result.rejected).double()
-        hidden[members] = result.hidden.float()
-    return {"logratio": logratio, "hidden": hidden}
+    return logratio
 
 
 class Watch(TrainerCallback):
@@ -106,8 +100,8 @@ class Watch(TrainerCallback):
 
     def __init__(self, run: Run, train: Sequence[Encoded], heldout: Sequence[Encoded]) -> None:
         self.run, self.train, self.heldout = run, train, heldout
-        self.seen: dict[int, dict[str, Tensor]] = {}
-        self.pilot: dict[str, Tensor] = {}
+        self.seen: dict[int, Tensor] = {}
+        self.pilot = torch.zeros(0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._read(kwargs["model"], 0)
@@ -168,7 +162,7 @@ def make(run: Run, loaded: LoadedModel) -> None:
     trainer.train()
     seconds = {"before": begun - start, "run": time.perf_counter() - begun}
     steps = sorted(watch.seen)
-    logratios = torch.stack([watch.seen[step]["logratio"] for step in steps])
+    logratios = torch.stack([watch.seen[step] for step in steps])
     margins = run.beta * (logratios - logratios[0])
     index = {concept: number for number, concept in enumerate(run.concepts)}
     tensors = {
@@ -179,7 +173,7 @@ def make(run: Run, loaded: LoadedModel) -> None:
             [(batch / run.beta).half() for batch in trainer.batches], True, float("nan")
         ),
         "gradient_norm": torch.tensor([row["grad_norm"] for row in trainer.state.log_history if "loss" in row]),
-        "pilot_train": (watch.pilot["logratio"] - (reference[0] - reference[1])).half(),
+        "pilot_train": (watch.pilot - (reference[0] - reference[1])).half(),
         "train_reference": (reference[0] - reference[1]).half(),
         "heldout_reference": logratios[0].half(),
         "train_yes": torch.tensor([prefers_yes(pair) for pair in train], dtype=torch.uint8),
@@ -187,16 +181,6 @@ def make(run: Run, loaded: LoadedModel) -> None:
         "train_concept": torch.tensor([index[pair.concept] for pair in train], dtype=torch.uint8),
         "heldout_concept": torch.tensor([index[pair.concept] for pair in heldout], dtype=torch.uint8),
     }
-    write_tensors(
-        cache_of(run),
-        {
-            "train": features.train.hidden,
-            "heldout": features.heldout.hidden,
-            "pilot_train": watch.pilot["hidden"],
-            "pilot_heldout": watch.seen[run.pilot]["hidden"],
-            "heldout_steps": torch.stack([watch.seen[step]["hidden"] for step in steps]).half(),
-        },
-    )
     write_tensors(BANK / f"{run.name}.safetensors", tensors)
     final = margins[-1]
     concept = tensors["heldout_concept"]
@@ -220,10 +204,13 @@ def settings_of(run: Run) -> TrainingSettings:
     )  # fmt: skip
 
 
-def keep_layers(run: Run, loaded: LoadedModel) -> None:
+def keep_features(run: Run, loaded: LoadedModel) -> None:
     _, features = inputs_of(run, loaded)
-    assert features.train.layers is not None and features.heldout.layers is not None
-    write_tensors(layers_of(run), {"train": features.train.layers.half(), "heldout": features.heldout.layers.half()})
+    tensors = {}
+    for name, split in (("train", features.train), ("heldout", features.heldout)):
+        assert split.layers is not None
+        tensors |= {name: split.hidden, f"layers_{name}": split.layers.half()}
+    write_tensors(features_path(run), tensors)
 
 
 def rehearsal_of(run: Run) -> Path:
@@ -247,20 +234,19 @@ def inputs_of(run: Run, loaded: LoadedModel) -> tuple[Encoding, Features]:
 
 
 def kept(run: Run) -> bool:
-    return (BANK / f"{run.name}.json").is_file() and cache_of(run).is_file()
+    return (BANK / f"{run.name}.json").is_file()
 
 
 def whole(run: Run) -> bool:
     """Whether nothing of `run` is left to make."""
-    return kept(run) and rehearsal_of(run).is_file() and layers_of(run).is_file()
+    return kept(run) and rehearsal_of(run).is_file() and features_path(run).is_file()
 
 
 def load(run: Run) -> dict[str, Tensor]:
     """What is kept of `run`: margins over beta and labels, and with the prefix `features_` what the cache
     has."""
     tensors = load_file(BANK / f"{run.name}.safetensors")
-    cached = load_file(cache_of(run)) | {f"layers_{name}": value for name, value in load_file(layers_of(run)).items()}
-    return tensors | {f"features_{name}": value.float() for name, value in cached.items()}
+    return tensors | {f"features_{name}": value.float() for name, value in load_file(features_path(run)).items()}
 
 
 def main() -> None:
@@ -272,8 +258,8 @@ def main() -> None:
     for number, run in enumerate(runs):
         start = time.perf_counter()
         assert loaded is not None
-        if not layers_of(run).is_file():
-            keep_layers(run, loaded)
+        if not features_path(run).is_file():
+            keep_features(run, loaded)
         if not rehearsal_of(run).is_file():
             make_rehearsal(run, loaded)
         if not kept(run):

@@ -126,18 +126,19 @@ class Truth:
 
     @cached_property
     def signal(self) -> float:
-        return signal_share(self.spaces[0])
+        return signal_share(self.spaces[0].rows(self.plan.taken))
 
     @cached_property
     def last_spectrum(self) -> Spectrum:
         """Of the features that the unembedding reads."""
-        return token_spectra(*self.spaces)[0]
+        train, heldout = self.spaces
+        return token_spectra(train.rows(self.plan.taken), heldout)[0]
 
     @cached_property
     def spectrum(self) -> Spectrum:
         layers = side_by_side(self.tensors["features_layers_train"], self.tensors["features_layers_heldout"])
         train, heldout = (replace(space, features=deep) for space, deep in zip(self.spaces, layers, strict=True))
-        return token_spectra(train, heldout)[0]
+        return token_spectra(train.rows(self.plan.taken), heldout)[0]
 
     def shape(self, alpha: float) -> Tensor:
         """The frozen shape without offsets, kept."""

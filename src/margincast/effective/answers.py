@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import curve_fit
 from torch import Tensor
 
-from margincast.effective.forecast import TrainedForecast, deep_spaces, responses_of
+from margincast.effective.forecast import TrainedForecast, deep_spaces, plan_of, responses_of
 from margincast.effective.laws import fitted, frozen_shape
 from margincast.effective.noise import interval
 from margincast.effective.shape import LARGEST, Spectrum, token_spectra
@@ -36,9 +36,9 @@ def still_rising(forecast: TrainedForecast) -> float:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Held-out accuracy by the number of training pairs, of the frozen shape, the amplitude as it is.
+    """Held-out accuracy by the number of pairs that training takes, of the frozen shape, the amplitude as it is.
 
-    counts, accuracies: of subsets drawn evenly;  doubled: accuracy expected of twice as many pairs
+    counts, accuracies: of subsets drawn evenly, and of all of them;  doubled: accuracy expected of twice as many pairs
     limit: of however many, both from what the power law a - b n^-c near them gains; None where no such curve fits
     """
 
@@ -50,13 +50,15 @@ class Pairs:
 
 def more_pairs(features: Features, settings: TrainingSettings, forecast: TrainedForecast) -> Pairs | None:
     """What more pairs of this kind would give, by what fewer give. None where features alone cannot say, and where
-    there are more pairs than the frozen shape takes.
+    training takes more pairs than the frozen shape does.
 
     Concepts keep their shares. The subsets of a size are averaged over a few draws.
     """
-    if forecast.spectrum is None or len(features.train.pairs) > LARGEST:
+    taken = plan_of(settings, len(features.train.pairs)).taken
+    if forecast.spectrum is None or len(taken) > LARGEST:
         return None
     train, heldout = deep_spaces(features, settings.beta)
+    train, concepts = train.rows(taken), responses_of(features, features.train).concepts[taken]
     who, laws = responses_of(features, features.heldout), fitted(rehearsed=False)
     nats = float(forecast.heldout.margins[-1].double().mean()) / settings.beta
     generator = torch.Generator().manual_seed(0)
@@ -66,7 +68,7 @@ def more_pairs(features: Features, settings: TrainingSettings, forecast: Trained
 
     counts, found = [], []
     for share in SHARES:
-        draws = [_evenly(responses_of(features, features.train).concepts, share, generator) for _ in range(DRAWS)]
+        draws = [_evenly(concepts, share, generator) for _ in range(DRAWS)]
         counts.append(len(draws[0]))
         found.append(float(np.mean([accuracy(token_spectra(train.rows(rows), heldout)[0]) for rows in draws])))
     counts.append(len(train))

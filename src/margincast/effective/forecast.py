@@ -90,7 +90,7 @@ def forecast_trained(
     if spaces is not None:
         amplitude = amplitude_of(spaces[0], plan, laws)
         deep = deep_spaces(features, settings.beta)
-        own, other = token_spectra(deep[0], *deep)
+        own, other = token_spectra(deep[0].rows(plan.taken), *deep)
         path = shared_path(spaces[0], who, plan, laws.offset)
     made = effective_forecast(other, amplitude, path, who, plan, laws, told, seen)
     noise = noise_of(laws, None if told is None else float(who.part(told).rest.mean()), seen, settings.max_steps)
@@ -120,7 +120,7 @@ def forecast_trained(
         heldout=SplitTrajectory(features.heldout.pairs, settings.beta * (rest + shift)),
         beta=settings.beta,
         loss_type=settings.loss if settings.loss.parameters else settings.loss.name,
-        origin=origin_of(settings, len(features.train.pairs), rehearsal, pilot),
+        origin=origin_of(settings, features, plan, rehearsal, pilot),
         bands=bands,
         low=low,
         high=high,
@@ -212,7 +212,8 @@ def responses_of(features: Features, split: FeatureSet) -> Responses:
 
 def amplitude_of(train: TokenSpace, plan: Plan, laws: Laws) -> float:
     """A at the end by features alone, in nats."""
-    return laws.amplitude.at(float(plan.lengths[-1]), plan.batch, signal_share(train), plan.lora)
+    signal = signal_share(train.rows(plan.taken))
+    return laws.amplitude.at(float(plan.lengths[-1]), plan.batch, signal, plan.lora)
 
 
 def seen_in(pilot: Trajectory, features: Features, settings: TrainingSettings) -> Seen:
@@ -249,9 +250,12 @@ def train_split(
     return SplitTrajectory(features.train.pairs, beta * margins[at])
 
 
-def origin_of(settings: TrainingSettings, pairs: int, rehearsal: Rehearsal | None, pilot: Trajectory | None) -> str:
+def origin_of(
+    settings: TrainingSettings, features: Features, plan: Plan, rehearsal: Rehearsal | None, pilot: Trajectory | None
+) -> str:
     what = "a LoRA adapter" if settings.train == "lora" else "all weights"
-    known = ["frozen features" + (f" of {LARGEST} of {pairs} training pairs" if pairs > LARGEST else "")]
+    pairs, read = len(features.train.pairs), min(len(plan.taken), LARGEST)
+    known = ["frozen features" + (f" of {read} of {pairs} training pairs" if read < pairs else "")]
     if rehearsal is not None:
         known.append(f"a rehearsal that saw {rehearsal.pairs} pairs")
     if pilot is not None:

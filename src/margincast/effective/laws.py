@@ -113,6 +113,11 @@ class Plan:
         """Pairs that training takes, as often as it takes them."""
         return sum(len(batch.rows) for batch in self.batches)
 
+    @cached_property
+    def taken(self) -> Tensor:
+        """Rows of the pairs that training takes, once each: what others would have taught is not learned."""
+        return torch.cat([batch.rows for batch in self.batches]).unique()
+
 
 @dataclass(frozen=True)
 class Responses:

@@ -43,11 +43,10 @@ class Spectrum:
 
 
 def side_by_side(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """(pairs, layers, hidden) outputs of layers as (pairs, layers x hidden), each layer in units of how far it is from
-    its mean over the training pairs."""
+    """(pairs, layers, hidden) outputs of layers as (pairs, layers x hidden), each layer's less its mean over the
+    training pairs and at unit length, so that no pair is heard more than others for being far from the mean."""
     mean = train.double().mean(0)
-    spread = (train.double() - mean).square().sum(-1).mean(0).sqrt().clamp_min(1e-12)
-    return [(each.double() / spread[:, None]).flatten(1) for each in (train, *others)]
+    return [torch.nn.functional.normalize(each.double() - mean, dim=-1).flatten(1) for each in (train, *others)]
 
 
 def token_spectra(train: TokenSpace, *others: TokenSpace) -> tuple[Spectrum, ...]:

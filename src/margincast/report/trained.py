@@ -71,8 +71,9 @@ def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
         now, half = pairs["accuracies"][-1], pairs["accuracies"][-2]
         limit = "" if pairs["limit"] is None else f"; the curve's limit is {pairs['limit']:.0%}"
         texts.append(
-            f"More pairs of this kind: by the features, half of the training pairs give {half:.0%} of held-out pairs, "
-            f"all of them {now:.0%}, twice as many would give about {pairs['doubled']:.0%}{limit}."
+            f"More pairs of this kind: by the features, half of the {pairs['counts'][-1]} pairs that training takes "
+            f"give {half:.0%} of held-out pairs, all of them {now:.0%}, twice as many would give about "
+            f"{pairs['doubled']:.0%}{limit}."
         )
     if len(results["concepts"]) > 1:
         lagging = max(results["concepts"], key=lambda name: results["concepts"][name]["least_accurate"])
