@@ -146,17 +146,16 @@ def fit_rehearsal(runs: Sequence[Truth], laws: Laws) -> RehearsalLaw:
     scale, power, exponent, adapter = map(float, (np.exp(found[0]), found[1], found[2], np.exp(found[3])))
     law = RehearsalLaw(scale, power, exponent, adapter, order=1.0, level=1.0, shared=0.0, own=0.0)
 
-    def mixed(run: Truth, nats: float) -> Tensor:
-        """Both weights alike."""
+    def mixed(run: Truth, nats: float) -> tuple[Tensor, Tensor]:
         alpha, tried = laws.shape.of(run.amplitude), replace(law, order=nats, level=nats)
         key = "mixed", alpha, nats
-        return run.kept(key, lambda: tried.mixed(run.told_parts.rest, run.shape(alpha), run.who.concepts)[0])
+        return run.kept(key, lambda: tried.mixed(run.told_parts.rest, run.shape(alpha), run.who.concepts))
 
     def disorder(nats: float) -> float:
-        return -sum(_rank(mixed(run, nats), run.end.rest) for run in runs)
+        return -sum(_rank(mixed(run, nats)[0], run.end.rest) for run in runs)
 
     def missed(nats: float) -> float:
-        return sum(miss(run, mixed(run, nats)) for run in runs)
+        return sum(miss(run, mixed(run, nats)[1]) for run in runs)
 
     return _offsets(runs, laws, replace(law, order=min(HALVES, key=disorder), level=min(HALVES, key=missed)))
 

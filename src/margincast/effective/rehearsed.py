@@ -57,7 +57,8 @@ class RehearsalLaw:
         twice: for the order of pairs, and for how many are learned. (pairs,) with a mean of 1 each."""
         order, level = (trusted(rehearsed, concepts, nats) for nats in (self.order, self.level))
         told = unit(rehearsed)
-        return unit(order * told + (1.0 - order) * frozen), unit(level * told + (1.0 - level) * frozen)
+        ordered = order * rehearsed / spread(rehearsed) + (1.0 - order) * frozen / spread(frozen)
+        return unit(ordered), unit(level * told + (1.0 - level) * frozen)
 
     def offsets(self, parts: Parts, concepts: Tensor | None) -> Tensor:
         """What the run's end has of the offsets of a rehearsal, (pairs,). concepts: None where it is all there is
@@ -66,6 +67,10 @@ class RehearsalLaw:
         """
         trust = torch.ones_like(parts.rest) if concepts is None else trusted(parts.rest, concepts, self.order)
         return self.shared * parts.shared + trust * self.own * parts.own
+
+
+def spread(margins: Tensor) -> Tensor:
+    return margins.std().clamp_min(1e-300)
 
 
 def weight(reached: Tensor, nats: float) -> Tensor:
