@@ -57,7 +57,7 @@ class Expansion:
         ends = []
         for length in (near, -near):
             with self.moved(length):
-                ends.append(read(self.network, rows)["logratio"])
+                ends.append(read(self.network, rows))
         return (ends[0] - ends[1]) / (2.0 * near)
 
     def pull(self, rows: Sequence[Encoded], weights: Tensor, bf16: bool) -> None:

@@ -136,7 +136,8 @@ class Truth:
 
     @cached_property
     def spectrum(self) -> Spectrum:
-        layers = side_by_side(self.tensors["features_layers_train"], self.tensors["features_layers_heldout"])
+        inner = self.tensors["features_layers_train"], self.tensors["features_layers_heldout"]
+        layers = side_by_side(inner[0][self.plan.taken], *inner)
         train, heldout = (replace(space, features=deep) for space, deep in zip(self.spaces, layers, strict=True))
         return token_spectra(train.rows(self.plan.taken), heldout)[0]
 

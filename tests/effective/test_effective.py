@@ -16,6 +16,7 @@ from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.state import TokenSpace
 from margincast.effective.amplitude import AmplitudeLaw, signal_share
 from margincast.effective.answers import _extrapolate
+from margincast.effective.forecast import forecast_trained, plan_of
 from margincast.effective.growth import GrowthLaw
 from margincast.effective.laws import (
     Laws,
@@ -34,7 +35,7 @@ from margincast.effective.noise import Noise, drawn_accuracies, drawn_runs, inte
 from margincast.effective.offset import OffsetLaw, kinds_of, offset_path, parted
 from margincast.effective.rehearsal import proportional_batches, rehearse, size_of
 from margincast.effective.rehearsed import RehearsalLaw, levelled
-from margincast.effective.shape import token_spectra
+from margincast.effective.shape import side_by_side, token_spectra
 from margincast.effective.time import UNIT, learning_rates, merged
 from margincast.errors import InputError
 from margincast.features import encode, features_of
@@ -300,6 +301,51 @@ def test_a_rehearsal_that_got_far_decides_on_order_and_one_that_got_nowhere_on_n
     size = 3.0 * 2.0**0.5 * 50**0.2
     alone = effective_forecast(features, size, path, who, plan, replace(LAWS, rehearsal=None))
     assert error(nothing.rest, alone.rest) <= 1e-4
+
+
+@given(scale=st.floats(0.1, 1e6))
+def test_a_rehearsal_orders_pairs_however_large_its_margins(scale: float) -> None:
+    """Half of its order and half of the frozen one, in units of how far pairs are apart, where it counts one half."""
+    generator = torch.Generator().manual_seed(8)
+    rehearsed, frozen = (1.0 + torch.randn(2, 40, generator=generator, dtype=torch.float64)).unbind()
+    concepts = torch.zeros(40, dtype=torch.long)
+    law = replace(LAWS.rehearsal, order=scale * float(rehearsed.mean()))
+    order, _ = law.mixed(scale * rehearsed, frozen, concepts)
+    wanted = rehearsed / rehearsed.std() + frozen / frozen.std()
+    assert error(order, wanted / wanted.mean()) <= 1e-9
+
+
+def test_pairs_that_training_does_not_take_teach_nothing() -> None:
+    generator = torch.Generator().manual_seed(4)
+    hidden, layers = torch.randn(60, 8, generator=generator), torch.randn(60, 2, 8, generator=generator)
+    chosen = torch.randint(2, (60,), generator=generator)
+    features = make_features(torch.randn(2, 8, generator=generator), hidden, chosen, 1 - chosen, 20)
+    settings = TrainingSettings(train="all", beta=0.1, max_steps=5, per_device_train_batch_size=4, eval_steps=5)
+    taken = plan_of(settings, 40).taken
+    others = torch.tensor([row for row in range(40) if row not in taken.tolist()])
+    assert len(taken) == len(others) == 20
+
+    def margins(rows: torch.Tensor) -> torch.Tensor:
+        """Of the forecast, where inner layers say other things of `rows`."""
+        inner = layers[:40].clone()
+        inner[rows] = torch.randn(len(rows), 2, 8, generator=torch.Generator().manual_seed(5))
+        split = replace(features.train, layers=inner), replace(features.heldout, layers=layers[40:])
+        known = replace(features, train=split[0], heldout=split[1])
+        return forecast_trained(known, settings).heldout.margins[-1]
+
+    nothing = torch.zeros(0, dtype=torch.long)
+    assert error(margins(others), margins(nothing)) <= 1e-9
+    assert error(margins(taken), margins(nothing)) > 0.01
+
+
+@given(seed=st.integers(0, 1000), scale=st.floats(1e-3, 1e3))
+def test_no_pair_is_heard_more_for_being_far_from_the_mean(seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    train, heldout = torch.randn(2, 7, 3, 5, generator=generator, dtype=torch.float64)
+    mean = train.mean(0)
+    (one,), (other,) = side_by_side(train, heldout), side_by_side(train, mean + scale * (heldout - mean))
+    assert error(other, one) <= 1e-9
+    assert error(one.square().sum(1), torch.full((7,), 3.0, dtype=torch.float64)) <= 1e-9
 
 
 def learned(margins: torch.Tensor, who: Responses) -> list[int]:

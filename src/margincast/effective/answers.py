@@ -57,7 +57,7 @@ def more_pairs(features: Features, settings: TrainingSettings, forecast: Trained
     taken = plan_of(settings, len(features.train.pairs)).taken
     if forecast.spectrum is None or len(taken) > LARGEST:
         return None
-    train, heldout = deep_spaces(features, settings.beta)
+    train, heldout = deep_spaces(features, settings.beta, taken)
     train, concepts = train.rows(taken), responses_of(features, features.train).concepts[taken]
     who, laws = responses_of(features, features.heldout), fitted(rehearsed=False)
     nats = float(forecast.heldout.margins[-1].double().mean()) / settings.beta

@@ -89,7 +89,7 @@ def forecast_trained(
     path = torch.zeros(len(plan.lengths), len(who.chosen), dtype=torch.float64)
     if spaces is not None:
         amplitude = amplitude_of(spaces[0], plan, laws)
-        deep = deep_spaces(features, settings.beta)
+        deep = deep_spaces(features, settings.beta, plan.taken)
         own, other = token_spectra(deep[0].rows(plan.taken), *deep)
         path = shared_path(spaces[0], who, plan, laws.offset)
     made = effective_forecast(other, amplitude, path, who, plan, laws, told, seen)
@@ -178,8 +178,8 @@ def rescaled(rehearsal: Rehearsal, features: Features, old: TrainingSettings, ne
     return Rehearsal(margins * (needed / reached) * new.beta, rehearsal.pairs)
 
 
-def deep_spaces(features: Features, beta: float) -> tuple[TokenSpace, TokenSpace]:
-    """Training and held-out pairs with what inner layers say of them for features.
+def deep_spaces(features: Features, beta: float, taken: Tensor) -> tuple[TokenSpace, TokenSpace]:
+    """Training and held-out pairs with what inner layers say of them for features. taken: rows that training takes
 
     Raises `InputError` where nobody kept that, and where it is not finite.
     """
@@ -189,7 +189,7 @@ def deep_spaces(features: Features, beta: float) -> tuple[TokenSpace, TokenSpace
     if not all(bool(each.isfinite().all()) for each in inner):
         raise InputError("what inner layers say of some pairs is not finite; extract features in float32")
     train, heldout = token_spaces(features, beta)
-    deep = side_by_side(*inner)
+    deep = side_by_side(inner[0][taken], *inner)
     return replace(train, features=deep[0]), replace(heldout, features=deep[1])
 
 

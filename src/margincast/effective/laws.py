@@ -116,7 +116,7 @@ class Plan:
     @cached_property
     def taken(self) -> Tensor:
         """Rows of the pairs that training takes, once each: what others would have taught is not learned."""
-        return torch.cat([batch.rows for batch in self.batches]).unique()
+        return torch.unique(torch.cat([batch.rows for batch in self.batches]))
 
 
 @dataclass(frozen=True)

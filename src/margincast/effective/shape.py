@@ -42,11 +42,11 @@ class Spectrum:
         return shape
 
 
-def side_by_side(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """(pairs, layers, hidden) outputs of layers as (pairs, layers x hidden), each layer's less its mean over the
-    training pairs and at unit length, so that no pair is heard more than others for being far from the mean."""
-    mean = train.double().mean(0)
-    return [torch.nn.functional.normalize(each.double() - mean, dim=-1).flatten(1) for each in (train, *others)]
+def side_by_side(taken: Tensor, *splits: Tensor) -> list[Tensor]:
+    """(pairs, layers, hidden) outputs of layers as (pairs, layers x hidden), each layer's less its mean over the pairs
+    `taken` and at unit length, so that no pair is heard more than others for being far from the mean."""
+    mean = taken.double().mean(0)
+    return [torch.nn.functional.normalize(each.double() - mean, dim=-1).flatten(1) for each in splits]
 
 
 def token_spectra(train: TokenSpace, *others: TokenSpace) -> tuple[Spectrum, ...]:
