@@ -116,7 +116,8 @@ class Plan:
     @cached_property
     def taken(self) -> Tensor:
         """Rows of the pairs that training takes, once each: what others would have taught is not learned."""
-        return torch.unique(torch.cat([batch.rows for batch in self.batches]))
+        rows: Tensor = torch.unique(torch.cat([batch.rows for batch in self.batches]))
+        return rows
 
 
 @dataclass(frozen=True)
