@@ -176,7 +176,7 @@ def meta_features(seen: Truth) -> Array:
     losses = seen.plan.loss.value(run.beta * seen.pilot.margins).mean()
     norms = seen.tensors["gradient_norm"][: run.pilot].double()
     whole = [
-        len(run.concepts), np.log(len(train)), seen.signal, float(energy[0]), float(energy[:10].sum()),
+        len(run.concepts), np.log(len(train)), seen.spread, float(energy[0]), float(energy[:10].sum()),
         -float((energy * energy.clamp_min(1e-12).log()).sum()), float((train.chosen == 1).double().mean()),
         np.log(seen.length), np.log(run.learning_rate), np.log(run.steps), np.log(run.batch), np.log(run.beta),
         float(run.train == "lora"), float(seen.pilot.margins.mean()), float(rest.mean()), float(shift.abs().mean()),

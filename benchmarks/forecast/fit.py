@@ -6,6 +6,7 @@ and the trust in a rehearsal by rank correlation; noise from what runs differ by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -16,7 +17,7 @@ from scipy.stats import norm, spearmanr
 from torch import Tensor
 
 from benchmarks.forecast.truth import RIDGE, Truth
-from margincast.effective.amplitude import SMALLEST, AmplitudeLaw
+from margincast.effective.amplitude import AmplitudeLaw
 from margincast.effective.growth import GrowthLaw
 from margincast.effective.laws import EffectiveForecast, Laws, PilotLaw, Seen, ShapeLaw, effective_forecast
 from margincast.effective.noise import LEVEL, Noise, learned, spread_of
@@ -29,8 +30,10 @@ RATES, GROWTHS = (0.15, 0.2, 0.3, 0.45, 0.6, 0.8), (0.0, 0.03, 0.1)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 ORDER = 0.1  # what a Spearman correlation of 1 less weighs, against all of the accuracy
 EXPONENTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-# What a handful of runs of early trials suggested, with the weight of one run.
-AMPLITUDE_PRIOR = AmplitudeLaw(scale=1.0, length=1.5, batch=0.3, signal=0.5, adapter=1.0)
+# What a handful of runs of early trials suggested, with the weight of `HOLD` runs.
+HOLD = 0.3
+AMPLITUDE_PRIOR = AmplitudeLaw(scale=1.0, length=1.0, pairs=0.5, spread=0.0, adapter=1.0)
+BESIDE_PRIOR, POWER_PRIOR = replace(AMPLITUDE_PRIOR, length=0.5), 0.5  # beside a rehearsal, which has gone as far
 NORMAL = float(norm.ppf(0.5 + LEVEL / 2))
 QUIET = Noise(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5)
 NO_PILOT = PilotLaw(1.0, 1.0, 1.0)
@@ -99,13 +102,19 @@ def held_least_squares(design: Values, target: Values, prior: Sequence[float], h
 
 
 def fit_amplitude(runs: Sequence[Truth]) -> AmplitudeLaw:
-    design = np.log([[run.length, run.run.batch, max(run.signal, SMALLEST)] for run in runs])
-    design = np.concatenate([design, [[float(run.lora)] for run in runs]], axis=1)
-    prior = AMPLITUDE_PRIOR
-    found = held_least_squares(
-        design, np.log([run.amplitude for run in runs]), [prior.length, prior.batch, prior.signal, 0.0], 1.0
-    )
-    return AmplitudeLaw(float(np.exp(found[0])), *map(float, found[1:4]), float(np.exp(found[4])))
+    return _amplitude(runs, AMPLITUDE_PRIOR, np.zeros((len(runs), 0)), [])[0]
+
+
+def _amplitude(
+    runs: Sequence[Truth], prior: AmplitudeLaw, more: Values, held: Sequence[float]
+) -> tuple[AmplitudeLaw, list[float]]:
+    """The law, and the exponents of `more` factors of A, (runs, factors) in logarithms and held near `held`."""
+    rows = [[np.log(r.length), np.log(r.plan.pairs), np.log(r.spread), float(r.lora)] for r in runs]
+    near = [prior.length, prior.pairs, prior.spread, np.log(prior.adapter), *held]
+    design = np.concatenate([np.array(rows), more], axis=1)
+    found = held_least_squares(design, np.log([run.amplitude for run in runs]), near, HOLD)
+    scale, length, pairs, spread, adapter, *rest = map(float, found)
+    return AmplitudeLaw(math.exp(scale), length, pairs, spread, math.exp(adapter)), rest
 
 
 def fit_growth(runs: Sequence[Truth]) -> GrowthLaw:
@@ -141,10 +150,8 @@ def fit_offset(runs: Sequence[Truth]) -> OffsetLaw:
 
 def fit_rehearsal(runs: Sequence[Truth], laws: Laws) -> RehearsalLaw:
     reached = np.array([max(0.0, float(run.told_parts.rest.mean())) for run in runs])
-    design = np.stack([np.log(reached + FLOOR), np.log([r.plan.pairs for r in runs]), [float(r.lora) for r in runs]], 1)
-    found = held_least_squares(design, np.log([run.amplitude for run in runs]), [0.6, 0.5, 0.0], 0.3)
-    scale, power, exponent, adapter = map(float, (np.exp(found[0]), found[1], found[2], np.exp(found[3])))
-    law = RehearsalLaw(scale, power, exponent, adapter, order=1.0, level=1.0, shared=0.0, own=0.0)
+    amplitude, (power,) = _amplitude(runs, BESIDE_PRIOR, np.log(reached + FLOOR)[:, None], [POWER_PRIOR])
+    law = RehearsalLaw(amplitude, power, order=1.0, level=1.0, shared=0.0, own=0.0)
 
     def mixed(run: Truth, nats: float) -> tuple[Tensor, Tensor]:
         alpha, tried = laws.shape.of(run.amplitude), replace(law, order=nats, level=nats)
@@ -180,7 +187,7 @@ def _offsets(runs: Sequence[Truth], laws: Laws, law: RehearsalLaw) -> RehearsalL
     ends = []
     for run in runs:
         rest = run.told_parts.rest
-        end = law.at(float(rest.mean()), run.plan.pairs, run.lora)
+        end = law.at(float(rest.mean()), run.plan.amplitude(law.amplitude, run.spread))
         ends.append((run, end * law.mixed(rest, run.shape(laws.shape.of(end)), run.who.concepts)[0]))
 
     def disorder(tried: RehearsalLaw) -> float:
@@ -272,7 +279,7 @@ def apply(run: Truth, laws: Laws) -> EffectiveForecast:
     it."""
     told = run.told if laws.rehearsal is not None else None
     path = run.offset_path(laws.offset)
-    return effective_forecast(run.spectrum, run.amplitude_by(laws), path, run.who, run.plan, laws, told)
+    return effective_forecast(run.spectrum, path, run.who, run.plan, laws, told)
 
 
 def _rank(left: Tensor, right: Tensor) -> float:

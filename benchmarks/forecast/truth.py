@@ -15,7 +15,6 @@ from benchmarks.forecast.plan import PLAN, Run
 from margincast.dynamics.batches import batch_order
 from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.state import TokenSpace
-from margincast.effective.amplitude import signal_share
 from margincast.effective.laws import (
     EffectiveForecast,
     Laws,
@@ -23,7 +22,9 @@ from margincast.effective.laws import (
     Plan,
     Responses,
     Seen,
+    ShapeLaw,
     corrected,
+    shape_spread,
     shared_path,
 )
 from margincast.effective.offset import OffsetLaw, Parts
@@ -125,8 +126,8 @@ class Truth:
         return step * self.run.learning_rate / (ADAPTER_UNIT if self.lora else UNIT)
 
     @cached_property
-    def signal(self) -> float:
-        return signal_share(self.spaces[0].rows(self.plan.taken))
+    def spread(self) -> float:
+        return shape_spread(self.spectrum, self.who, ShapeLaw(0.0, 0.0, RIDGE))
 
     @cached_property
     def last_spectrum(self) -> Spectrum:
@@ -147,7 +148,7 @@ class Truth:
 
     def amplitude_by(self, laws: Laws) -> float:
         """What features alone say."""
-        return laws.amplitude.at(self.length, self.plan.batch, self.signal, self.lora)
+        return self.plan.amplitude(laws.amplitude, self.spread)
 
     def offset_path(self, law: OffsetLaw) -> Tensor:
         key = "path", law.rate, law.growth

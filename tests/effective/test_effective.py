@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from margincast.dynamics.batches import batch_order
 from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.state import TokenSpace
-from margincast.effective.amplitude import AmplitudeLaw, signal_share
+from margincast.effective.amplitude import AmplitudeLaw
 from margincast.effective.answers import _extrapolate
 from margincast.effective.forecast import forecast_trained, plan_of
 from margincast.effective.growth import GrowthLaw
@@ -35,7 +35,7 @@ from margincast.effective.noise import Noise, drawn_accuracies, drawn_runs, inte
 from margincast.effective.offset import OffsetLaw, kinds_of, offset_path, parted
 from margincast.effective.rehearsal import proportional_batches, rehearse, size_of
 from margincast.effective.rehearsed import RehearsalLaw, levelled
-from margincast.effective.shape import side_by_side, token_spectra
+from margincast.effective.shape import Spectrum, side_by_side, token_spectra
 from margincast.effective.time import UNIT, learning_rates, merged
 from margincast.errors import InputError
 from margincast.features import encode, features_of
@@ -184,16 +184,6 @@ def test_a_shift_of_tokens_is_taken_out(seed: int, tokens: int, names: int) -> N
         assert float(parts.rest[:, kind.up].mean()) == pytest.approx(float(parts.rest[:, kind.down].mean()), abs=1e-9)
 
 
-@given(seed=st.integers(0, 1000), tokens=st.integers(2, 4))
-def test_signal_share_is_a_mean_over_pairs_of_pairs(seed: int, tokens: int) -> None:
-    pairs = space(9, 4, tokens, seed)
-    centred = replace(pairs, features=pairs.features - pairs.features.mean(0))
-    kernel = centred.kernel(centred)
-    others = [float(kernel[i, j]) for i in range(9) for j in range(9) if i != j]
-    expected = sum(others) / len(others) / float(kernel.diagonal().mean())
-    assert signal_share(pairs) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-
-
 @given(end=st.floats(0.1, 200.0), power=st.floats(1.0, 3.0), slowing=st.floats(-0.3, 0.0))
 def test_growth_ends_at_its_end(end: float, power: float, slowing: float) -> None:
     x = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
@@ -204,8 +194,8 @@ def test_growth_ends_at_its_end(end: float, power: float, slowing: float) -> Non
 
 
 LAWS = Laws(
-    OffsetLaw(0.3, 0.1, 0.5), AmplitudeLaw(0.1, 2.0, 0.0, 0.0, 0.5), GrowthLaw(2.0, 0.0), ShapeLaw(0.2, 0.1, 1e-3),
-    RehearsalLaw(3.0, 0.5, 0.2, 2.0, 4.0, 8.0, 0.5, 1.0), PilotLaw(1.0, 1.0, 1.0),
+    OffsetLaw(0.3, 0.1, 0.5), AmplitudeLaw(0.1, 2.0, 0.2, -0.5, 0.5), GrowthLaw(2.0, 0.0), ShapeLaw(0.2, 0.1, 1e-3),
+    RehearsalLaw(AmplitudeLaw(3.0, 0.0, 0.2, -0.5, 2.0), 0.5, 4.0, 8.0, 0.5, 1.0), PilotLaw(1.0, 1.0, 1.0),
     Noise(0.3, 0.1, 0.2, 0.5, 0.7, 0.2, 0.3, 0.4, 1.0, 0.5, 0.5),
 )  # fmt: skip
 
@@ -276,14 +266,21 @@ def test_the_forecast_is_offset_and_scaled_shape() -> None:
     train, heldout, who, plan = problem()
     path = shared_path(train, who, plan, LAWS.offset)
     features = token_spectra(train, heldout)[0]
-    made = effective_forecast(features, 12.0, path, who, plan, replace(LAWS, rehearsal=None))
+    made = effective_forecast(features, path, who, plan, replace(LAWS, rehearsal=None))
     fading = torch.linspace(1.0, 0.5, 11, dtype=torch.float64)[:, None]
     assert error(made.shift, fading * path) <= 1e-12
     end = (made.rest + made.shift)[-1]
-    assert float(end.mean()) == pytest.approx(12.0 + float(made.shift[-1].mean()))
-    assert learned(end, who) == learned(frozen_shape(features, who, LAWS.shape, 12.0), who)
+    size = 0.1 * 10.0**2 * 50**0.2 * sigma(features, who) ** -0.5
+    assert float(end.mean()) == pytest.approx(size + float(made.shift[-1].mean()))
+    assert learned(end, who) == learned(frozen_shape(features, who, LAWS.shape, size), who)
     growth = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)[:, None] ** 2
     assert error(made.rest, growth * made.rest[-1]) <= 1e-12
+
+
+def sigma(features: Spectrum, who: Responses) -> float:
+    """The relative spread of h(0.6) without offsets."""
+    shape = who.part(features.shape(0.6, 1e-3)).rest
+    return float((shape / shape.mean()).std())
 
 
 def test_a_rehearsal_that_got_far_decides_on_order_and_one_that_got_nowhere_on_nothing() -> None:
@@ -291,15 +288,16 @@ def test_a_rehearsal_that_got_far_decides_on_order_and_one_that_got_nowhere_on_n
     path, features = shared_path(train, who, plan, LAWS.offset), token_spectra(train, heldout)[0]
     rehearsed = (2.0 + torch.randn(20, generator=torch.Generator().manual_seed(8), dtype=torch.float64)) * 1e6
     parts = who.part(rehearsed)
-    told = effective_forecast(features, 12.0, path, who, plan, LAWS, rehearsed)
-    size = 3.0 * (float(parts.rest.mean()) + 2.0) ** 0.5 * 50**0.2
+    told = effective_forecast(features, path, who, plan, LAWS, rehearsed)
+    factor = 3.0 * 50**0.2 * sigma(features, who) ** -0.5
+    size = factor * (float(parts.rest.mean()) + 2.0) ** 0.5
     end = (told.rest + told.shift)[-1]
     assert float(end.mean()) == pytest.approx(size + float(told.shift[-1].mean()), rel=1e-4)
     assert error(told.shift[-1], 0.5 * path[-1] + 0.5 * parts.shared + parts.own) <= 1e-4
     assert learned(end, who) == learned(parts.rest, who)
-    nothing = effective_forecast(features, 12.0, path, who, plan, LAWS, 1e-9 * rehearsed / 1e6)
-    size = 3.0 * 2.0**0.5 * 50**0.2
-    alone = effective_forecast(features, size, path, who, plan, replace(LAWS, rehearsal=None))
+    nothing = effective_forecast(features, path, who, plan, LAWS, 1e-9 * rehearsed / 1e6)
+    by_features = replace(LAWS, amplitude=AmplitudeLaw(factor * 2.0**0.5, 0.0, 0.0, 0.0, 1.0), rehearsal=None)
+    alone = effective_forecast(features, path, who, plan, by_features)
     assert error(nothing.rest, alone.rest) <= 1e-4
 
 
@@ -355,8 +353,8 @@ def learned(margins: torch.Tensor, who: Responses) -> list[int]:
 def test_what_a_rehearsal_must_reach_for_an_end_is_what_reaches_it() -> None:
     law = fitted(True).rehearsal
     assert law is not None
-    for lora in (False, True):
-        assert law.at(law.needed(20.0, 640, lora), 640, lora) == pytest.approx(20.0)
+    for amplitude in (1.0, 8.0):
+        assert law.at(law.needed(20.0, amplitude), amplitude) == pytest.approx(20.0)
 
 
 def test_a_pilot_as_long_as_the_run_is_the_run() -> None:
@@ -364,7 +362,7 @@ def test_a_pilot_as_long_as_the_run_is_the_run() -> None:
     path = shared_path(train, who, plan, LAWS.offset)
     margins = 5.0 + torch.randn(20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     told = effective_forecast(
-        token_spectra(train, heldout)[0], 12.0, path, who, plan, replace(LAWS, rehearsal=None),
+        token_spectra(train, heldout)[0], path, who, plan, replace(LAWS, rehearsal=None),
         seen=Seen(margins, 10),
     )  # fmt: skip
     assert error((told.rest + told.shift)[-1], margins) <= 1e-12

@@ -17,7 +17,6 @@ from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.recipe import recorded_steps
 from margincast.dynamics.spaces import token_spaces
 from margincast.dynamics.state import TokenSpace
-from margincast.effective.amplitude import signal_share
 from margincast.effective.laws import Laws, Plan, Responses, Seen, effective_forecast, fitted, shared_path
 from margincast.effective.noise import LEVEL, Noise, drawn_accuracies, drawn_runs, interval, learned
 from margincast.effective.rehearsal import Rehearsal
@@ -85,14 +84,13 @@ def forecast_trained(
         )
     told = None if rehearsal is None else rehearsal.heldout.double() / settings.beta
     seen = None if pilot is None else seen_in(pilot, features, settings)
-    amplitude = own = other = None
+    own = other = None
     path = torch.zeros(len(plan.lengths), len(who.chosen), dtype=torch.float64)
     if spaces is not None:
-        amplitude = amplitude_of(spaces[0], plan, laws)
         deep = deep_spaces(features, settings.beta, plan.taken)
         own, other = token_spectra(deep[0].rows(plan.taken), *deep)
         path = shared_path(spaces[0], who, plan, laws.offset)
-    made = effective_forecast(other, amplitude, path, who, plan, laws, told, seen)
+    made = effective_forecast(other, path, who, plan, laws, told, seen)
     noise = noise_of(laws, None if told is None else float(who.part(told).rest.mean()), seen, settings.max_steps)
     steps = recorded_steps(settings.max_steps, settings.eval_steps)
     at = torch.tensor(steps)
@@ -168,13 +166,12 @@ def rescaled(rehearsal: Rehearsal, features: Features, old: TrainingSettings, ne
     laws = fitted(rehearsed=True)
     if laws.rehearsal is None or not single_token(features):
         raise InputError("settings can be compared for responses of one token")
-    law, (train, _) = laws.rehearsal, token_spaces(features, old.beta)
-    plans = [plan_of(settings, len(train)) for settings in (old, new)]
-    sizes = [amplitude_of(train, plan, laws) for plan in plans]
+    law, plans = laws.rehearsal, [plan_of(settings, len(features.train.pairs)) for settings in (old, new)]
+    alone, beside = ([plan.amplitude(each) for plan in plans] for each in (laws.amplitude, law.amplitude))
     margins = rehearsal.heldout.double() / old.beta
     reached = max(float(responses_of(features, features.heldout).part(margins).rest.mean()), SMALL)
-    end = law.at(reached, plans[0].pairs, plans[0].lora) * sizes[1] / sizes[0]
-    needed = max(law.needed(end, plans[1].pairs, plans[1].lora), SMALL)
+    end = law.at(reached, beside[0]) * alone[1] / alone[0]
+    needed = max(law.needed(end, beside[1]), SMALL)
     return Rehearsal(margins * (needed / reached) * new.beta, rehearsal.pairs)
 
 
@@ -208,12 +205,6 @@ def responses_of(features: Features, split: FeatureSet) -> Responses:
         for side in (split.chosen_ids, split.rejected_ids)
     )
     return Responses(chosen, rejected, concepts)
-
-
-def amplitude_of(train: TokenSpace, plan: Plan, laws: Laws) -> float:
-    """A at the end by features alone, in nats."""
-    signal = signal_share(train.rows(plan.taken))
-    return laws.amplitude.at(float(plan.lengths[-1]), plan.batch, signal, plan.lora)
 
 
 def seen_in(pilot: Trajectory, features: Features, settings: TrainingSettings) -> Seen:

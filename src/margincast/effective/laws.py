@@ -23,7 +23,7 @@ from torch import Tensor
 from margincast.dynamics.batches import Batch
 from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.state import TokenSpace
-from margincast.effective.amplitude import AmplitudeLaw
+from margincast.effective.amplitude import ALPHA, AmplitudeLaw, spread_of
 from margincast.effective.growth import GrowthLaw
 from margincast.effective.noise import Noise
 from margincast.effective.offset import Kind, OffsetLaw, Parts, kinds_of, offset_path, parted
@@ -85,7 +85,9 @@ def laws_from(values: Mapping[str, Any]) -> Laws:
     }  # fmt: skip
     parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in kinds.items()}
     told = values["rehearsal"]
-    return Laws(**parts, rehearsal=None if told is None else RehearsalLaw(**told))
+    if told is not None:
+        told = RehearsalLaw(**{**told, "amplitude": AmplitudeLaw(**told["amplitude"])})
+    return Laws(**parts, rehearsal=told)
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,12 @@ class Plan:
         return torch.tensor([0.0, *self.learning_rates], dtype=torch.float64).cumsum(0) / unit
 
     @property
-    def batch(self) -> int:
-        return max(len(batch.rows) for batch in self.batches)
-
-    @property
     def pairs(self) -> int:
         """Pairs that training takes, as often as it takes them."""
         return sum(len(batch.rows) for batch in self.batches)
+
+    def amplitude(self, law: AmplitudeLaw, spread: float = 1.0) -> float:
+        return law.at(float(self.lengths[-1]), self.pairs, spread, self.lora)
 
     @cached_property
     def taken(self) -> Tensor:
@@ -169,26 +170,28 @@ def shared_path(train: TokenSpace, who: Responses, plan: Plan, law: OffsetLaw) -
 
 
 def effective_forecast(
-    features: Spectrum | None, amplitude: float | None, path: Tensor, who: Responses, plan: Plan, laws: Laws,
-    told: Tensor | None = None, seen: Seen | None = None,
+    features: Spectrum | None, path: Tensor, who: Responses, plan: Plan, laws: Laws, told: Tensor | None = None,
+    seen: Seen | None = None,
 ) -> EffectiveForecast:  # fmt: skip
     """What `plan` will do to margins when every weight trains, at every step.
 
     features: of these pairs against the training pairs, None where there is only a rehearsal
-    amplitude: A at the end by features alone;  path: (steps + 1, pairs) shift that follows from the batch order
+    path: (steps + 1, pairs) shift that follows from the batch order
     told: (pairs,) margins over beta at the end of a rehearsal;  seen: a pilot
     """
     x = plan.lengths / plan.lengths[-1]
     shift = path * laws.offset.fading(x)[:, None]
+    spread = shape_spread(features, who, laws.shape)
     level: Tensor | None
     if told is None or laws.rehearsal is None:
-        if features is None or amplitude is None:
+        if features is None:
             raise ValueError("a forecast needs features or a rehearsal")
-        end = amplitude
+        end = plan.amplitude(laws.amplitude, spread)
         shape = level = frozen_shape(features, who, laws.shape, end)
     else:
         law, parts = laws.rehearsal, who.part(told.double())
-        end, shape, level = law.at(float(parts.rest.mean()), plan.pairs, plan.lora), unit(parts.rest), None
+        end = law.at(float(parts.rest.mean()), plan.amplitude(law.amplitude, spread))
+        shape, level = unit(parts.rest), None
         if features is not None:
             shape, level = law.mixed(parts.rest, frozen_shape(features, who, laws.shape, end), who.concepts)
         shift = shift + x[:, None] * law.offsets(parts, None if features is None else who.concepts)
@@ -204,6 +207,11 @@ def effective_forecast(
 def frozen_shape(features: Spectrum, who: Responses, law: ShapeLaw, end: float) -> Tensor:
     """h of a run that ends at `end` nats, (pairs,) without offsets and with a mean of 1."""
     return unit(who.part(features.shape(law.of(end), law.ridge)).rest)
+
+
+def shape_spread(features: Spectrum | None, who: Responses, law: ShapeLaw) -> float:
+    """sigma of `amplitude`; where there are no features, that of a shape that spreads as far as its mean is."""
+    return 1.0 if features is None else spread_of(unit(who.part(features.shape(ALPHA, law.ridge)).rest))
 
 
 def corrected(made: EffectiveForecast, who: Responses, x: Tensor, seen: Seen, law: PilotLaw) -> EffectiveForecast:

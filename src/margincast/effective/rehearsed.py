@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from margincast.effective.amplitude import AmplitudeLaw
 from margincast.effective.offset import Parts
 from margincast.effective.shape import unit
 
@@ -20,33 +21,27 @@ FLOOR = 2.0  # nats that are added to what a rehearsal reached: less than them i
 
 @dataclass(frozen=True)
 class RehearsalLaw:
-    """How far a run gets by how far its rehearsal got: A = scale (R + 2)^power P^pairs, `adapter` times that with LoRA.
+    """How far a run gets by how far its rehearsal got, R: A = (R + 2)^power, times an `AmplitudeLaw` of its own.
 
-    pairs: exponent of P, the pairs that training takes: more of them make more of the same path
     order: nats reached in a rehearsal at which it counts as much as frozen features do for the order of pairs
     level: the same for how many pairs of a concept are learned
     shared, own: parts of the rehearsal's offsets, in nats, that the run has too
     """
 
-    scale: float
+    amplitude: AmplitudeLaw
     power: float
-    pairs: float
-    adapter: float
     order: float
     level: float
     shared: float
     own: float
 
-    def at(self, reached: float, pairs: int, lora: bool) -> float:
-        """A in nats. reached: R"""
-        return float(self._factor(pairs, lora) * (max(reached, 0.0) + FLOOR) ** self.power)
+    def at(self, reached: float, amplitude: float) -> float:
+        """A in nats. reached: R;  amplitude: what `self.amplitude` gives for the run"""
+        return float(amplitude * (max(reached, 0.0) + FLOOR) ** self.power)
 
-    def needed(self, end: float, pairs: int, lora: bool) -> float:
+    def needed(self, end: float, amplitude: float) -> float:
         """The R of a run that ends at A = `end`."""
-        return float((end / self._factor(pairs, lora)) ** (1.0 / self.power)) - FLOOR
-
-    def _factor(self, pairs: int, lora: bool) -> float:
-        return float(self.scale * pairs**self.pairs * (self.adapter if lora else 1.0))
+        return float((end / amplitude) ** (1.0 / self.power)) - FLOOR
 
     def doubt(self, reached: float) -> float:
         """How much less sure than after a long way a forecast is: the noise times this."""
