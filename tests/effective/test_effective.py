@@ -280,7 +280,7 @@ def test_the_forecast_is_offset_and_scaled_shape() -> None:
 def sigma(features: Spectrum, who: Responses) -> float:
     """The relative spread of h(0.6) without offsets."""
     shape = who.part(features.shape(0.6, 1e-3)).rest
-    return float((shape / shape.mean()).std())
+    return float((shape / shape.mean()).std(correction=0))
 
 
 def test_a_rehearsal_that_got_far_decides_on_order_and_one_that_got_nowhere_on_nothing() -> None:
@@ -309,8 +309,20 @@ def test_a_rehearsal_orders_pairs_however_large_its_margins(scale: float) -> Non
     concepts = torch.zeros(40, dtype=torch.long)
     law = replace(LAWS.rehearsal, order=scale * float(rehearsed.mean()))
     order, _ = law.mixed(scale * rehearsed, frozen, concepts)
-    wanted = rehearsed / rehearsed.std() + frozen / frozen.std()
+    wanted = rehearsed / rehearsed.std(correction=0) + frozen / frozen.std(correction=0)
     assert error(order, wanted / wanted.mean()) <= 1e-9
+
+
+@pytest.mark.parametrize("rehearsed", [False, True])
+def test_one_heldout_pair_is_forecast_too(rehearsed: bool) -> None:
+    train, heldout, _, plan = problem()
+    one = heldout.rows(torch.tensor([3]))
+    who = Responses(one.chosen, one.rejected, torch.zeros(1, dtype=torch.long))
+    told = torch.tensor([2.0], dtype=torch.float64) if rehearsed else None
+    path = shared_path(train, who, plan, LAWS.offset)
+    laws = LAWS if rehearsed else replace(LAWS, rehearsal=None)
+    made = effective_forecast(token_spectra(train, one)[0], path, who, plan, laws, told)
+    assert bool(made.rest.isfinite().all()) and float(made.rest[-1]) != 0.0
 
 
 def test_pairs_that_training_does_not_take_teach_nothing() -> None:

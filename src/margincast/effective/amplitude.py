@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from margincast.effective.shape import spread
+
 ALPHA = 0.6  # of the shape whose spread is taken: where runs of this size are
 WIDEST = 4.0  # spreads are held within 1/4 and 4: runs had .4 to 2.2
 
@@ -39,4 +41,4 @@ class AmplitudeLaw:
 
 def spread_of(shape: Tensor) -> float:
     """sigma of a shape whose mean is 1, (pairs,)."""
-    return min(max(float(shape.std()), 1.0 / WIDEST), WIDEST)
+    return min(max(float(spread(shape)), 1.0 / WIDEST), WIDEST)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from margincast.effective.amplitude import AmplitudeLaw
 from margincast.effective.offset import Parts
-from margincast.effective.shape import unit
+from margincast.effective.shape import spread, unit
 
 FLOOR = 2.0  # nats that are added to what a rehearsal reached: less than them is not told from nothing
 
@@ -62,10 +62,6 @@ class RehearsalLaw:
         """
         trust = torch.ones_like(parts.rest) if concepts is None else trusted(parts.rest, concepts, self.order)
         return self.shared * parts.shared + trust * self.own * parts.own
-
-
-def spread(margins: Tensor) -> Tensor:
-    return margins.std().clamp_min(1e-300)
 
 
 def weight(reached: Tensor, nats: float) -> Tensor:

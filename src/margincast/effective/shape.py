@@ -66,5 +66,11 @@ def token_spectra(train: TokenSpace, *others: TokenSpace) -> tuple[Spectrum, ...
 
 def unit(shape: Tensor) -> Tensor:
     """`shape` with a mean of size 1, its sign kept; where the mean says nothing, against its own spread."""
-    mean, spread = shape.mean().abs(), shape.std()
-    return shape / torch.where(mean > 1e-3 * spread, mean, spread.clamp_min(1e-300))
+    mean, apart = shape.mean().abs(), spread(shape)
+    return shape / torch.where(mean > 1e-3 * apart, mean, apart)
+
+
+def spread(shape: Tensor) -> Tensor:
+    """How far the entries of `shape` are from their mean; where they are all alike, how large they are."""
+    apart, size = shape.std(correction=0), shape.mean().abs()
+    return torch.where(apart > 1e-12 * size, apart, size).clamp_min(1e-300)
