@@ -20,7 +20,7 @@ from torch import Tensor
 from margincast.effective.shape import spread
 
 ALPHA = 0.6  # of the shape whose spread is taken: where runs of this size are
-WIDEST = 4.0  # spreads are held within 1/4 and 4: runs had .4 to 2.2
+WIDEST = 4.0  # spreads are held within 1/4 and 4: runs of the bank have .4 to 1.6
 
 
 @dataclass(frozen=True)
