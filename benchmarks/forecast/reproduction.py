@@ -2,7 +2,7 @@
 
     python -m benchmarks.forecast.reproduction RUN_FOLDER
 
-RUN_FOLDER is a finished `margincast reproduce all --scale cpu`: its forecasts of training all weights are set against
+RUN_FOLDER is a `margincast reproduce all --scale cpu`: its forecasts of training all weights are set against
 the runs themselves.
 """
 
@@ -18,17 +18,25 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from margincast.reproduce.scales import SCALES, run_specs
-from margincast.runs import load_run
+from margincast.runs import SUMMARY, load_run
 
 
 def pairs_of_runs(folder: Path) -> list[tuple[int, Any, Any]]:
-    """(K, forecast, training) of every run whose weights all train."""
+    """(K, forecast, training) of every run whose weights all train, and that is there; of others it says so."""
     kind = "all", "forecast"
     specs = sorted(
         (spec for spec in run_specs(SCALES["cpu"]) if (spec.weights, spec.source) == kind), key=lambda s: s.K
     )
     twins = [(spec, replace(spec, source="training")) for spec in specs]
-    return [(made.K, *(load_run(folder / "runs" / one.folder) for one in (made, true))) for made, true in twins]
+    found = []
+    for made, true in twins:
+        paths = [folder / "runs" / one.folder for one in (made, true)]
+        missing = [path.name for path in paths if not (path / SUMMARY).is_file()]
+        if missing:
+            print(f"not there: {', '.join(missing)}")
+        else:
+            found.append((made.K, *map(load_run, paths)))
+    return found
 
 
 def concept_errors(made: Any, true: Any) -> list[tuple[float, bool]]:
