@@ -32,7 +32,8 @@ from margincast.models.load import default_cache_dir
 from margincast.records import PairSet
 from margincast.store import key_of, write_tensors
 from margincast.tokens import ches, forecast_tokens, head_of, response_rates, token_features
-from margincast.training import TrainingSettings, train_model
+from margincast.training.run import train_model
+from margincast.training.settings import TrainingSettings
 
 PAIRS, HELDOUT, CUT, SEEDS, RESAMPLES = 128, 128, 64, (0, 1, 2), 2000
 SETTINGS = TrainingSettings(

@@ -40,7 +40,8 @@ from margincast.tokens import (
     sequence_kernel,
     token_features,
 )
-from margincast.training import TrainingSettings, train_model
+from margincast.training.run import train_model
+from margincast.training.settings import TrainingSettings
 
 PAIRS, CUT = 64, 32
 SETTINGS = TrainingSettings(train="head", beta=0.1, learning_rate=1e-4, max_steps=20, eval_steps=10, seed=0)

@@ -22,7 +22,8 @@ from margincast.features import encode
 from margincast.intervals import proportion
 from margincast.records import Features, FeatureSet, PairSet
 from margincast.store import key_of, write_tensors
-from margincast.training import TrainingSettings, train_model
+from margincast.training.run import train_model
+from margincast.training.settings import TrainingSettings
 
 DATA, SHARE, SEEDS = "persona:k1", 0.2, (0,)
 SETTINGS = TrainingSettings(

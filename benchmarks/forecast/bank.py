@@ -39,9 +39,8 @@ from margincast.models.load import default_cache_dir
 from margincast.records import Features, Pair, PairSet
 from margincast.runs import environment
 from margincast.store import write_json, write_tensors
-from margincast.training import TrainingSettings
-from margincast.training.run import add_adapter
-from margincast.training.settings import arguments
+from margincast.training.adapter import add_adapter
+from margincast.training.settings import TrainingSettings, arguments
 from margincast.training.trainer import MarginTrainer, PairDataset, collate, share
 
 BANK = Path(__file__).parent / "bank"

@@ -41,7 +41,8 @@ from margincast.errors import InputError
 from margincast.features import encode, features_of
 from margincast.losses import get_loss
 from margincast.records import Pair, PairSet
-from margincast.training import TrainingSettings, train_model
+from margincast.training.run import train_model
+from margincast.training.settings import TrainingSettings
 from tests.problems import make_features
 from tests.tiny import tiny_loaded
 from tests.tolerances import TOLERANCE, error

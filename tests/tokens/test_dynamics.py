@@ -21,7 +21,8 @@ from margincast.models import LoadedModel
 from margincast.records import PairSet, Trajectory
 from margincast.tokens import TokenFeatures, dynamics, forecast_tokens, token_features
 from margincast.tokens.dynamics import head_space
-from margincast.training import TrainingSettings, train_model
+from margincast.training.run import train_model
+from margincast.training.settings import TrainingSettings
 from tests.problems import make_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tokens.test_decomposition import BETA, PROBLEMS, margins_of, problem

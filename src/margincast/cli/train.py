@@ -12,7 +12,7 @@ from margincast.cli.inputs import PairInputs, check_settings, load_inputs
 from margincast.cli.job import Job, open_job
 
 if TYPE_CHECKING:
-    from margincast.training import TrainingSettings
+    from margincast.training.settings import TrainingSettings
 
 
 def train(
@@ -114,7 +114,7 @@ def training_settings(config: dict[str, Any]) -> TrainingSettings:
     """The settings of `config` that training knows. Raises `InputError` for those it cannot use."""
     from dataclasses import fields
 
-    from margincast.training import TrainingSettings
+    from margincast.training.settings import TrainingSettings
 
     names = {field.name for field in fields(TrainingSettings)}
     settings = {name: value for name, value in config.items() if name in names}
@@ -130,7 +130,7 @@ def run_training(job: Job, inputs: PairInputs) -> dict[str, Any]:
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import write_page
     from margincast.runs import save_trajectory, trajectory_results, write_summary
-    from margincast.training import train_model
+    from margincast.training.run import train_model
 
     config = job.config
     trajectory = train_model(

@@ -16,7 +16,7 @@ from margincast.errors import InputError
 if TYPE_CHECKING:
     from margincast.effective.rehearsal import Rehearsal
     from margincast.records import Trajectory
-    from margincast.training import TrainingSettings
+    from margincast.training.settings import TrainingSettings
 
 SWEPT = {"learning_rate": float, "beta": float, "max_steps": int, "per_device_train_batch_size": int}
 
@@ -150,7 +150,7 @@ def rehearsed(job: Job, inputs: PairInputs, settings: TrainingSettings) -> Rehea
 def pilot_of(job: Job, inputs: PairInputs, settings: TrainingSettings, pilot: PilotOption) -> Trajectory | None:
     """The first steps of the run itself: read from a folder, or trained in `pilot/`, from where `train` goes on."""
     from margincast.runs import load_run
-    from margincast.training import train_model
+    from margincast.training.run import train_model
 
     if not pilot.steps:
         return pilot.run

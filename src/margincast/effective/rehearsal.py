@@ -24,8 +24,8 @@ from margincast.features.passes import packing_problem, response_pass
 from margincast.features.tokenize import Encoding
 from margincast.models.load import LoadedModel
 from margincast.records import Features, FeatureSet
+from margincast.training.adapter import add_adapter
 from margincast.training.evaluate import Evaluator
-from margincast.training.run import add_adapter
 from margincast.training.settings import TrainingSettings
 
 PARTS, FEWEST = 4, 8  # a batch of training becomes up to 4 batches of rehearsal, of no fewer than 8 pairs

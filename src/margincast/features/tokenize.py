@@ -71,20 +71,20 @@ def encode(
     "skip" such pairs are left out and listed in the `skipped` of the encoding's `pairs`.
     """
     limit = min(max_length, context or max_length)
+    bare = [] if eos else [_encode_pair(pair, tokenizer, "") for pair in pairs]
     if eos is None:
-        bare = [_encode_pair(pair, tokenizer, "") for pair in pairs]
         # A row that is refused or left out below does not decide for the others.
         usable_rows = [row for row in bare if not _problem(row, row, limit)]
         eos = not all(len(row.chosen) == 1 and len(row.rejected) == 1 for row in usable_rows)
     ending = (tokenizer.eos_token or "") if eos else ""
     if eos and not ending and not all(pair.conversational for pair in pairs):
         raise InputError("the tokenizer has no end-of-sequence token; pass --no-eos")
+    wholes = [_encode_pair(pair, tokenizer, ending) for pair in pairs] if ending or not bare else bare
     rows: list[Encoded] = []
     kept: list[Pair] = []
     problems: list[str] = []
     truncated = 0
-    for pair in pairs:
-        whole = _encode_pair(pair, tokenizer, ending)
+    for pair, whole in zip(pairs, wholes, strict=True):
         room = max(limit - len(whole.prompt), 0)
         row = Encoded(whole.prompt, whole.chosen[:room], whole.rejected[:room])
         reason = _problem(whole, row, limit)

@@ -27,6 +27,7 @@ from margincast.models.load import LoadedModel, untie
 from margincast.processes import by_first, everyone, process, processes
 from margincast.records import Features, FeatureSet, PairSet, Trajectory
 from margincast.store import key_of, write_jsonl
+from margincast.training.adapter import add_adapter
 from margincast.training.evaluate import Evaluator
 from margincast.training.recording import Recording, claim
 from margincast.training.settings import TrainingSettings, arguments
@@ -122,26 +123,6 @@ def whole_weights(model: Any) -> dict[str, Any]:
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     return {name: weight for name, weight in weights.items() if name in names}
-
-
-def add_adapter(model: Any, settings: TrainingSettings) -> Any:
-    """`model` inside a fresh LoRA adapter, which is all that trains. Raises `InputError` where it cannot have one."""
-    from peft import LoraConfig, get_peft_model
-
-    modules = settings.lora_target_modules
-    names = [name.strip() for name in modules.split(",")] if modules and modules != "all-linear" else modules
-    torch.manual_seed(settings.seed)  # the adapter's first weights
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=names,
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise InputError(f"this model cannot have the adapter: {str(error).splitlines()[0]}") from error
 
 
 def spread(pairs: PairSet, count: int) -> PairSet:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from typing import TYPE_CHECKING
 
 from margincast.errors import InputError
 from margincast.losses import LOSS_PARAMETERS, Loss, get_loss
 from margincast.processes import sharded
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 # What the trackers that transformers can look for are called on the package index.
@@ -108,6 +109,8 @@ class TrainingSettings:
 
 def arguments(settings: TrainingSettings, state: Path, batch_size: int, device: str) -> TrainingArguments:
     """`settings` as `MarginTrainer` takes them. batch_size: of all processes together; state: its folder."""
+    from transformers import TrainingArguments  # seconds, which a forecast does without
+
     return TrainingArguments(
         output_dir=str(state),
         per_device_train_batch_size=batch_size,
@@ -142,6 +145,13 @@ def arguments(settings: TrainingSettings, state: Path, batch_size: int, device: 
 
 def _check_report_to(name: str) -> None:
     """Raises `InputError` for what transformers cannot report to here, before it says so itself, after minutes."""
+    if name == "none":
+        return
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
     known = {"none", "all", *INTEGRATION_TO_CALLBACK}
     if name not in known:
         raise InputError(f"report_to {name!r} is not known; use one of: {', '.join(sorted(known))}")
