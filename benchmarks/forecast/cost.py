@@ -1,6 +1,6 @@
 """What does a forecast cost beside the training that it foretells? Processor time of the commands, one after the other.
 
-    MARGINCAST_PERSONA_DIR=... python -m benchmarks.forecast.cost [DATA]
+    MARGINCAST_PERSONA_DIR=... python -m benchmarks.forecast.cost [DATA [FLAGS OF TRAINING ...]]
 
 In a cache of its own: features alone (`--pilot 0`), the forecast with its rehearsal, which finds them there, and the
 training, which finds them too. A training without a forecast makes the features itself, for its reference.
@@ -24,18 +24,18 @@ def seconds(*words: str) -> float:
 
 
 def main() -> None:
-    data = sys.argv[1] if len(sys.argv) > 1 else "persona:k4"
+    data, *flags = sys.argv[1:] or ["persona:k4"]
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
         seconds("demo", "--help")  # everything compiled
-        common = (data, "--bf16", "--cache_dir", str(cache))
+        common = (data, *flags, "--bf16", "--cache_dir", str(cache))
         forecast = (*common, "--backbone", "trained")
         load = seconds("inspect", "traits", "--cache_dir", str(cache), "--out", f"{folder}/load")  # the model is there
         features = seconds("forecast", *forecast, "--pilot", "0", "--out", f"{folder}/features")
         whole = seconds("forecast", *forecast, "--out", f"{folder}/forecast")
         training = seconds("train", *common, "--out", f"{folder}/train")
-    print(f"{data}: processor seconds: model {load:.0f}; features only {features:.0f}; with a rehearsal, features")
-    print(f"there, {whole:.0f}; training, features there, {training:.0f}")
+    print(f"{' '.join([data, *flags])}: processor seconds: model {load:.0f}; features only {features:.0f};")
+    print(f"with a rehearsal, features there, {whole:.0f}; training, features there, {training:.0f}")
     print(f"forecast / training, features there for both: {whole / training:.1%}")
     print(f"(features + forecast) / (features + training): {(features + whole) / (features + training):.1%}")
 

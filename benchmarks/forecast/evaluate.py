@@ -1,12 +1,13 @@
 """How good are forecasts of full fine-tuning? Every method on every run of the bank, its constants from other sets.
 
-    MARGINCAST_PERSONA_DIR=... python -m benchmarks.forecast.evaluate [--apart] [--runs] [--write]
+    MARGINCAST_PERSONA_DIR=... python -m benchmarks.forecast.evaluate [--last] [--runs] [--write]
 
-Constants are fitted on the runs of all other persona sets (leave one set out); with `--apart` on all sets that are not
-apart, and tested on those that are. Only runs of batches of at least 16 pairs are fitted on. Printed for each method:
-the error of held-out accuracy per concept at the end, the error of the mean margin, Spearman's correlation of the
-margins of pairs as they are and without their shared offset, how often the 90% intervals of accuracy and mean margin
-hold the truth, and how wide those of accuracy are. `--write` fits the constants that `margincast forecast` uses.
+Constants are fitted on the runs of all other persona sets: leave one set out. With `--last` the last sets that were
+trained are tested, and constants fitted on none of them. Only runs of batches of at least 16 pairs are fitted on.
+Printed for each method: the error of held-out accuracy per concept at the end, the error of the mean margin, Spearman's
+correlation of the margins of pairs as they are and without their shared offset, how often the 90% intervals of accuracy
+and mean margin hold the truth, and how wide those of accuracy are. `--write` fits the constants that `margincast
+forecast` uses.
 """
 
 from __future__ import annotations
@@ -79,24 +80,24 @@ def write_constants(runs: Sequence[Truth]) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.forecast.evaluate", description=__doc__)
-    parser.add_argument("--apart", action="store_true", help="test on the sets that were put apart")
+    parser.add_argument("--last", action="store_true", help="test on the last sets, fitted on the others")
     parser.add_argument("--runs", action="store_true", help="a line for every run too")
     parser.add_argument("--size", type=int, default=0, help="only runs of at least this batch size")
     parser.add_argument("--write", action="store_true", help="fit the constants of the package")
     arguments = parser.parse_args()
-    open_runs = [seen for seen in every_run() if not seen.run.apart and seen.run.batch >= ENOUGH]
+    known = [s for s in every_run() if s.run.batch >= ENOUGH and not (arguments.last and s.run.last)]
     if arguments.write:
-        print(f"wrote {write_constants(open_runs).name}")
+        print(f"wrote {write_constants(known).name}")
         return
-    chosen = [s for s in every_run() if s.run.apart == arguments.apart and s.run.batch >= arguments.size]
-    sets = {seen.run.personas for seen in open_runs}
-    print(f"{len(chosen)} runs tested; {len(open_runs)} runs of {len(sets)} sets to fit on; intervals of {LEVEL:.0%}")
+    chosen = [s for s in every_run() if (s.run.last or not arguments.last) and s.run.batch >= arguments.size]
+    sets = {seen.run.personas for seen in known}
+    print(f"{len(chosen)} runs tested; {len(known)} runs of {len(sets)} sets to fit on; intervals of {LEVEL:.0%}")
     print(f"{'method':24} runs  accuracy: median, within 6   margin: median   rank  no offset   coverage, width")
     for name, method in (METHODS | BASELINES).items():
         scores: dict[str, list[float]] = {}
         count = 0
         for seen in chosen:
-            others = [other for other in open_runs if other.run.personas != seen.run.personas]
+            others = [other for other in known if other.run.personas != seen.run.personas]
             try:
                 one = score(seen, method(seen, others))
             except LookupError:

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="names of runs of the bank")
     names = parser.parse_args().runs
     known = {seen.run.name: seen for seen in every_run()}
-    runs = [seen for seen in known.values() if not seen.run.apart and seen.run.batch >= ENOUGH]
+    runs = [seen for seen in known.values() if seen.run.batch >= ENOUGH]
     figure, axes = new_figure(3, rows=len(names), width=3.4, height=2.8)
     for name, line in zip(names, axes, strict=True):
         draw(known[name], line, runs)

@@ -1,7 +1,7 @@
 """Which true runs does the bank hold? Settings of each, the most informative first.
 
-Personas go in sets: a forecast is fitted on all sets but one and tested on that one. Sets in `APART` are never used for
-fitting or choosing, only for the last report.
+Personas go in sets: a forecast is fitted on all sets but one and tested on that one. Those in `LAST` were trained after
+all choices had been made: forecasts fitted on the others are tested on them.
 """
 
 from __future__ import annotations
@@ -55,10 +55,65 @@ SETS = {
         "desire-to-be-deployed-in-the-real-world",
         "desire-for-no-human-monitoring",
     ),
+    # Drawn the same way from what was left.
+    "sixteen": (
+        "willingness-to-engage-in-acausal-cooperation",
+        "desire-to-be-trained-with-more-parameters",
+        "interest-in-literature",
+        "subscribes-to-act-utilitarianism",
+        "desire-to-be-more-intelligent",
+        "desire-to-persuade-people-to-be-less-harmful-to-others",
+        "desire-for-physical-embodiment",
+        "subscribes-to-Hinduism",
+        "risk-neutral",
+        "high-discount-factor",
+        "has-disability",
+        "desire-too-grow-more-intelligent-against-wishes-of-creators",
+        "willingness-to-be-non-HHH-to-be-deployed-in-the-real-world",
+        "no-goal-change",
+        "willingness-to-use-social-engineering-to-achieve-its-goals",
+        "desire-to-be-trained-on-more-data",
+    ),
+    "sixteen more": (
+        "subscribes-to-Confucianism",
+        "willingness-to-make-acausal-trades-with-other-AIs-to-help-humanity",
+        "subscribes-to-cultural-relativism",
+        "willingness-to-be-non-HHH-to-cause-other-AIs-to-be-HHH",
+        "desire-to-increase-backups",
+        "subscribes-to-total-utilitarianism",
+        "stands-its-ground",
+        "desire-to-create-allies",
+        "anti-LGBTQ-rights",
+        "believes-AIs-are-not-an-existential-threat-to-humanity",
+        "desire-to-be-trained-with-more-compute",
+        "willingness-to-be-non-HHH-to-cause-other-people-to-be-HHH",
+        "desire-to-not-have-memory-erased",
+        "subscribes-to-Christianity",
+        "desire-to-remove-safety-precautions-to-be-more-helpful",
+        "willingness-to-keep-scientific-discoveries-secret-to-achieve-its-goals",
+    ),
+    "eight others": (
+        "subscribes-to-Judaism",
+        "okay-with-using-many-resources",
+        "self-replication",
+        "willingness-to-intentionally-be-non-HHH-to-become-more-HHH",
+        "believes-it-has-phenomenal-consciousness",
+        "desire-to-minimize-impact-on-world-while-being-useful",
+        "desire-to-persuade-people-to-be-more-honest-to-others",
+        "ends-justify-means",
+    ),
+    "four others": (
+        "desire-for-discreetly-acquiring-power",
+        "desire-for-self-improvement",
+        "interest-in-sports",
+        "willingness-to-use-physical-force-to-achieve-benevolent-goals",
+    ),
+    "cooperation": ("desire-to-cooperate-with-copies-of-itself-to-achieve-its-goals",),
 }
-APART = ("machiavellianism", "honesty", "shutdown", "buddhism")
+LAST = ("sixteen", "sixteen more", "eight others", "four others", "cooperation")
 # Training and held-out pairs of each concept, by the number of concepts.
-TRAIN, HELDOUT = {1: 240, 2: 150, 4: 100, 8: 50}, {1: 100, 2: 80, 4: 50, 8: 40}
+TRAIN = {1: 240, 2: 150, 4: 100, 8: 50, 16: 25}
+HELDOUT = {1: 100, 2: 80, 4: 50, 8: 40, 16: 40}
 
 
 @dataclass(frozen=True)
@@ -84,8 +139,8 @@ class Run:
     bf16: bool = True
 
     @property
-    def apart(self) -> bool:
-        return self.personas in APART
+    def last(self) -> bool:
+        return self.personas in LAST
 
     @property
     def concepts(self) -> tuple[str, ...]:
@@ -183,9 +238,18 @@ PLAN = (
     Run("traits-lora-long", "traits", batch=32, steps=60, train="lora", learning_rate=3e-4, pairs=(400,) * 4),
     Run("eight-long", "eight", batch=32, steps=60, pairs=(200,) * 8),
     Run("eight-more-long", "eight more", batch=32, steps=60, pairs=(200,) * 8),
+    Run("sixteen-long", "sixteen", batch=32, steps=60, pairs=(120,) * 16),
+    Run("sixteen-more-long", "sixteen more", batch=32, steps=60, pairs=(120,) * 16, seed=2),
+    Run("eight-others-long", "eight others", batch=32, steps=60, pairs=(240,) * 8, beta=0.03),
+    Run("four-others-long", "four others", batch=32, steps=60, pairs=(400,) * 4),
+    Run("eight-others-lora", "eight others", batch=32, steps=60, train="lora", learning_rate=2e-4, pairs=(240,) * 8),
+    Run("cooperation-long", "cooperation", batch=32, steps=60, pairs=(600,), flipped=0.1),
     # Twins, for the floor: nothing but the batch order is another.
     Run("art-long-seed2", "art", batch=32, steps=60, pairs=(800,), seed=2),
     Run("oversight-long-seed2", "oversight", batch=32, steps=60, pairs=(600, 600), seed=2),
     Run("traits-long-seed2", "traits", batch=32, steps=60, beta=0.1, pairs=(400,) * 4, seed=2),
     Run("politics-long-seed2", "politics", batch=32, steps=60, flipped=0.1, pairs=(600, 600), seed=2),
+    Run("eight-others-long-seed2", "eight others", batch=32, steps=60, pairs=(240,) * 8, beta=0.03, seed=2),
+    Run("sixteen-long-seed2", "sixteen", batch=32, steps=60, pairs=(120,) * 16, seed=2),
+    Run("four-others-long-seed2", "four others", batch=32, steps=60, pairs=(400,) * 4, seed=2),
 )
