@@ -149,11 +149,11 @@ def rehearsed(job: Job, inputs: PairInputs, settings: TrainingSettings) -> Rehea
 
 def pilot_of(job: Job, inputs: PairInputs, settings: TrainingSettings, pilot: PilotOption) -> Trajectory | None:
     """The first steps of the run itself: read from a folder, or trained in `pilot/`, from where `train` goes on."""
+    if not pilot.steps:
+        return pilot.run
     from margincast.runs import load_run
     from margincast.training.run import train_model
 
-    if not pilot.steps:
-        return pilot.run
     stage = Job("train", train_config(job.config), job.out / "pilot", json=False, quiet=job.quiet, finished=False)
     if (stage.out / "summary.json").is_file():  # which has been gone on with, to its end
         return load_run(stage.out).trajectory
