@@ -80,7 +80,7 @@ def test_the_same_command_does_not_rehearse_again(
 
 def test_with_pilot_0_nothing_is_trained(inputs: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("margincast.effective.rehearsal.rehearse", lambda *_, **__: pytest.fail("rehearsed"))
-    monkeypatch.setattr("margincast.training.train_model", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("margincast.training.run.train_model", lambda *_, **__: pytest.fail("trained"))
     done = forecast(inputs, "--pilot", 0, "--out", tmp_path / "out")
     assert done.status == 0, done.err
     assert "from frozen features." in done.out

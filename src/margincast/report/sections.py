@@ -19,14 +19,15 @@ from margincast.report.reproduction import reproduction_sections
 from margincast.report.trained import LIMITS, answers_in_words
 from margincast.store import write_text
 
-CURVES = (
-    "Reward margin, loss and accuracy against the optimizer step. Accuracy is the share of pairs with a positive "
-    "margin; before the first update every margin is 0 and counts as wrong."
+ACCURACY = (
+    "against the optimizer step. Accuracy is the share of pairs with a positive margin; before the first update every "
+    "margin is 0 and counts as wrong."
 )
 GLOSSARY = (
     "A pair is a prompt with a chosen and a rejected response. Its reward margin says how much more training has "
     "raised the log-probability of the chosen response than that of the rejected one, times beta. A margin above 0 "
-    "means the pair is learned. Held-out pairs take no part in training. Intervals are 95%, over pairs."
+    "means the pair is learned. Held-out pairs take no part in training. Intervals are 95%, over pairs, "
+    "where nothing else is said."
 )
 
 
@@ -135,7 +136,12 @@ def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
             title="Forecast",
             texts=[f"This is a {results['origin']}. It is not exact.", LIMITS],
             reading=answers_in_words(results, config["max_steps"]),
-            figures=[PageFigure(folder / "figures" / "curves.svg", f"{CURVES} The band holds 90% of drawn runs.")],
+            figures=[
+                PageFigure(
+                    folder / "figures" / "curves.svg",
+                    f"Held-out reward margin and accuracy {ACCURACY} The band holds 90% of drawn runs.",
+                )
+            ],
             tables=listed,
         )
     ]
@@ -152,7 +158,7 @@ def run_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
             title="Forecast" if summary["command"] == "forecast" else "Training",
             texts=[f"This is a {summary['results']['origin']}."],
             reading=read_run(summary),
-            figures=[PageFigure(folder / "figures" / "curves.svg", CURVES)],
+            figures=[PageFigure(folder / "figures" / "curves.svg", f"Reward margin, loss and accuracy {ACCURACY}")],
             tables=[
                 PageTable("Every recorded step", tables.STEP_HEADER, tables.step_rows(rows)),
                 PageTable(f"Step {rows[-1]['step']}", tables.CONCEPT_HEADER, tables.concept_rows(concepts)),
