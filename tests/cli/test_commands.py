@@ -324,7 +324,7 @@ def test_a_finished_training_is_not_done_again(
 ) -> None:
     folder = runs("train-all")
     before = contents(folder)
-    monkeypatch.setattr("margincast.training.train_model", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("margincast.training.run.train_model", lambda *_, **__: pytest.fail("trained again"))
     outcome = succeed("train", *inputs, *SETTINGS, "--out", folder)
     assert "already finished" in outcome.out
     assert contents(folder) == before
