@@ -3,7 +3,7 @@
     MARGINCAST_PERSONA_DIR=... python -m benchmarks.forecast.bank [NAME ...]
 
 A run that is kept is not made again; an interrupted one is begun anew. Kept beside this file, in `bank/`: settings,
-metrics and margins, and the margins of a rehearsal in a tenth of the steps. Kept in the cache, and made again when
+metrics and margins, and the margins of a rehearsal with a tenth of the pairs. Kept in the cache, and made again when
 missing: features before training, of inner layers too.
 Training is `margincast train`'s: its trainer, batches and settings, without checkpoints.
 """
@@ -28,7 +28,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
-from benchmarks.forecast.plan import PLAN, Run
+from benchmarks.forecast.plan import PLAN, Run, named
 from benchmarks.packing import model, personas
 from margincast.effective.rehearsal import rehearse, size_of
 from margincast.features import Encoded, Encoding, encode, features_of
@@ -252,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.forecast.bank", description=__doc__)
     parser.add_argument("names", nargs="*", help="runs to make; all of the plan when none is named")
     wanted = parser.parse_args().names or [run.name for run in PLAN]
-    runs = [run for run in PLAN if run.name in wanted and not whole(run)]
+    runs = [run for run in named(wanted) if not whole(run)]
     loaded = model() if runs else None
     for number, run in enumerate(runs):
         start = time.perf_counter()

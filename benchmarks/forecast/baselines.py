@@ -253,7 +253,7 @@ def meta_regression(seen: Truth, others: Sequence[Truth]) -> Answer:
 
 
 def linearised(seen: Truth, others: Sequence[Truth]) -> Answer:
-    """The run's first-order expansion at the initial weights, trained; it costs as much as the run."""
+    """The run's first-order expansion at the initial weights, trained; it costs more than the run."""
     if not linear_of(seen.run).is_file():
         raise LookupError
     return Answer(load_file(linear_of(seen.run))["heldout"].double())

@@ -8,6 +8,7 @@ training, which finds them too. A training without a forecast makes the features
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -24,7 +25,10 @@ def seconds(*words: str) -> float:
 
 
 def main() -> None:
-    data, *flags = sys.argv[1:] or ["persona:k4"]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forecast.cost", description=__doc__)
+    parser.add_argument("data", nargs="?", default="persona:k4", help="DATA of `margincast train`")
+    known, flags = parser.parse_known_args()
+    data = known.data
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "cache"
         seconds("demo", "--help")  # everything compiled

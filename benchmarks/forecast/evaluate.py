@@ -1,6 +1,6 @@
 """How good are forecasts of full fine-tuning? Every method on every run of the bank, its constants from other sets.
 
-    MARGINCAST_PERSONA_DIR=... python -m benchmarks.forecast.evaluate [--last] [--runs] [--write]
+    MARGINCAST_PERSONA_DIR=... python -m benchmarks.forecast.evaluate [--last] [--size N] [--runs] [--write]
 
 Constants are fitted on the runs of all other persona sets: leave one set out. With `--last` the last sets that were
 trained are tested, and constants fitted on none of them. Only runs of batches of at least 16 pairs are fitted on.
@@ -69,8 +69,10 @@ def _rank(left: Tensor, right: Tensor) -> float:
 def write_constants(runs: Sequence[Truth]) -> Path:
     """Fit the constants of the package on `runs`."""
     path = Path(str(files("margincast.effective").joinpath("constants.json")))
+    paths = {kind: [r.run.steps * r.run.learning_rate for r in runs if r.run.train == kind] for kind in ("all", "lora")}
     values = {
         "fitted_on": f"{len(runs)} runs of {len({run.run.personas for run in runs})} sets of personas, SmolLM2",
+        "paths": {kind: [float(f"{end:.3g}") for end in (min(every), max(every))] for kind, every in paths.items()},
         "features": asdict(fit(runs, rehearsed=False)),
         "rehearsed": asdict(fit(runs, rehearsed=True)),
     }

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.forecast.bank import BANK, inputs_of, read, settings_of
-from benchmarks.forecast.plan import PLAN, Run
+from benchmarks.forecast.plan import Run, named
 from benchmarks.packing import model
 from margincast.dynamics.batches import batch_order
 from margincast.errors import InputError
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.forecast.linearise", description=__doc__)
     parser.add_argument("names", nargs="+", help="runs of the plan")
     wanted = parser.parse_args().names
-    runs = [run for run in PLAN if run.name in wanted and not linear_of(run).is_file()]
+    runs = [run for run in named(wanted) if not linear_of(run).is_file()]
     for run in runs:
         begun = time.process_time()
         margins, nearer = linearise(run, model())

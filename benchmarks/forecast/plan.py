@@ -6,6 +6,7 @@ all choices had been made: forecasts fitted on the others are tested on them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SETS = {
@@ -156,7 +157,7 @@ class Run:
 
     @property
     def pilot(self) -> int:
-        """A tenth of the steps, where features are kept too."""
+        """A tenth of the steps, where training margins are kept too."""
         return self.steps // 10
 
     @property
@@ -253,3 +254,11 @@ PLAN = (
     Run("sixteen-long-seed2", "sixteen", batch=32, steps=60, pairs=(120,) * 16, seed=2),
     Run("four-others-long-seed2", "four others", batch=32, steps=60, pairs=(400,) * 4, seed=2),
 )
+
+
+def named(names: Sequence[str]) -> list[Run]:
+    """The runs of these names, in the order of the plan. Raises `SystemExit` for a name that no run has."""
+    unknown = sorted(set(names) - {run.name for run in PLAN})
+    if unknown:
+        raise SystemExit(f"no run of the plan is called {', '.join(unknown)}")
+    return [run for run in PLAN if run.name in names]

@@ -36,6 +36,10 @@ def pairs_of_runs(folder: Path) -> list[tuple[int, Any, Any]]:
             print(f"not there: {', '.join(missing)}")
         else:
             found.append((made.K, *map(load_run, paths)))
+    if not found:
+        raise SystemExit(
+            f"{folder} has no run with its forecast; give the folder of `margincast reproduce all --scale cpu`"
+        )
     return found
 
 

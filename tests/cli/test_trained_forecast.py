@@ -125,6 +125,7 @@ def test_what_it_does_not_know_is_refused(inputs: Words, tmp_path: Path) -> None
         (("--sweep", "beta=0.1,-0.1"), "beta"),
         (("--sweep", "max_steps=0,10"), "max_steps"),
         (("--sweep", "beta=0.1,0.1"), "a value is given twice"),
+        (("--sweep", "beta=0.1,0.2", "--pilot", 2), "of other settings than the pilot's"),
     ):
         out = tmp_path / "refused"
         done = forecast(inputs, *words, "--out", out)
@@ -135,6 +136,19 @@ def test_what_it_does_not_know_is_refused(inputs: Words, tmp_path: Path) -> None
     frozen = run("forecast", *inputs, "--pilot", 3, "--out", tmp_path / "frozen")
     assert frozen.status == 2
     assert "--pilot belongs to --backbone trained" in frozen.err
+
+
+def test_a_path_that_no_run_behind_the_constants_had_is_said(rehearsed: Path, inputs: Words, tmp_path: Path) -> None:
+    # 20 steps at 1e-3, the setting of these runs, are far beyond those runs.
+    path = summary(rehearsed)["results"]["path"]
+    assert path["length"] == pytest.approx(0.02)
+    assert path["beyond"]
+    known = ("--pilot", 0, "--learning_rate", path["tested"][1] / 20)
+    inside = forecast(inputs, *known, "--sweep", "max_steps=18,40", "--out", tmp_path / "inside")
+    assert inside.status == 0, inside.err
+    assert "Untested:" not in inside.out
+    assert "Untested values of max_steps: 40." in inside.out
+    assert "Untested: the learning rates of this run add up to 0.02," in (rehearsed / "report.html").read_text()
 
 
 def test_a_pilot_of_other_pairs_is_refused(inputs: Words, rehearsed: Path, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def forecast_trained(parameters: dict[str, Any], persona_dir: Path | None, cache
     pilot = read_pilot(job.config["pilot"], settings.max_steps)
     swept = None
     if job.config["sweep"] is not None:
+        if pilot.steps or pilot.run is not None:
+            raise InputError("--sweep is of other settings than the pilot's; leave --pilot out, or give --pilot 0")
         swept = parse_sweep(job.config["sweep"], SWEPT, "learning_rate=1e-5,2e-5")
         if not all(value > 0 for value in swept[1]):
             raise InputError(f"--sweep {job.config['sweep']}: values of {swept[0]} are positive")
@@ -188,6 +190,7 @@ def sweep_rows(
                 "heldout_accuracy": made.bands[""].accuracy[-1].as_dict(),
                 "heldout_margin": made.bands[""].margin[-1].as_dict(),
                 "stops_rising": stops_rising(made).as_dict(),
+                "beyond": made.beyond,
             }
         )
     return rows

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from margincast.effective.forecast import TrainedForecast, deep_spaces, plan_of, responses_of
 from margincast.effective.laws import fitted, frozen_shape
-from margincast.effective.noise import interval
+from margincast.effective.noise import LEVEL
 from margincast.effective.shape import LARGEST, Spectrum, token_spectra
 from margincast.intervals import Estimate
 from margincast.records import Features
@@ -25,8 +25,10 @@ SHARES, DRAWS = (0.125, 0.25, 0.5), 4
 def stops_rising(forecast: TrainedForecast) -> Estimate:
     """The recorded step from which held-out accuracy gains no more than a point, in the drawn runs."""
     best = forecast.draws[:, -1:] - NEAR
-    first = (forecast.draws >= best).double().argmax(1)
-    return interval(torch.tensor(forecast.steps, dtype=torch.float64)[first])
+    first = torch.tensor(forecast.steps, dtype=torch.float64)[(forecast.draws >= best).double().argmax(1)]
+    quantiles = torch.tensor([0.5, 0.5 - LEVEL / 2, 0.5 + LEVEL / 2], dtype=torch.float64)
+    value, low, high = torch.quantile(first, quantiles, interpolation="nearest").tolist()
+    return Estimate(value, low, high)
 
 
 def still_rising(forecast: TrainedForecast) -> float:

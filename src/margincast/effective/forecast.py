@@ -17,7 +17,16 @@ from margincast.dynamics.optimizers import AdamW
 from margincast.dynamics.recipe import recorded_steps
 from margincast.dynamics.spaces import token_spaces
 from margincast.dynamics.state import TokenSpace
-from margincast.effective.laws import Laws, Plan, Responses, Seen, effective_forecast, fitted, shared_path
+from margincast.effective.laws import (
+    Laws,
+    Plan,
+    Responses,
+    Seen,
+    effective_forecast,
+    fitted,
+    shared_path,
+    tested_paths,
+)
 from margincast.effective.noise import LEVEL, Noise, drawn_accuracies, drawn_runs, interval, learned
 from margincast.effective.rehearsal import Rehearsal
 from margincast.effective.shape import LARGEST, Spectrum, side_by_side, token_spectra
@@ -47,6 +56,7 @@ class TrainedForecast(Trajectory):
     low, high: (steps, held-out pairs) the central 90% of every margin
     draws: (draws, steps) held-out accuracy of drawn runs;  worst: (concepts,) how often each is the least accurate
     spectrum: of training pairs against held-out ones, None for responses of several tokens
+    length: of the path, the sum of learning rates;  tested: the shortest and longest of the runs behind the constants
     """
 
     bands: Mapping[str, Band] = field(kw_only=True)
@@ -55,6 +65,13 @@ class TrainedForecast(Trajectory):
     draws: Tensor = field(kw_only=True, repr=False)
     worst: Mapping[str, float] = field(kw_only=True)
     spectrum: Spectrum | None = field(kw_only=True, repr=False)
+    length: float = field(kw_only=True)
+    tested: tuple[float, float] = field(kw_only=True)
+
+    @property
+    def beyond(self) -> bool:
+        """Whether no run behind the constants was as short, or as long."""
+        return not 0.999 * self.tested[0] <= self.length <= 1.001 * self.tested[1]
 
 
 def forecast_trained(
@@ -125,6 +142,8 @@ def forecast_trained(
         draws=accuracies[..., -1],
         worst=dict(zip(rows, least.tolist(), strict=True)),
         spectrum=other,
+        length=sum(plan.learning_rates),
+        tested=tested_paths(plan.lora),
     )
 
 

@@ -77,6 +77,13 @@ def fitted(rehearsed: bool) -> Laws:
     return laws_from(values)
 
 
+def tested_paths(lora: bool) -> tuple[float, float]:
+    """The shortest and the longest path, a sum of learning rates, of the runs behind the constants."""
+    text = files("margincast.effective").joinpath("constants.json").read_text("utf-8")
+    low, high = json.loads(text)["paths"]["lora" if lora else "all"]
+    return low, high
+
+
 def laws_from(values: Mapping[str, Any]) -> Laws:
     """Laws from what `dataclasses.asdict` made of them."""
     kinds = {

@@ -128,7 +128,7 @@ def curve_caption(name: str, curves: Sequence[Curves]) -> str:
     seeds = len({one.spec.seed for one in curves})
     return (
         f"{name.replace('fig', 'Figure ')}: {SHOWN[name][1]} against optimizer step for K personas. Lines are means "
-        f"over {seeds} seeds, bands reach from the lowest to the highest; dashed: the forecast, made without training. "
+        f"over {seeds} seeds, bands reach from the lowest to the highest; dashed: the forecast, made before them. "
         "Different K are different personas, as in the paper: some of the difference may be theirs."
     )
 

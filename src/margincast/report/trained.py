@@ -12,6 +12,7 @@ from margincast.effective.forecast import TrainedForecast
 from margincast.effective.noise import LEVEL
 from margincast.report.figures import INK, TRAIN, finish_curves, legend_height, new_figure, styles
 
+MOST = 0.5  # of the drawn runs
 LIMITS = (
     "The constants behind it come from runs of SmolLM2-135M on persona questions with AdamW. On another model or other "
     "data the order of concepts is likelier to hold than the size of margins; margincast compare, after training, says."
@@ -56,16 +57,32 @@ def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> dict[str,
         "stops_rising": stops_rising(forecast).as_dict(),
         "still_rising": still_rising(forecast),
         "more_pairs": None if pairs is None else vars(pairs),
+        "path": {"length": forecast.length, "tested": list(forecast.tested), "beyond": forecast.beyond},
     }
 
 
 def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
-    """When to stop, whether more pairs would help, who lags."""
-    stop, rising = results["stops_rising"], results["still_rising"]
-    texts = [
-        f"Held-out accuracy stops rising around step {stop['value']:.0f} (90%: {stop['low']:.0f} to "
-        f"{stop['high']:.0f}); in {rising:.0%} of the drawn runs it still rises at step {max_steps}."
-    ]
+    """How far to trust it, when to stop, whether more pairs would help, who lags."""
+    stop, rising, path = results["stops_rising"], results["still_rising"], results["path"]
+    known = "those of the runs behind the constants to {:.2g} to {:.2g}".format(*path["tested"])
+    texts = []
+    if path["beyond"]:
+        texts.append(
+            f"Untested: the learning rates of this run add up to {path['length']:.2g}, {known}. Intervals may be far "
+            "too narrow."
+        )
+    beyond = [row for row in results.get("sweep") or [] if row["beyond"]]
+    if beyond:
+        name = next(iter(beyond[0]))
+        values = ", ".join(f"{row[name]:g}" for row in beyond)
+        texts.append(f"Untested values of {name}: {values}. Their learning rates add up to less or more, {known}.")
+    if rising >= MOST:
+        texts.append(f"Held-out accuracy still rises at step {max_steps}, in {rising:.0%} of the drawn runs.")
+    else:
+        texts.append(
+            f"Held-out accuracy stops rising around step {stop['value']:.0f} (90%: {stop['low']:.0f} to "
+            f"{stop['high']:.0f}); in {rising:.0%} of the drawn runs it still rises at step {max_steps}."
+        )
     pairs = results["more_pairs"]
     if pairs is not None:
         now, half = pairs["accuracies"][-1], pairs["accuracies"][-2]
@@ -76,7 +93,9 @@ def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
             f"{pairs['doubled']:.0%}{limit}."
         )
     if len(results["concepts"]) > 1:
-        lagging = max(results["concepts"], key=lambda name: results["concepts"][name]["least_accurate"])
-        share = results["concepts"][lagging]["least_accurate"]
-        texts.append(f"{lagging} will lag: it is the least accurate concept in {share:.0%} of the drawn runs.")
+        shares = {name: concept["least_accurate"] for name, concept in results["concepts"].items()}
+        first, *others = sorted(shares, key=lambda name: -shares[name])
+        text = f"{first} will lag: it is the least accurate concept in {shares[first]:.0%} of the drawn runs"
+        near = [f"{name} in {shares[name]:.0%}" for name in others if shares[name] >= shares[first] / 2]
+        texts.append(f"{text}, {', '.join(near)}." if near else f"{text}.")
     return texts
