@@ -250,7 +250,7 @@ Sweep = Annotated[
     str | None,
     typer.Option(
         "--sweep",
-        help="With --backbone trained: compare values of a setting, as in learning_rate=5e-6,1e-5,2e-5",
+        help="With --backbone trained: compare values of a setting without a pilot, as in learning_rate=5e-6,1e-5,2e-5",
         rich_help_panel=TRAINING,
     ),
 ]

@@ -72,16 +72,19 @@ class Laws:
 
 def fitted(rehearsed: bool) -> Laws:
     """The constants that the bank's runs gave, for forecasts with or without a rehearsal."""
-    text = files("margincast.effective").joinpath("constants.json").read_text("utf-8")
-    values = json.loads(text)["rehearsed" if rehearsed else "features"]
-    return laws_from(values)
+    return laws_from(_constants()["rehearsed" if rehearsed else "features"])
 
 
 def tested_paths(lora: bool) -> tuple[float, float]:
     """The shortest and the longest path, a sum of learning rates, of the runs behind the constants."""
-    text = files("margincast.effective").joinpath("constants.json").read_text("utf-8")
-    low, high = json.loads(text)["paths"]["lora" if lora else "all"]
+    low, high = _constants()["paths"]["lora" if lora else "all"]
     return low, high
+
+
+def _constants() -> dict[str, Any]:
+    text = files("margincast.effective").joinpath("constants.json").read_text("utf-8")
+    values: dict[str, Any] = json.loads(text)
+    return values
 
 
 def laws_from(values: Mapping[str, Any]) -> Laws:
