@@ -25,15 +25,16 @@ from benchmarks.harness import Row
 from benchmarks.packing import model
 from benchmarks.tokens import cut
 from margincast.data import load_pairs
-from margincast.dynamics.optimizers import AdamW
-from margincast.features import encode, features_of
-from margincast.losses import get_loss
+from margincast.features import features_of
+from margincast.frozen.tokens import ches, forecast_tokens, head_of, response_rates, token_features
 from margincast.models.load import default_cache_dir
+from margincast.passes.tokenize import encode
+from margincast.recipe.losses import get_loss
+from margincast.recipe.optimizers import AdamW
+from margincast.recipe.settings import TrainingSettings
 from margincast.records import PairSet
-from margincast.store import key_of, write_tensors
-from margincast.tokens import ches, forecast_tokens, head_of, response_rates, token_features
+from margincast.runs.store import key_of, write_tensors
 from margincast.training.run import train_model
-from margincast.training.settings import TrainingSettings
 
 PAIRS, HELDOUT, CUT, SEEDS, RESAMPLES = 128, 128, 64, (0, 1, 2), 2000
 SETTINGS = TrainingSettings(

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from benchmarks.harness import Row, close, compare, seconds
 from benchmarks.peers import dense_head, kernel_flow, two_products
-from margincast.dynamics.batches import full_batch
-from margincast.dynamics.horizon import long_flow
-from margincast.dynamics.optimizers import AdamW
-from margincast.dynamics.simulate import simulate
-from margincast.dynamics.state import TokenSpace
-from margincast.dynamics.stream import write_features
-from margincast.dynamics.sweep import Setting, sweep
-from margincast.losses import get_loss, sigmoid
+from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.engine.step import simulate
+from margincast.frozen.engine.stream import write_features
+from margincast.frozen.engine.sweep import Setting, sweep
+from margincast.frozen.flow.horizon import long_flow
+from margincast.recipe.batches import full_batch
+from margincast.recipe.losses import get_loss, sigmoid
+from margincast.recipe.optimizers import AdamW
 
 BETA = 0.01
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from benchmarks.harness import Row
 from margincast.data import load_pairs
-from margincast.dynamics.batches import full_batch
-from margincast.dynamics.horizon import long_flow
-from margincast.dynamics.spaces import token_spaces
-from margincast.dynamics.state import TokenSpace
 from margincast.features import extract_features
-from margincast.losses import sigmoid
+from margincast.frozen.engine.spaces import token_spaces
+from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.flow.horizon import long_flow
+from margincast.recipe.batches import full_batch
+from margincast.recipe.losses import sigmoid
 
 
 def rows() -> Iterator[Row]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from margincast.dynamics.batches import full_batch
-from margincast.dynamics.optimizers import AdamW
-from margincast.dynamics.simulate import simulate
-from margincast.dynamics.state import TokenSpace
-from margincast.dynamics.stream import map_features
+from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.engine.step import simulate
+from margincast.frozen.engine.stream import map_features
+from margincast.recipe.batches import full_batch
+from margincast.recipe.optimizers import AdamW
 
 
 def peak_memory_bytes() -> int:

@@ -25,12 +25,13 @@ from benchmarks.harness import Row, close, compare, seconds, seconds_once
 from benchmarks.peers import bucketed, one_at_a_time
 from benchmarks.peers.turns import Side, Turns
 from margincast.data import load_pairs
-from margincast.features import Encoded, Encoding, encode, features_of
-from margincast.features.packing import pack
-from margincast.features.passes import packing_problem
-from margincast.losses import get_loss
+from margincast.features import features_of
 from margincast.models import LoadedModel, load_model
 from margincast.models.load import default_cache_dir
+from margincast.passes.packing import pack
+from margincast.passes.response_pass import packing_problem
+from margincast.passes.tokenize import Encoded, Encoding, encode
+from margincast.recipe.losses import get_loss
 from margincast.records import PairSet
 from margincast.training.trainer import MarginTrainer, PairDataset, collate
 

@@ -24,14 +24,8 @@ from scipy.stats import spearmanr
 from benchmarks.harness import Row, seconds_once
 from benchmarks.packing import model
 from margincast.data import load_pairs
-from margincast.dynamics.batches import batch_order
-from margincast.dynamics.optimizers import SGD, AdamW
-from margincast.features import Encoding, encode, features_of
-from margincast.losses import get_loss
-from margincast.models.load import default_cache_dir
-from margincast.records import PairSet, Trajectory
-from margincast.runs import peak_memory_bytes
-from margincast.tokens import (
+from margincast.features import features_of
+from margincast.frozen.tokens import (
     TokenFeatures,
     forecast_tokens,
     head_of,
@@ -40,8 +34,15 @@ from margincast.tokens import (
     sequence_kernel,
     token_features,
 )
+from margincast.models.load import default_cache_dir
+from margincast.passes.tokenize import Encoding, encode
+from margincast.recipe.batches import batch_order
+from margincast.recipe.losses import get_loss
+from margincast.recipe.optimizers import SGD, AdamW
+from margincast.recipe.settings import TrainingSettings
+from margincast.records import PairSet, Trajectory
+from margincast.runs.folder import peak_memory_bytes
 from margincast.training.run import train_model
-from margincast.training.settings import TrainingSettings
 
 PAIRS, CUT = 64, 32
 SETTINGS = TrainingSettings(train="head", beta=0.1, learning_rate=1e-4, max_steps=20, eval_steps=10, seed=0)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from margincast.dynamics.batches import Batch
-from margincast.dynamics.state import TokenSpace
+from margincast.frozen.engine.state import TokenSpace
+from margincast.recipe.batches import Batch
 
 
 def margins_loop(space: TokenSpace, state: Tensor) -> list[float]:

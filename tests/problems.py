@@ -8,7 +8,7 @@ import torch
 from scipy.special import lambertw
 from torch import Tensor
 
-from margincast.dynamics.state import TokenSpace
+from margincast.frozen.engine.state import TokenSpace
 from margincast.records import Features, FeatureSet, Pair, PairSet
 
 

@@ -18,12 +18,12 @@ from benchmarks.attribution.planted import cache, exchange_responses, flips, per
 from benchmarks.harness import Row
 from benchmarks.packing import model
 from margincast.diagnose import find_issues, plan_changes
-from margincast.features import encode
 from margincast.intervals import proportion
+from margincast.passes.tokenize import encode
+from margincast.recipe.settings import TrainingSettings
 from margincast.records import Features, FeatureSet, PairSet
-from margincast.store import key_of, write_tensors
+from margincast.runs.store import key_of, write_tensors
 from margincast.training.run import train_model
-from margincast.training.settings import TrainingSettings
 
 DATA, SHARE, SEEDS = "persona:k1", 0.2, (0,)
 SETTINGS = TrainingSettings(

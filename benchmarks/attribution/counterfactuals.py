@@ -26,16 +26,16 @@ from torch.nn.functional import log_softmax, logsigmoid
 from benchmarks.harness import Row
 from benchmarks.packing import model
 from margincast.data import load_pairs
-from margincast.dynamics.attribution import attribute
-from margincast.dynamics.counterfactual import direct_change, rerun
-from margincast.dynamics.edits import Edit, drop, edited
-from margincast.dynamics.optimizers import SGD, AdamW
-from margincast.dynamics.recipe import Recipe
-from margincast.dynamics.sensitivity import reweighed, sensitivity
-from margincast.dynamics.spaces import token_spaces
 from margincast.features import extract_features
+from margincast.frozen.attribution.contributions import attribute
+from margincast.frozen.attribution.counterfactual import direct_change, rerun
+from margincast.frozen.attribution.edits import Edit, drop, edited
+from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
+from margincast.frozen.engine.spaces import token_spaces
+from margincast.frozen.tokens import head_of
+from margincast.recipe.optimizers import SGD, AdamW
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features, PairSet
-from margincast.tokens import head_of
 
 SETS, WORDS, RESAMPLES = 50, 256, 2000
 RUNS: dict[str, tuple[dict[str, Any], Callable[[list[Tensor]], torch.optim.Optimizer]]] = {

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.packing import model, personas
-from margincast.features import encode, features_of
+from margincast.features import features_of
 from margincast.models.load import default_cache_dir
+from margincast.passes.tokenize import encode
 from margincast.records import Features, FeatureSet, PairSet
 
 

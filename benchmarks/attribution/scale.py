@@ -18,11 +18,11 @@ import torch
 
 from benchmarks.harness import Row
 from benchmarks.large import peak_memory_bytes
-from margincast.dynamics.attribution import account
-from margincast.dynamics.optimizers import SGD, AdamW, GradientFlow
-from margincast.dynamics.recipe import Recipe
-from margincast.dynamics.state import TokenSpace
-from margincast.dynamics.stream import map_features, write_features
+from margincast.frozen.attribution.contributions import account
+from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.engine.stream import map_features, write_features
+from margincast.recipe.optimizers import SGD, AdamW, GradientFlow
+from margincast.recipe.recipe import Recipe
 
 PAIRS, TARGETS, HIDDEN, TOP, STEPS, BLOCK = 100_000, 1_000, 4_096, 50, 60, 10_000
 RECIPES = {

@@ -30,17 +30,18 @@ from transformers.training_args import OptimizerNames
 
 from benchmarks.forecast.plan import PLAN, Run, named
 from benchmarks.packing import model, personas
-from margincast.effective.rehearsal import rehearse, size_of
-from margincast.features import Encoded, Encoding, encode, features_of
-from margincast.features.packing import PACK_TOKENS, plan_packs
-from margincast.features.passes import response_pass
+from margincast.features import features_of
 from margincast.models import LoadedModel
+from margincast.models.adapter import add_adapter
 from margincast.models.load import default_cache_dir
+from margincast.passes.packing import PACK_TOKENS, plan_packs
+from margincast.passes.response_pass import response_pass
+from margincast.passes.tokenize import Encoded, Encoding, encode
+from margincast.recipe.settings import TrainingSettings, arguments
 from margincast.records import Features, Pair, PairSet
-from margincast.runs import environment
-from margincast.store import write_json, write_tensors
-from margincast.training.adapter import add_adapter
-from margincast.training.settings import TrainingSettings, arguments
+from margincast.runs.folder import environment
+from margincast.runs.store import write_json, write_tensors
+from margincast.trained.rehearsal import rehearse, size_of
 from margincast.training.trainer import MarginTrainer, PairDataset, collate, share
 
 BANK = Path(__file__).parent / "bank"

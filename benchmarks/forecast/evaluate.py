@@ -27,8 +27,8 @@ from benchmarks.forecast.baselines import BASELINES
 from benchmarks.forecast.fit import fit
 from benchmarks.forecast.methods import METHODS, Answer
 from benchmarks.forecast.truth import Truth, every_run
-from margincast.effective.noise import LEVEL
-from margincast.effective.offset import Parts
+from margincast.trained.noise import LEVEL
+from margincast.trained.offset import Parts
 
 ENOUGH = 16  # pairs of a batch: rehearsals of smaller ones have too few steps to fit constants on
 
@@ -68,7 +68,7 @@ def _rank(left: Tensor, right: Tensor) -> float:
 
 def write_constants(runs: Sequence[Truth]) -> Path:
     """Fit the constants of the package on `runs`."""
-    path = Path(str(files("margincast.effective").joinpath("constants.json")))
+    path = Path(str(files("margincast.trained").joinpath("constants.json")))
     paths = {kind: [r.run.steps * r.run.learning_rate for r in runs if r.run.train == kind] for kind in ("all", "lora")}
     values = {
         "fitted_on": f"{len(runs)} runs of {len({run.run.personas for run in runs})} sets of personas, SmolLM2",

@@ -17,12 +17,12 @@ from scipy.stats import norm, spearmanr
 from torch import Tensor
 
 from benchmarks.forecast.truth import RIDGE, Truth
-from margincast.effective.amplitude import AmplitudeLaw
-from margincast.effective.growth import GrowthLaw
-from margincast.effective.laws import EffectiveForecast, Laws, PilotLaw, Seen, ShapeLaw, effective_forecast
-from margincast.effective.noise import LEVEL, Noise, learned, spread_of
-from margincast.effective.offset import OffsetLaw
-from margincast.effective.rehearsed import FLOOR, RehearsalLaw
+from margincast.trained.amplitude import AmplitudeLaw
+from margincast.trained.growth import GrowthLaw
+from margincast.trained.laws import EffectiveForecast, Laws, PilotLaw, Seen, ShapeLaw, effective_forecast
+from margincast.trained.noise import LEVEL, Noise, learned, spread_of
+from margincast.trained.offset import OffsetLaw
+from margincast.trained.rehearsed import FLOOR, RehearsalLaw
 
 HALVES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0)
 ALPHAS, RISES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (0.0, 0.05, 0.1, 0.15)

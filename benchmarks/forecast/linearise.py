@@ -22,12 +22,12 @@ from torch import Tensor
 from benchmarks.forecast.bank import BANK, inputs_of, read, settings_of
 from benchmarks.forecast.plan import Run, named
 from benchmarks.packing import model
-from margincast.dynamics.batches import batch_order
 from margincast.errors import InputError
-from margincast.features import Encoded
-from margincast.features.passes import response_pass
 from margincast.models import LoadedModel
-from margincast.store import write_tensors
+from margincast.passes.response_pass import response_pass
+from margincast.passes.tokenize import Encoded
+from margincast.recipe.batches import batch_order
+from margincast.runs.store import write_tensors
 
 # Along d, at whose end margins are up to tens of nats. float32 has log-ratios to about 1e-5, and so J d to 5e-4 nats;
 # what the third order adds is below a hundredth (SmolLM2, d of 20 nats a pair). `main` prints what half of it gives.

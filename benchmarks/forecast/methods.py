@@ -11,11 +11,11 @@ from torch import Tensor
 
 from benchmarks.forecast.fit import apply, fit
 from benchmarks.forecast.truth import RIDGE, Truth, every_run
-from margincast.dynamics.pairspace import choose_form, simulate_in
-from margincast.effective.forecast import noise_of
-from margincast.effective.laws import Laws
-from margincast.effective.noise import drawn_accuracies, drawn_runs, interval, learned
+from margincast.frozen.engine.pairspace import choose_form, simulate_in
 from margincast.intervals import Estimate
+from margincast.trained.forecast import noise_of
+from margincast.trained.laws import Laws
+from margincast.trained.noise import drawn_accuracies, drawn_runs, interval, learned
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import torch
 from benchmarks.forecast.evaluate import ENOUGH
 from benchmarks.forecast.fit import apply, fit
 from benchmarks.forecast.truth import Truth, every_run
-from margincast.effective.forecast import noise_of
-from margincast.effective.noise import drawn_accuracies, drawn_runs, interval, learned
 from margincast.report.figures import CONCEPT_COLOURS, INK, TRAIN, new_figure, save_figure
+from margincast.trained.forecast import noise_of
+from margincast.trained.noise import drawn_accuracies, drawn_runs, interval, learned
 
 ASSETS = Path(__file__).parents[2] / "docs" / "assets"
 

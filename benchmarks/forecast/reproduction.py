@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from margincast.reproduce.scales import SCALES, run_specs
-from margincast.runs import SUMMARY, load_run
+from margincast.paper.scales import SCALES, run_specs
+from margincast.runs.folder import SUMMARY, load_run
 
 
 def pairs_of_runs(folder: Path) -> list[tuple[int, Any, Any]]:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from benchmarks.forecast.bank import load, rehearsal_of, whole
 from benchmarks.forecast.plan import PLAN, Run
-from margincast.dynamics.batches import batch_order
-from margincast.dynamics.optimizers import AdamW
-from margincast.dynamics.state import TokenSpace
-from margincast.effective.laws import (
+from margincast.frozen.engine.state import TokenSpace
+from margincast.recipe.batches import batch_order
+from margincast.recipe.losses import get_loss
+from margincast.recipe.optimizers import AdamW
+from margincast.trained.laws import (
     EffectiveForecast,
     Laws,
     PilotLaw,
@@ -27,10 +28,9 @@ from margincast.effective.laws import (
     shape_spread,
     shared_path,
 )
-from margincast.effective.offset import OffsetLaw, Parts
-from margincast.effective.shape import Spectrum, side_by_side, token_spectra, unit
-from margincast.effective.time import ADAPTER_UNIT, UNIT
-from margincast.losses import get_loss
+from margincast.trained.offset import OffsetLaw, Parts
+from margincast.trained.shape import Spectrum, side_by_side, token_spectra, unit
+from margincast.trained.time import ADAPTER_UNIT, UNIT
 
 RIDGE = 1e-3
 

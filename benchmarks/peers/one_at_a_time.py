@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margincast.features.tokenize import Encoded
+from margincast.passes.tokenize import Encoded
 
 
 @torch.no_grad()

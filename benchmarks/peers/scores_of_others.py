@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from margincast.dynamics.batches import batch_order
-from margincast.dynamics.optimizers import AdamW
-from margincast.dynamics.simulate import simulate
-from margincast.dynamics.spaces import token_spaces
-from margincast.losses import get_loss
+from margincast.frozen.engine.spaces import token_spaces
+from margincast.frozen.engine.step import simulate
+from margincast.recipe.batches import batch_order
+from margincast.recipe.losses import get_loss
+from margincast.recipe.optimizers import AdamW
 from margincast.records import Features
 
 STEPS, BATCH, RATE, BETA, EVERY = 60, 32, 1e-3, 0.01, 10

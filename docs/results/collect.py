@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from margincast.cli.reproduce import reproduce
+from margincast.paper.scales import SCALES
 from margincast.report.reproduction import COSINES, CURVES, VERDICT_HEADER, Records, verdict_rows
-from margincast.reproduce.scales import SCALES
-from margincast.runs import SUMMARY
-from margincast.store import write_json, write_text
+from margincast.runs.folder import SUMMARY
+from margincast.runs.store import write_json, write_text
 
 RESULTS = Path(__file__).parent
 

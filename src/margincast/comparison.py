@@ -11,8 +11,8 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.intervals import Estimate, Values, bootstrap, proportion
-from margincast.metrics import concept_rows
 from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.runs.metrics import concept_rows
 
 
 @dataclass(frozen=True)

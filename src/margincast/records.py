@@ -20,7 +20,7 @@ from margincast.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from margincast.losses import Loss
+    from margincast.recipe.losses import Loss
 
 Message = Mapping[str, str]
 Text = str | tuple[Message, ...]
@@ -192,7 +192,7 @@ class Trajectory:
     """What forecast and training both produce: margins of every recorded pair at every recorded step.
 
     steps: the recorded optimizer steps, 0 first; for gradient flow, step s is time t = learning_rate * s
-    loss_type: a member of the family f in `margincast.losses`: its name, or the `Loss` where the name does not say all
+    loss_type: a member of the family f in `recipe.losses`: its name, or the `Loss` where the name does not say all
     error: bound on the numerical error of any margin; None where rounding of the arithmetic is all there is
     """
 

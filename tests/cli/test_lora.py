@@ -24,9 +24,9 @@ def test_the_adapter_that_is_saved_gives_the_recorded_margins(
     from peft import PeftModel
 
     from margincast.data import load_pairs
-    from margincast.features import encode
     from margincast.models import load_model
-    from margincast.training.evaluate import Evaluator
+    from margincast.passes.evaluate import Evaluator
+    from margincast.passes.tokenize import encode
 
     out, lora = tmp_path / "out", ("--train", "lora", "--lora_r", 4, "--lora_target_modules", "q_proj,down_proj")
     before = load_file(model_folder / "model.safetensors")

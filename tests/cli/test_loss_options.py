@@ -9,9 +9,9 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from margincast.losses import LOSS_NAMES, get_loss
-from margincast.metrics import metric_rows
-from margincast.runs import load_run
+from margincast.recipe.losses import LOSS_NAMES, get_loss
+from margincast.runs.folder import load_run
+from margincast.runs.metrics import metric_rows
 from tests.cli.helpers import run
 
 Words = tuple[object, ...]

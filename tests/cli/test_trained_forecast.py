@@ -71,7 +71,7 @@ def test_its_page_answers_in_words(rehearsed: Path) -> None:
 def test_the_same_command_does_not_rehearse_again(
     inputs: Words, rehearsed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("margincast.effective.rehearsal.rehearse", lambda *_, **__: pytest.fail("rehearsed again"))
+    monkeypatch.setattr("margincast.trained.rehearsal.rehearse", lambda *_, **__: pytest.fail("rehearsed again"))
     before = load_file(rehearsed / "margins.safetensors")
     assert forecast(inputs, "--sweep", "learning_rate=5e-4,1e-3", "--out", rehearsed).status == 0
     after = load_file(rehearsed / "margins.safetensors")
@@ -79,7 +79,7 @@ def test_the_same_command_does_not_rehearse_again(
 
 
 def test_with_pilot_0_nothing_is_trained(inputs: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("margincast.effective.rehearsal.rehearse", lambda *_, **__: pytest.fail("rehearsed"))
+    monkeypatch.setattr("margincast.trained.rehearsal.rehearse", lambda *_, **__: pytest.fail("rehearsed"))
     monkeypatch.setattr("margincast.training.run.train_model", lambda *_, **__: pytest.fail("trained"))
     done = forecast(inputs, "--pilot", 0, "--out", tmp_path / "out")
     assert done.status == 0, done.err

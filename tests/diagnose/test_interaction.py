@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from margincast.diagnose import interaction
-from margincast.dynamics.attribution import attribute
-from margincast.dynamics.optimizers import SGD
-from margincast.dynamics.spaces import token_spaces
+from margincast.frozen.attribution.contributions import attribute
+from margincast.frozen.engine.spaces import token_spaces
+from margincast.recipe.optimizers import SGD
 from tests.problems import make_features
 
 

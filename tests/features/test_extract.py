@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from margincast.features import encode, extract, extract_features, features_of
+from margincast.features import extract, extract_features, features_of
 from margincast.features.cache import FEATURES, MANIFEST
-from margincast.features.packing import distinct_tokens
-from margincast.features.tokenize import Encoded
 from margincast.models import LoadedModel
+from margincast.passes.packing import distinct_tokens
+from margincast.passes.tokenize import Encoded, encode
 from margincast.records import Features, PairSet
 from tests.oracles import response_logp
 from tests.problems import make_pairs
@@ -215,7 +215,7 @@ import torch
 import torch.distributed as dist
 from margincast.errors import StatedFailure
 from margincast.features import extract, extract_features
-from margincast.store import write_tensors
+from margincast.runs.store import write_tensors
 from tests.features.test_extract import HELDOUT, TRAIN
 from tests.tiny import tiny_loaded
 

@@ -14,7 +14,7 @@ import pytest
 from margincast.errors import StatedFailure
 from margincast.models import smollm2
 from margincast.models.smollm2 import smollm2_folder
-from margincast.store import file_sha256, write_json
+from margincast.runs.store import file_sha256, write_json
 
 
 def pretend(counter: Path, seconds: float = 0.0) -> tuple[Any, Any]:

@@ -12,10 +12,11 @@ import torch
 
 from margincast.cli.main import main
 from margincast.data import load_pairs
-from margincast.features import encode, features_of
+from margincast.features import features_of
 from margincast.models import load_model
+from margincast.passes.tokenize import encode
 from margincast.records import PairSet
-from margincast.runs import Run, load_run
+from margincast.runs.folder import Run, load_run
 from tests.training import test_trl_parity
 from tests.training.test_trl_parity import assert_same, train_ours, train_trl
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from margincast.data import load_pairs
-from margincast.features import encode
 from margincast.models import load_model
+from margincast.passes.tokenize import encode
 from margincast.records import PairSet
-from tests.tokens.test_features import head_rates, our_rates
+from tests.features.test_positions import head_rates, our_rates
 
 pytestmark = pytest.mark.real
 

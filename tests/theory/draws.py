@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from margincast.dynamics.flow import gradient_flow
+from margincast.frozen.flow.explicit import gradient_flow
 from margincast.theory.distribution import PreferenceDistribution, preference_distribution
 from margincast.theory.envelopes import Bracket, first_order, propagate
 from margincast.theory.explicit import explicit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from margincast.dynamics.state import TokenSpace
+from margincast.frozen.engine.state import TokenSpace
 
 
 def embedding_lookalike(count: int, d: int = 576, concepts: int = 4, beta: float = 0.01, seed: int = 0) -> TokenSpace:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lookalike import embedding_lookalike
 
-from margincast.dynamics.flow import gradient_flow
-from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
+from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.flow.explicit import gradient_flow
 from margincast.theory.certificates import certify
 from margincast.theory.distribution import preference_distribution
 from margincast.theory.envelopes import Bracket, first_order, propagate

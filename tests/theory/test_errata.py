@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import functional
 
-from margincast.dynamics.flow import gradient_flow
-from margincast.dynamics.state import TokenSpace
-from margincast.losses import sigmoid
+from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.flow.explicit import gradient_flow
+from margincast.recipe.losses import sigmoid
 from margincast.theory.distribution import preference_distribution
 from margincast.theory.lemmas import measure_deviations, predicted_velocity, velocity_slack
 from margincast.theory.risk import population_risk

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from margincast.data import load_pairs
-from margincast.dynamics.flow import gradient_flow
-from margincast.dynamics.spaces import token_spaces
 from margincast.features import extract_features
+from margincast.frozen.engine.spaces import token_spaces
+from margincast.frozen.flow.explicit import gradient_flow
 from margincast.records import Features
 from margincast.structure import inspect_features
 from margincast.theory.distribution import preference_distribution

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from margincast.dynamics.flow import gradient_flow
 from margincast.errors import InputError
+from margincast.frozen.flow.explicit import gradient_flow
 from margincast.theory.distribution import preference_distribution
 from margincast.theory.risk import fit_clusters, fitted_risk, population_risk
 

@@ -10,8 +10,8 @@ from draws import realised_slack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from margincast.dynamics.flow import gradient_flow
 from margincast.errors import InputError
+from margincast.frozen.flow.explicit import gradient_flow
 from margincast.theory.distribution import PreferenceDistribution, preference_distribution
 from margincast.theory.explicit import explicit, largest_slack
 from margincast.theory.gain import QS, gain_table

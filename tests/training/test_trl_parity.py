@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from margincast.features import encode, features_of
+from margincast.features import features_of
 from margincast.models import LoadedModel
+from margincast.models.adapter import add_adapter
+from margincast.passes.tokenize import encode
+from margincast.recipe.settings import TrainingSettings
 from margincast.records import Pair, PairSet
-from margincast.training.adapter import add_adapter
 from margincast.training.run import train_model
-from margincast.training.settings import TrainingSettings
 from tests.tiny import tiny_loaded
 
 STEPS, BATCH, LEARNING_RATE, BETA, SEED = 4, 4, 1e-3, 0.1, 11

@@ -103,9 +103,9 @@ def attribute(
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Features]:
     """The summary of a finished forecast or training run, and the features it used. Raises `InputError`."""
-    from margincast.dynamics.spaces import token_spaces
-    from margincast.kept import kept_features
+    from margincast.frozen.engine.spaces import token_spaces
     from margincast.report.sections import read_summary
+    from margincast.runs.features import kept_features
 
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist")
@@ -138,13 +138,13 @@ def run_attribution(job: Job, source: dict[str, Any], features: Features) -> dic
     from margincast.cli.forecast import forecast_settings
     from margincast.diagnose import interaction
     from margincast.diagnose.effects import heldout_effects, heldout_tops, top_of
-    from margincast.dynamics.attribution import attribute as attribute_run
-    from margincast.dynamics.forecast import forecast
+    from margincast.frozen.attribution.contributions import attribute as attribute_run
+    from margincast.frozen.forecast import forecast
     from margincast.report import attribution as shown
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
-    from margincast.runs import peak_memory_bytes, write_summary
-    from margincast.store import write_jsonl
+    from margincast.runs.folder import peak_memory_bytes, write_summary
+    from margincast.runs.store import write_jsonl
 
     config = job.config
     settings = forecast_settings(source["config"])
@@ -195,7 +195,7 @@ def run_attribution(job: Job, source: dict[str, Any], features: Features) -> dic
 def found_suspects(job: Job, features: Features) -> Suspects:
     """Of the training pairs; those that an interrupted run of the same features left are used again."""
     from margincast.diagnose import Suspects, find_issues
-    from margincast.store import key_of
+    from margincast.runs.store import key_of
 
     hidden = features.train.hidden.contiguous()
     numbers = key_of([features.train.pairs.fingerprint, hidden.double().sum(dim=0).tolist()])
@@ -212,7 +212,7 @@ def found_suspects(job: Job, features: Features) -> Suspects:
 
 
 def now_targets(features: Features, beta: float) -> Any:
-    from margincast.dynamics.spaces import token_spaces
+    from margincast.frozen.engine.spaces import token_spaces
 
     return token_spaces(features, beta)[1]
 

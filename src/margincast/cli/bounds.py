@@ -75,7 +75,7 @@ def bounds(
 
 def run_bounds(job: Job, distribution: PreferenceDistribution) -> dict[str, Any]:
     """Evaluate the theorems, save the summary, print the tables."""
-    from margincast.runs import write_summary
+    from margincast.runs.folder import write_summary
     from margincast.theory.theorems import guarantees
 
     readings = guarantees(distribution, job.config["beta"], job.config["tau"])
@@ -127,7 +127,7 @@ def bounds_results(
     distribution: PreferenceDistribution, readings: dict[str, Guarantee], beta: float, tau: float
 ) -> dict[str, Any]:
     """The `results` of `summary.json`. `derived` gives the envelope; a vacuous bound is given all the same."""
-    from margincast.store import plain
+    from margincast.runs.store import plain
     from margincast.theory.smallest import smallest_informative_Q
     from margincast.theory.theorems import theorem_epsilon
     from margincast.theory.trade_off import explicit_at

@@ -112,12 +112,12 @@ def decompose_pair(job: Job, inputs: PositionInputs, name: str) -> dict[str, Any
     """Decompose the rates of one pair's rewards, save figure, page and summary, print the tables."""
     import torch
 
+    from margincast.frozen.tokens import contributions, head_of, pull
+    from margincast.frozen.tokens.pushes import target_tokens, training_pairs, training_tokens
     from margincast.report import decomposition as shown
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
-    from margincast.runs import write_summary
-    from margincast.tokens import contributions, head_of, pull
-    from margincast.tokens.pushes import target_tokens, training_pairs, training_tokens
+    from margincast.runs.folder import write_summary
 
     train, heldout = inputs.positions
     unembedding, bias = head_of(inputs.loaded)
@@ -162,13 +162,13 @@ def rank_displacement(job: Job, inputs: PositionInputs, export: Path | None) -> 
     import torch
 
     from margincast.diagnose import write_pairs
+    from margincast.frozen.tokens import displacement, head_of
+    from margincast.frozen.tokens.displacement import displacement_rows, split_summary, to_drop, worst_tokens
     from margincast.report import decomposition as shown
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
-    from margincast.runs import peak_memory_bytes, write_summary
-    from margincast.store import write_jsonl
-    from margincast.tokens import displacement, head_of
-    from margincast.tokens.displacement import displacement_rows, split_summary, to_drop, worst_tokens
+    from margincast.runs.folder import peak_memory_bytes, write_summary
+    from margincast.runs.store import write_jsonl
 
     config = job.config
     steps = config["max_steps"]

@@ -114,8 +114,8 @@ def fresh(inputs: PairInputs, cache_dir: Any) -> PairInputs:
 
 def finish(job: Job, inputs: PairInputs) -> None:
     from margincast.report.sections import page_of
-    from margincast.runs import write_summary
-    from margincast.store import write_text
+    from margincast.runs.folder import write_summary
+    from margincast.runs.store import write_text
 
     results = {"stages": STAGES, "seconds": job.seconds}
     summary = write_summary(job.out, "demo", job.config, results, **inputs.sections(job.config))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from margincast.reproduce.cost import GIB, Cost, ModelSize, Workload, cost, pass_seconds
+from margincast.paper.cost import GIB, Cost, ModelSize, Workload, cost, pass_seconds
 
 if TYPE_CHECKING:
     from margincast.cli.reproduction import Plan
@@ -36,7 +36,7 @@ def estimate(plan: Plan) -> None:
     job.say(plan.setting())
     job.say(
         f"{size.parameters:,} parameters in {size.layers} layers of width {size.width}; {processes} "
-        f"process{'es' if processes > 1 else ''} on {device}. Formulae and assumed speed: margincast/reproduce/cost.py."
+        f"process{'es' if processes > 1 else ''} on {device}. Formulae and assumed speed: margincast/paper/cost.py."
     )
     job.table("Estimates", HEADER, rows)
     training = sum(r["seconds"] for r in listed) * len(plan.scale.seeds)
@@ -75,8 +75,8 @@ def model_size(config: dict[str, Any]) -> tuple[ModelSize, Any]:
 def tokens_per_pair(plan: Plan, k: int, tokenizer: Any) -> tuple[float, int]:
     """Tokens that a pass reads for a pair of the K personas, on average, and how many pairs there are."""
     from margincast.data import load_pairs
-    from margincast.features import encode
-    from margincast.features.packing import distinct_tokens
+    from margincast.passes.packing import distinct_tokens
+    from margincast.passes.tokenize import encode
     from margincast.training.run import spread
 
     pairs = load_pairs(plan.data(k), persona_dir=plan.personas)
@@ -86,9 +86,9 @@ def tokens_per_pair(plan: Plan, k: int, tokenizer: Any) -> tuple[float, int]:
 
 def read_tokens(plan: Plan, tokenizer: Any) -> Iterator[float]:
     """Tokens of every extraction: the pairs of each K, which all seeds share, and those of Figures 1 and 3."""
-    from margincast.features import encode
-    from margincast.features.packing import distinct_tokens
-    from margincast.reproduce.embeddings import INPUTS
+    from margincast.paper.embeddings import INPUTS
+    from margincast.passes.packing import distinct_tokens
+    from margincast.passes.tokenize import encode
 
     for k in plan.scale.K if plan.specs else ():
         mean, pairs = tokens_per_pair(plan, k, tokenizer)

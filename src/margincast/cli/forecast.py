@@ -117,12 +117,12 @@ def frozen_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def run_forecast(job: Job, inputs: PairInputs | PositionInputs) -> dict[str, Any]:
     """Forecast for the settings in `job.config`, save the run, print its tables."""
-    from margincast.dynamics.forecast import forecast as forecast_margins
-    from margincast.metrics import metric_rows
+    from margincast.frozen.forecast import forecast as forecast_margins
     from margincast.report import tables
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import write_page
-    from margincast.runs import save_trajectory, trajectory_results, write_summary
+    from margincast.runs.folder import save_trajectory, trajectory_results, write_summary
+    from margincast.runs.metrics import metric_rows
 
     config = job.config
     settings = forecast_settings(config)
@@ -162,7 +162,7 @@ def forecast_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def token_forecast(job: Job, inputs: PositionInputs, **settings: Any) -> Trajectory:
     """Forecast with the whole unembedding as the state."""
-    from margincast.tokens import forecast_tokens, head_of
+    from margincast.frozen.tokens import forecast_tokens, head_of
 
     unembedding, bias = head_of(inputs.loaded)
     pairs = inputs.train, inputs.heldout

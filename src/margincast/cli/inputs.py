@@ -12,10 +12,10 @@ from margincast.cli.job import Job
 from margincast.cli.options import loss_of, optimizer_of
 
 if TYPE_CHECKING:
-    from margincast.features import Encoding
+    from margincast.frozen.tokens import TokenFeatures
     from margincast.models import LoadedModel
+    from margincast.passes.tokenize import Encoding
     from margincast.records import Features, PairSet
-    from margincast.tokens import TokenFeatures
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Inputs:
 
     def sections(self, config: dict[str, Any]) -> dict[str, Any]:
         """The `data`, `model` and `device` parts of a summary."""
-        from margincast.runs import data_summary
+        from margincast.runs.folder import data_summary
 
         data = data_summary(self.encoding.pairs, self.train, self.heldout, config["data"])
         data["tokens"] = {
@@ -69,10 +69,10 @@ def load_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> P
 def read_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> Inputs:
     """Load, encode and split for the settings in `job.config`, which then claims its folder."""
     from margincast.data import load_pairs
-    from margincast.features import encode
-    from margincast.losses import refuse_length_normalized
     from margincast.models import load_model
     from margincast.models.load import default_cache_dir
+    from margincast.passes.tokenize import encode
+    from margincast.recipe.losses import refuse_length_normalized
 
     config = job.config
     pairs = load_pairs(
@@ -112,7 +112,7 @@ def read_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> I
 
 def with_features(job: Job, inputs: Inputs, cache_dir: Path | None, layers: bool = False) -> PairInputs:
     from margincast.features import features_of
-    from margincast.kept import keep_features
+    from margincast.runs.features import keep_features
 
     job.write_config()
     features = features_of(*_parts(inputs), **_options(job, cache_dir), layers=layers)
@@ -123,7 +123,7 @@ def with_features(job: Job, inputs: Inputs, cache_dir: Path | None, layers: bool
 
 
 def with_positions(job: Job, inputs: Inputs, cache_dir: Path | None) -> PositionInputs:
-    from margincast.tokens import token_features
+    from margincast.frozen.tokens import token_features
 
     job.write_config()
     positions = token_features(*_parts(inputs), **_options(job, cache_dir))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from margincast.errors import InputError
 from margincast.processes import by_first, join, launched, process, processes
-from margincast.store import key_of, plain, write_text
+from margincast.runs.store import key_of, plain, write_text
 
 NOT_SETTINGS = {"out", "json_", "quiet", "resume", "cache_dir"}
 # Commands that several processes can share; of inspect and forecast it is the extraction.

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from margincast.errors import InputError
-from margincast.losses import LOSS_NAMES, LOSS_PARAMETERS, Loss, get_loss
+from margincast.recipe.losses import LOSS_NAMES, LOSS_PARAMETERS, Loss, get_loss
 
 DATA_HELP = (
     "traits | persona:NAME[,NAME...] | persona:k1 ... persona:k16 | persona:all | a .jsonl, .parquet or .csv file or a "
@@ -279,7 +279,7 @@ def loss_of(config: dict[str, Any]) -> Loss:
 
 def optimizer_of(config: dict[str, Any]) -> Any:
     """The optimizer that `config` names. Raises `InputError` where it names none, or one with other settings."""
-    from margincast.dynamics.optimizers import make_optimizer
+    from margincast.recipe.optimizers import make_optimizer
 
     names = ("weight_decay", "momentum", "nesterov", "adam_beta1", "adam_beta2", "adam_epsilon")
     settings = {name: config[name] for name in names if name in config}

@@ -27,8 +27,8 @@ def report(
 
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import page_of, read_summary
-    from margincast.runs import load_run
-    from margincast.store import write_text
+    from margincast.runs.folder import load_run
+    from margincast.runs.store import write_text
 
     # A run recorded inside another trainer (`MarginCallback`) comes without figures.
     if read_summary(run)["command"] in ("forecast", "train") and not (run / "figures").exists():

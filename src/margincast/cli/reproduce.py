@@ -15,7 +15,7 @@ from margincast.cli.reproduction import Plan
 from margincast.errors import InputError
 
 if TYPE_CHECKING:
-    from margincast.reproduce.scales import Scale
+    from margincast.paper.scales import Scale
 
 GRID = "The grid"
 
@@ -92,7 +92,7 @@ def reproduce(
 
     Example: margincast reproduce all --scale smoke
     """
-    from margincast.reproduce.scales import FIGURES
+    from margincast.paper.scales import FIGURES
 
     parameters = {name: value for name, value in locals().items() if name not in ("FIGURES", "dry_run")}
     scale_ = narrowed(scale.value, K, seeds, max_steps)
@@ -112,7 +112,7 @@ def reproduce(
 
 def narrowed(name: str, K: str | None, seeds: str | None, max_steps: int | None) -> Scale:
     """A scale with the numbers that options give in place of its own. Raises `InputError` for what is not a number."""
-    from margincast.reproduce.scales import SCALES
+    from margincast.paper.scales import SCALES
 
     scale = SCALES[name]
     changes: dict[str, Any] = {} if max_steps is None else {"max_steps": max_steps}

@@ -15,12 +15,12 @@ from margincast.cli.train import run_training, training_settings
 from margincast.cli.trained import PilotOption, run_trained, train_config
 
 if TYPE_CHECKING:
+    from margincast.paper.curves import Curves
+    from margincast.paper.embeddings import Cosines
+    from margincast.paper.scales import RunSpec, Scale
+    from margincast.paper.verdicts import Verdict
     from margincast.records import PairSet
     from margincast.report.reproduction import Records
-    from margincast.reproduce.curves import Curves
-    from margincast.reproduce.embeddings import Cosines
-    from margincast.reproduce.scales import RunSpec, Scale
-    from margincast.reproduce.verdicts import Verdict
 
 
 class Plan:
@@ -30,7 +30,7 @@ class Plan:
         self, job: Job, scale: Scale, figures: list[str], personas: Path | None, cache_dir: Path | None
     ) -> None:
         from margincast.data.sources import find_sources
-        from margincast.reproduce.scales import run_specs
+        from margincast.paper.scales import run_specs
 
         self.job, self.scale, self.figures, self.personas, self.cache_dir = job, scale, figures, personas, cache_dir
         with_runs = bool({"fig2", "fig4", "fig5"} & set(figures))
@@ -49,7 +49,7 @@ class Plan:
 
     def embedded(self, figure: str) -> list[str]:
         """The personas of Figure 1 or 3."""
-        from margincast.reproduce.scales import subset
+        from margincast.paper.scales import subset
 
         return subset(self.found) if figure == "fig1" else sorted(self.found)
 
@@ -89,7 +89,7 @@ class Plan:
     def carry_out(self) -> None:
         from margincast.report.reproduction import VERDICT_HEADER, Records, verdict_rows
         from margincast.report.sections import write_page
-        from margincast.runs import write_summary
+        from margincast.runs.folder import write_summary
 
         job = self.job
         job.write_config()
@@ -124,7 +124,7 @@ class Plan:
         job.done(summary)
 
     def verdicts(self, records: Records, conditions: list[dict[str, Any]]) -> list[Verdict]:
-        from margincast.reproduce.verdicts import condition_verdicts, cosine_verdicts, curve_verdicts
+        from margincast.paper.verdicts import condition_verdicts, cosine_verdicts, curve_verdicts
 
         found = [verdict for one in records.cosines for verdict in cosine_verdicts(one)]
         found += [*condition_verdicts(conditions), *curve_verdicts(records.curves)]
@@ -134,9 +134,9 @@ class Plan:
 
     def theory(self) -> Verdict:
         """How margins grow with K where the theory's own distribution is drawn: what its scaling is set beside."""
-        from margincast.reproduce.growth import simulated_growth
-        from margincast.reproduce.scales import BETA
-        from margincast.reproduce.verdicts import theory_verdict
+        from margincast.paper.growth import simulated_growth
+        from margincast.paper.scales import BETA
+        from margincast.paper.verdicts import theory_verdict
         from margincast.theory.distribution import preference_distribution
 
         draws, Q, d, shared_norm, noise = 3, 20, 60, 0.4, 0.05
@@ -148,7 +148,7 @@ class Plan:
 
     def embeddings(self) -> tuple[list[Cosines], list[dict[str, Any]]]:
         """Cosines of Figures 1 and 3, and the theorems' conditions on the questions of the first of them."""
-        from margincast.reproduce.embeddings import INPUTS, condition_rows, figure_cosines, normed_again
+        from margincast.paper.embeddings import INPUTS, condition_rows, figure_cosines, normed_again
 
         cosines: list[Cosines] = []
         conditions: list[dict[str, Any]] = []
@@ -168,7 +168,7 @@ class Plan:
     def shown(self, figure: str, shown: str) -> PairSet:
         """The pairs whose prompts are what the model reads for the figure: questions, or bare statements."""
         from margincast.data import load_pairs
-        from margincast.reproduce.embeddings import as_statements
+        from margincast.paper.embeddings import as_statements
         from margincast.training.run import spread
 
         names, count = self.embedded(figure), self.scale.statements[figure]
@@ -177,9 +177,10 @@ class Plan:
 
     def features(self, figure: str, shown: str) -> tuple[Any, Any]:
         """Features of the figure's pairs, all of them as training pairs, and the model."""
-        from margincast.features import encode, features_of
+        from margincast.features import features_of
         from margincast.models import load_model
         from margincast.models.load import default_cache_dir
+        from margincast.passes.tokenize import encode
         from margincast.records import PairSet
 
         pairs, config = self.shown(figure, shown), self.job.config
@@ -231,8 +232,8 @@ class Plan:
 
     def curves(self) -> Iterator[Curves]:
         """What every run of Figures 2, 4 and 5 found."""
-        from margincast.reproduce.curves import curves_of, restricted
-        from margincast.runs import load_run
+        from margincast.paper.curves import curves_of, restricted
+        from margincast.runs.folder import load_run
         from margincast.training.run import spread
 
         for spec in self.specs if self.job.main else ():
@@ -268,8 +269,8 @@ class Plan:
             run_forecast(stage, whole)
 
     def stage(self, spec: RunSpec) -> Job:
+        from margincast.paper.scales import settings_of
         from margincast.processes import processes
-        from margincast.reproduce.scales import settings_of
 
         names = ("model", "revision", "dtype", "device", "trust_remote_code")
         config = {name: self.job.config[name] for name in names} | settings_of(spec, self.scale, processes())

@@ -12,7 +12,7 @@ from margincast.cli.inputs import PairInputs, check_settings, load_inputs
 from margincast.cli.job import Job, open_job
 
 if TYPE_CHECKING:
-    from margincast.training.settings import TrainingSettings
+    from margincast.recipe.settings import TrainingSettings
 
 
 def train(
@@ -105,7 +105,7 @@ def train(
 
 
 def finished_summary(job: Job) -> dict[str, Any]:
-    from margincast.runs import load_run
+    from margincast.runs.folder import load_run
 
     return load_run(Path(job.out)).summary
 
@@ -114,7 +114,7 @@ def training_settings(config: dict[str, Any]) -> TrainingSettings:
     """The settings of `config` that training knows. Raises `InputError` for those it cannot use."""
     from dataclasses import fields
 
-    from margincast.training.settings import TrainingSettings
+    from margincast.recipe.settings import TrainingSettings
 
     names = {field.name for field in fields(TrainingSettings)}
     settings = {name: value for name, value in config.items() if name in names}
@@ -125,11 +125,11 @@ def training_settings(config: dict[str, Any]) -> TrainingSettings:
 
 def run_training(job: Job, inputs: PairInputs) -> dict[str, Any]:
     """Train with the settings in `job.config`, save the run, print its tables."""
-    from margincast.metrics import metric_rows
     from margincast.report import tables
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import write_page
-    from margincast.runs import save_trajectory, trajectory_results, write_summary
+    from margincast.runs.folder import save_trajectory, trajectory_results, write_summary
+    from margincast.runs.metrics import metric_rows
     from margincast.training.run import train_model
 
     config = job.config

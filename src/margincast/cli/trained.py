@@ -14,9 +14,9 @@ from margincast.cli.train import train, training_settings
 from margincast.errors import InputError
 
 if TYPE_CHECKING:
-    from margincast.effective.rehearsal import Rehearsal
+    from margincast.recipe.settings import TrainingSettings
     from margincast.records import Trajectory
-    from margincast.training.settings import TrainingSettings
+    from margincast.trained.rehearsal import Rehearsal
 
 SWEPT = {"learning_rate": float, "beta": float, "max_steps": int, "per_device_train_batch_size": int}
 
@@ -31,7 +31,7 @@ class PilotOption:
 
 
 def forecast_trained(parameters: dict[str, Any], persona_dir: Path | None, cache_dir: Path | None) -> None:
-    from margincast.effective.forecast import check_settings as check_trained
+    from margincast.trained.forecast import check_settings as check_trained
 
     job = open_job("forecast", parameters)
     check_settings(job.config)
@@ -63,7 +63,7 @@ def train_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def read_pilot(text: str | None, max_steps: int) -> PilotOption:
     """`--pilot` as steps, a share of them, or a run. Raises `InputError` for anything else."""
-    from margincast.runs import load_run
+    from margincast.runs.folder import load_run
 
     if text is None:
         return PilotOption()
@@ -92,14 +92,14 @@ def run_trained(
     swept: tuple[str, list[Any]] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Rehearse, train the pilot, forecast; save the run, print its tables."""
-    from margincast.effective.answers import more_pairs
-    from margincast.effective.forecast import forecast_trained
     from margincast.report import tables
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
     from margincast.report.trained import answers_in_words, band_curves, trained_results
-    from margincast.runs import save_trajectory, trajectory_results, write_summary
-    from margincast.store import write_tensors
+    from margincast.runs.folder import save_trajectory, trajectory_results, write_summary
+    from margincast.runs.store import write_tensors
+    from margincast.trained.answers import more_pairs
+    from margincast.trained.forecast import forecast_trained
 
     rehearsal = rehearsed(job, inputs, settings) if pilot.trains and job.config["rehearsal"] > 0.0 else None
     seen = pilot_of(job, inputs, settings, pilot)
@@ -127,8 +127,8 @@ def rehearsed(job: Job, inputs: PairInputs, settings: TrainingSettings) -> Rehea
     import torch
     from safetensors.torch import load_file
 
-    from margincast.effective.rehearsal import Rehearsal, rehearse, size_of
-    from margincast.store import key_of, write_tensors
+    from margincast.runs.store import key_of, write_tensors
+    from margincast.trained.rehearsal import Rehearsal, rehearse, size_of
 
     path = job.out / "rehearsal.safetensors"
     key = key_of([job.config, inputs.loaded.hash, inputs.train.fingerprint, inputs.heldout.fingerprint])
@@ -153,7 +153,7 @@ def pilot_of(job: Job, inputs: PairInputs, settings: TrainingSettings, pilot: Pi
     """The first steps of the run itself: read from a folder, or trained in `pilot/`, from where `train` goes on."""
     if not pilot.steps:
         return pilot.run
-    from margincast.runs import load_run
+    from margincast.runs.folder import load_run
     from margincast.training.run import train_model
 
     stage = Job("train", train_config(job.config), job.out / "pilot", json=False, quiet=job.quiet, finished=False)
@@ -175,8 +175,8 @@ def sweep_rows(
     inputs: PairInputs, settings: TrainingSettings, rehearsal: Rehearsal | None, swept: tuple[str, list[Any]]
 ) -> list[dict[str, Any]]:
     """The end of the run by every value of the setting, from one rehearsal."""
-    from margincast.effective.answers import stops_rising
-    from margincast.effective.forecast import forecast_trained, rescaled
+    from margincast.trained.answers import stops_rising
+    from margincast.trained.forecast import forecast_trained, rescaled
 
     name, values = swept
     rows = []

@@ -1,6 +1,6 @@
 """What does each training pair do to held-out margins, and what would changing some of them do?
 
-First order: derivatives through the whole run (`dynamics.sensitivity`). Run again: the forecast of the changed data
+First order: derivatives through the whole run (`frozen.attribution.sensitivity`). Run again: the forecast of the changed data
 with the same settings, its batches drawn anew; with weights, the batches of the run as it was.
 """
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from margincast.diagnose.export import Change
 from margincast.diagnose.kernel import blocks
 from margincast.diagnose.suspects import shown
-from margincast.dynamics.attribution import Attribution
-from margincast.dynamics.counterfactual import rerun
-from margincast.dynamics.edits import Edit
-from margincast.dynamics.forecast import forecast
-from margincast.dynamics.sensitivity import reweighed, sensitivity
-from margincast.dynamics.spaces import token_spaces
+from margincast.frozen.attribution.contributions import Attribution
+from margincast.frozen.attribution.counterfactual import rerun
+from margincast.frozen.attribution.edits import Edit
+from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
+from margincast.frozen.engine.spaces import token_spaces
+from margincast.frozen.forecast import forecast
 from margincast.records import Features
 
 BLOCK = 4096

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margincast.dynamics.attribution import Attribution
-from margincast.dynamics.spaces import token_spaces
+from margincast.frozen.attribution.contributions import Attribution
+from margincast.frozen.engine.spaces import token_spaces
 from margincast.records import Features
 
 
@@ -42,7 +42,7 @@ class Interaction:
 
 
 def interaction(features: Features, attributions: Iterable[Attribution], beta: float) -> Interaction:
-    """The matrix at the step of each of `attributions`, which `dynamics.attribution.attribute` makes.
+    """The matrix at the step of each of `attributions`, which `frozen.attribution.contributions.attribute` makes.
 
     Takes them one at a time: an iterator that makes each when it is asked for keeps memory to that of one.
     """

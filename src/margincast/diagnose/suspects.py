@@ -22,7 +22,7 @@ from margincast.diagnose.neighbours import Neighbours, conflicts, duplicates
 from margincast.diagnose.treatment import treatment
 from margincast.errors import InputError
 from margincast.records import FeatureSet, PairSet
-from margincast.store import plain, write_json, write_text
+from margincast.runs.store import plain, write_json, write_text
 
 KINDS = ("mislabel", "duplicate", "conflict", "unlearnable", "harm")
 MEANINGS = {
@@ -96,7 +96,7 @@ class Suspects:
 
     def save(self, folder: Path) -> None:
         """Write `issues.jsonl`, `suspects.json` (settings) and the pairs they are about, as JSON."""
-        from margincast.runs import pair_row
+        from margincast.runs.folder import pair_row
 
         write_issues(folder / ISSUES, self)
         rows = [pair_row(pair, "train") for pair in self.pairs]
@@ -105,7 +105,7 @@ class Suspects:
     @classmethod
     def load(cls, folder: Path) -> Suspects:
         """What `save` wrote. Raises `InputError` when it is not there, or damaged."""
-        from margincast.runs import pair_of
+        from margincast.runs.folder import pair_of
 
         try:
             issues = [json.loads(line) for line in (folder / ISSUES).read_bytes().splitlines()]

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from margincast.store import file_sha256, key_of, write_json, write_tensors, write_text
+from margincast.runs.store import file_sha256, key_of, write_json, write_tensors, write_text
 
 FEATURES = "features.safetensors"
 MANIFEST = "manifest.json"

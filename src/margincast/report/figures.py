@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from margincast.comparison import Comparison
-from margincast.metrics import concept_rows, metric_rows
 from margincast.records import Trajectory
 from margincast.report.tables import interval
-from margincast.store import atomic_path
+from margincast.runs.metrics import concept_rows, metric_rows
+from margincast.runs.store import atomic_path
 from margincast.structure.inspect import Structure
 
 INK, TRAIN, HELDOUT, QUIET = "#1f2933", "#7b8794", "#c2410c", "#d9dee3"

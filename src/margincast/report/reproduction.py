@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from margincast.paper.curves import PREFIXES, Curves, chosen
+from margincast.paper.embeddings import Cosines
+from margincast.paper.verdicts import SPLITS, TRAINED
 from margincast.report.figures import INK, TRAIN, cosine_panels, new_figure, save_figure
 from margincast.report.page import PageFigure, PageTable, Section
 from margincast.report.tables import interval
-from margincast.reproduce.curves import PREFIXES, Curves, chosen
-from margincast.reproduce.embeddings import Cosines
-from margincast.reproduce.verdicts import SPLITS, TRAINED
-from margincast.store import write_jsonl
+from margincast.runs.store import write_jsonl
 
 COSINES, CURVES = "cosines.jsonl", "curves.jsonl"
 SHOWN = {

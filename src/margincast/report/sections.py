@@ -17,7 +17,7 @@ from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.report.reproduction import reproduction_sections
 from margincast.report.trained import LIMITS, answers_in_words
-from margincast.store import write_text
+from margincast.runs.store import write_text
 
 ACCURACY = (
     "against the optimizer step. Accuracy is the share of pairs with a positive margin; before the first update every "

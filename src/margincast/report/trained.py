@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from margincast.effective.answers import Pairs, still_rising, stops_rising
-from margincast.effective.forecast import TrainedForecast
-from margincast.effective.noise import LEVEL
 from margincast.report.figures import INK, TRAIN, finish_curves, legend_height, new_figure, styles
+from margincast.trained.answers import Pairs, still_rising, stops_rising
+from margincast.trained.forecast import TrainedForecast
+from margincast.trained.noise import LEVEL
 
 MOST = 0.5  # of the drawn runs
 LIMITS = (

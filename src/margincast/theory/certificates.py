@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from margincast.dynamics.state import TokenSpace
+from margincast.frozen.engine.state import TokenSpace
 from margincast.theory.envelopes import Bracket, propagate
 from margincast.theory.tube import flow_tube
 

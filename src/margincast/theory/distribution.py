@@ -16,8 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
+from margincast.frozen.engine.state import TokenSpace
 from margincast.records import Check
 
 TOKEN_ASSIGNMENTS = ("distinct", "chain", "shared")

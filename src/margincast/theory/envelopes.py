@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
+from margincast.frozen.engine.state import TokenSpace
 
 _MOST_ROUNDS = 60  # of tightening; any number gives a true bracket
 

@@ -11,8 +11,8 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from margincast.dynamics.flow import gradient_flow
 from margincast.errors import InputError
+from margincast.frozen.flow.explicit import gradient_flow
 from margincast.theory.certificates import Certificate, certify
 from margincast.theory.distribution import PreferenceDistribution
 from margincast.theory.guarantee import Guarantee

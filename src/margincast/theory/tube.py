@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from margincast.dynamics.state import TokenSpace
 from margincast.errors import InputError
+from margincast.frozen.engine.state import TokenSpace
 from margincast.theory.envelopes import Bracket
 
 _SIGMOID_SLOPE = 0.25  # max sigma'

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from margincast.errors import StatedFailure
-from margincast.losses import Loss, get_loss
+from margincast.passes.evaluate import Evaluator
+from margincast.recipe.losses import Loss, get_loss
 from margincast.records import PairSet, SplitTrajectory, Trajectory
-from margincast.store import write_json, write_tensors
-from margincast.training.evaluate import Evaluator
+from margincast.runs.store import write_json, write_tensors
 
 MARKER = "run.json"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from margincast.errors import InputError
-from margincast.features.tokenize import Encoding
+from margincast.passes.tokenize import Encoding
 from margincast.records import Features
-from margincast.runs import pair_row
-from margincast.store import atomic_path, write_jsonl
+from margincast.runs.folder import pair_row
+from margincast.runs.store import atomic_path, write_jsonl
 
 FORMATS = (".jsonl", ".parquet")
 

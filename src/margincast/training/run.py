@@ -19,18 +19,18 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from margincast.errors import InputError
-from margincast.features.passes import packing_problem
-from margincast.features.tokenize import Encoding
-from margincast.losses import refuse_length_normalized
-from margincast.metrics import metric_rows
+from margincast.models.adapter import add_adapter
 from margincast.models.load import LoadedModel, untie
+from margincast.passes.evaluate import Evaluator
+from margincast.passes.response_pass import packing_problem
+from margincast.passes.tokenize import Encoding
 from margincast.processes import by_first, everyone, process, processes
+from margincast.recipe.losses import refuse_length_normalized
+from margincast.recipe.settings import TrainingSettings, arguments
 from margincast.records import Features, FeatureSet, PairSet, Trajectory
-from margincast.store import key_of, write_jsonl
-from margincast.training.adapter import add_adapter
-from margincast.training.evaluate import Evaluator
+from margincast.runs.metrics import metric_rows
+from margincast.runs.store import key_of, write_jsonl
 from margincast.training.recording import Recording, claim
-from margincast.training.settings import TrainingSettings, arguments
 from margincast.training.trainer import MarginTrainer, PairDataset, collate
 
 # Log-probabilities of two passes over the same model differ by rounding alone; more means another model.

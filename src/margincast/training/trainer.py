@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
-from margincast.features.passes import response_pass
-from margincast.features.tokenize import Encoded
-from margincast.losses import Loss
+from margincast.passes.response_pass import response_pass
+from margincast.passes.tokenize import Encoded
+from margincast.recipe.losses import Loss
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,0 @@
-"""Frozen-backbone training, simulated exactly: the state, the flow, the optimizers."""

@@ -1,0 +1,135 @@
+"""What does the frozen model know about every response token? The features g that predict it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margincast.errors import InputError
+from margincast.features.extract import Kept, kept_tensors
+from margincast.models.load import LoadedModel
+from margincast.passes.response_pass import (
+    LOGIT_BLOCK,
+    check_logits,
+    hidden_states,
+    logit_transform,
+    token_logps,
+    unwrapped,
+)
+from margincast.passes.tokenize import Encoded, Encoding
+from margincast.records import PairSet
+
+
+@dataclass(frozen=True)
+class TokenFeatures:
+    """Every response position of some pairs, laid end to end: P of them, a chosen response before the rejected one.
+
+    hidden: (P, hidden) the features g, already times the factor that the model puts on its logits
+    target: (P,) the token that comes there;  response: (P,) 2i for the chosen, 2i + 1 for the rejected
+    response of pair i;  pairs: how many pairs there are
+    reference: (P,) float64 log-probabilities under the model, where known
+    """
+
+    hidden: Tensor
+    target: Tensor
+    response: Tensor
+    pairs: int
+    reference: Tensor | None = None
+
+    @property
+    def pair(self) -> Tensor:
+        """(P,) the pair of every position."""
+        return self.response // 2
+
+    @property
+    def sign(self) -> Tensor:
+        """(P,) +1 at positions of chosen responses, -1 at those of rejected ones."""
+        return 1 - 2 * (self.response % 2)
+
+    def select(self, pairs: Tensor) -> TokenFeatures:
+        """The positions of `pairs`, (n,) indices, which are numbered anew in that order. Positions keep their order."""
+        number = torch.full((self.pairs,), -1)
+        number[pairs] = torch.arange(len(pairs))
+        mine = number[self.pair] >= 0
+        response = 2 * number[self.pair[mine]] + self.response[mine] % 2
+        reference = None if self.reference is None else self.reference[mine]
+        return TokenFeatures(self.hidden[mine], self.target[mine], response, len(pairs), reference)
+
+    def positions(self, mask: Tensor) -> TokenFeatures:
+        """The positions where `mask`, (P,), is true; pairs keep their numbers."""
+        reference = None if self.reference is None else self.reference[mask]
+        return TokenFeatures(self.hidden[mask], self.target[mask], self.response[mask], self.pairs, reference)
+
+    def per_response(self, values: Tensor) -> Tensor:
+        """Sums of `values`, (P, ...), over the tokens of each response: (pairs, 2, ...), chosen first."""
+        sums = values.new_zeros(2 * self.pairs, *values.shape[1:]).index_add(0, self.response, values)
+        return sums.reshape(self.pairs, 2, *values.shape[1:])
+
+
+def head_of(loaded: LoadedModel) -> tuple[Tensor, Tensor | None]:
+    """(unembedding (V, hidden), bias (V,) or None) that make the model's logits from `TokenFeatures.hidden`."""
+    head = loaded.model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    scaled = None if bias is None else bias.detach().cpu() * logit_transform(loaded.model)[0]
+    return head.weight.detach().cpu(), scaled
+
+
+def token_features(
+    loaded: LoadedModel,
+    encoding: Encoding,
+    train: PairSet,
+    heldout: PairSet,
+    *,
+    cache_dir: Path,
+    progress: bool = False,
+    copy_to: Path | None = None,
+    say: Callable[[str], None] = warnings.warn,
+) -> tuple[TokenFeatures, TokenFeatures]:
+    """Features at every response position of both splits, cached, continued and packed as `features_of` does.
+
+    Raises `InputError` for a model whose logits are not linear in the unembedding.
+    """
+    logits = check_logits(loaded.model, encoding.rows)
+    if logits != "linear":
+        raise InputError(f"the logits of {loaded.name} are {logits}: the decomposition is of logits linear in W")
+    tensors = kept_tensors(
+        loaded, encoding, train, heldout, POSITIONS, cache_dir=cache_dir, progress=progress, copy_to=copy_to, say=say
+    )
+    scale = logit_transform(loaded.model)[0]
+    splits, start = [], 0
+    for part in (train, heldout):
+        sides = [side for row in encoding.select(part).rows for side in (row.chosen, row.rejected)]
+        lengths = torch.tensor([len(side) for side in sides])
+        lines = slice(start, start + int(lengths.sum()))
+        start = lines.stop
+        response = torch.repeat_interleave(torch.arange(len(sides)), lengths)
+        target = torch.tensor([token for side in sides for token in side])
+        hidden = tensors["hidden"][lines]
+        hidden = hidden if scale == 1.0 else hidden * scale
+        splits.append(TokenFeatures(hidden, target, response, len(part), tensors["reference"][lines]))
+    return splits[0], splits[1]
+
+
+def _position_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
+    hidden, where = hidden_states(model, batch, packed)
+    order = torch.argsort(where.response, stable=True)
+    mine, target = hidden[where.row[order]], where.target[order]
+    height = max(1, LOGIT_BLOCK // len(head_weight(model)))
+    blocks = [slice(start, start + height) for start in range(0, len(mine), height)]
+    reference = [token_logps(model, mine[rows], torch.arange(len(target[rows])), target[rows]) for rows in blocks]
+    return {"hidden": mine.cpu(), "reference": torch.cat(reference).double().cpu()}
+
+
+def head_weight(model: Any) -> Tensor:
+    """(V, hidden), on the model's device."""
+    weight: Tensor = unwrapped(model).get_output_embeddings().weight
+    return weight
+
+
+POSITIONS = Kept("positions", lambda row: len(row.chosen) + len(row.rejected), _position_lines)

@@ -1,0 +1,203 @@
+"""Which training pair did what to a margin? An exact sum of one signed contribution per training pair.
+
+dW = kappa W0 + sum_i (e_w(i) u_i^T - e_l(i) v_i^T) (see `shares`), so that pair j, trained on or not, has the margin
+
+    r_j = kappa beta delta_j^T W0 g_j + sum_i beta [ (delta_j)_w(i) u_i^T g_j - (delta_j)_l(i) v_i^T g_j ]
+
+For SGD, gradient descent, momentum and gradient flow pair i's term is a_i beta (delta_j^T delta_i)(g_j^T g_i). For Adam
+and AdamW it is exact given the run's preconditioner, and NOT what leaving the pair out would do, because without the
+pair the preconditioner would have been another.
+
+The products run in float64 whatever the features are stored in: embeddings share a large component, contributions
+cancel, and a margin can be a thousandth of the largest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margincast.errors import InputError
+from margincast.frozen.attribution.shares import Coefficients, Shares, shares_of
+from margincast.frozen.engine.history import record_run
+from margincast.frozen.engine.spaces import refuse_bias, token_spaces
+from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.flow.driven import driven_flow
+from margincast.recipe.optimizers import GradientFlow
+from margincast.recipe.recipe import Recipe
+from margincast.records import Features
+
+# Numbers in the largest temporary matrix, and targets that are met in one go with a block of training pairs.
+BLOCK_NUMBERS = 1 << 23
+TARGETS = 1024
+
+
+@dataclass(frozen=True)
+class Top:
+    """The training pairs with the largest contributions to each target, by absolute value, largest first.
+
+    indices, values: (targets, count);  positive, negative: (targets,) sums of all contributions of that sign
+    rest: (targets,) sum of the contributions that are not among `values`
+    """
+
+    indices: Tensor
+    values: Tensor
+    positive: Tensor
+    negative: Tensor
+    rest: Tensor
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The margins after `step` steps as sums over the training pairs.
+
+    unembedding: (T, hidden), W0's rows, and start_weight their coefficient in the margins: kappa, or 1 + kappa for a
+        loss without a reference, whose margins begin at W0's
+    """
+
+    step: int
+    train: TokenSpace
+    shares: Shares
+    unembedding: Tensor
+    start_weight: float
+
+    @property
+    def exact(self) -> str:
+        """In which sense the contributions are exact."""
+        return self.shares.exact
+
+    def start(self, targets: TokenSpace) -> Tensor:
+        """The part of each margin that belongs to no pair, (targets,) float64: 0 without weight decay or SimPO."""
+        return targets.margins(self.start_weight * self.unembedding.double())
+
+    def contributions(self, targets: TokenSpace, rows: Tensor | None = None) -> Tensor:
+        """What each training pair, or those at `rows`, contributes to each margin, (targets, N or rows) float64.
+
+        Holds that many numbers: `top` and `by_group` are for more pairs than that.
+        """
+        rows = torch.arange(len(self.train)) if rows is None else rows
+        out = torch.empty(len(targets), len(rows), dtype=torch.float64)
+        for some, met in _parts(targets):
+            for part in self._blocks(rows):
+                out[some, part] = self._products(met, rows[part])
+        return out
+
+    def margins(self, targets: TokenSpace) -> Tensor:
+        """All contributions and the start, (targets,) float64."""
+        everyone = torch.zeros(len(self.train), dtype=torch.long)
+        return targets.margins(self.by_group(everyone, 1)[0]) + self.start(targets)
+
+    def top(self, targets: TokenSpace, count: int) -> Top:
+        """The `count` training pairs that matter most to each target, without holding targets x N numbers.
+
+        Raises `InputError` for a count below 1 or above N.
+        """
+        if not 1 <= count <= len(self.train):
+            raise InputError(f"top takes from 1 to all {len(self.train)} training pairs, got {count}")
+        rows = self.shares.active()
+        if len(rows) < count:  # the others contribute 0
+            rows = torch.arange(len(self.train))
+        found = [self._top(met, rows, count) for _, met in _parts(targets)]
+        return Top(*(torch.cat([getattr(top, name) for top in found]) for name in Top.__dataclass_fields__))
+
+    def by_group(self, groups: Tensor, count: int) -> Tensor:
+        """What the pairs of each group added to dW, (count, T, hidden) float64; groups: (N,) in [0, count).
+
+        `targets.margins(states[k])` is then the sum of the contributions of group k, for any number of targets.
+        """
+        train = self.train
+        states = torch.zeros(count * train.tokens, train.features.shape[1], dtype=torch.float64)
+        rows = self.shares.active()
+        for part in self._blocks(rows):
+            here = rows[part]
+            moves, first = self.shares.moves(train, here), groups[here] * train.tokens
+            states.index_add_(0, first + train.chosen[here], moves.chosen)
+            states.index_add_(0, first + train.rejected[here], moves.rejected, alpha=-1.0)
+        return states.view(count, train.tokens, -1)
+
+    def _top(self, targets: TokenSpace, rows: Tensor, count: int) -> Top:
+        values = torch.zeros(len(targets), 0, dtype=torch.float64)
+        indices = torch.zeros(len(targets), 0, dtype=torch.long)
+        positive, negative = torch.zeros(2, len(targets), dtype=torch.float64)
+        for part in self._blocks(rows):
+            block = self._products(targets, rows[part])
+            positive += block.clamp(min=0.0).sum(dim=1)
+            negative += block.clamp(max=0.0).sum(dim=1)
+            best = block.abs().topk(min(count, block.shape[1]), dim=1).indices
+            values = torch.cat([values, block.gather(1, best)], dim=1)
+            indices = torch.cat([indices, rows[part][best]], dim=1)
+            keep = values.abs().topk(min(count, values.shape[1]), dim=1).indices
+            values, indices = values.gather(1, keep), indices.gather(1, keep)
+        return Top(indices, values, positive, negative, positive + negative - values.sum(dim=1))
+
+    def _products(self, targets: TokenSpace, rows: Tensor) -> Tensor:
+        """Contributions of the pairs at `rows`, (targets, rows)."""
+        moves, features = self.shares.moves(self.train, rows), targets.features.double()
+        signs = torch.zeros(self.train.tokens, len(targets), dtype=torch.float64)  # delta_j, in columns
+        every = torch.arange(len(targets))
+        signs[targets.chosen, every] += targets.beta
+        signs[targets.rejected, every] -= targets.beta
+        chosen, rejected = signs.T[:, self.train.chosen[rows]], signs.T[:, self.train.rejected[rows]]
+        products = features @ moves.chosen.T
+        if moves.rejected is moves.chosen:
+            return products.mul_(chosen.sub_(rejected))
+        return products.mul_(chosen).sub_(rejected.mul_(features @ moves.rejected.T))
+
+    def _blocks(self, rows: Tensor) -> Iterator[slice]:
+        size = max(1, BLOCK_NUMBERS // max(TARGETS, 2 * self.train.features.shape[1]))
+        return (slice(first, first + size) for first in range(0, len(rows), size))
+
+
+def attribute(features: Features, *, at: Sequence[int] | None = None, **settings: Any) -> dict[int, Attribution]:
+    """The attribution of all margins after each of the steps `at` (the last), for a run with `forecast`'s settings.
+
+    `token_spaces(features, beta)` gives the targets, held-out and training pairs.
+
+    Raises what `forecast` raises, and `InputError` for a step that the run does not have.
+    """
+    recipe = Recipe(**settings)
+    train, _ = token_spaces(features, recipe.beta, recipe.dtype)
+    refuse_bias(features, recipe.loss)
+    return account(train, recipe, features.unembedding, [recipe.steps] if at is None else at)
+
+
+def account(train: TokenSpace, recipe: Recipe, unembedding: Tensor, at: Sequence[int]) -> dict[int, Attribution]:
+    """`attribute` for pairs as the state sees them; unembedding: (T, hidden), W0's rows. Runs on the CPU."""
+    wanted = sorted(set(at))
+    if not wanted or wanted[0] < 0 or wanted[-1] > recipe.steps:
+        raise InputError(f"steps must lie in 0 .. {recipe.steps}, got {list(at)}")
+    train, optimizer, loss = train.to(torch.device("cpu")), recipe.optimizer, recipe.loss
+    free = 1.0 if loss.reference_free else 0.0
+    if isinstance(optimizer, GradientFlow):
+        # At all recorded steps, as `forecast` asks: which times are asked for decides where integration steps end.
+        steps = sorted({*recipe.recorded, *wanted})
+        times = [optimizer.learning_rate * step for step in steps]
+        flow = driven_flow(train, times, loss, start=unembedding if free else None)
+        return {
+            step: Attribution(step, train, Coefficients(values), unembedding, free)
+            for step, values in zip(steps, flow.coefficients, strict=True)
+            if step in wanted
+        }
+    pushes = record_run(
+        train,
+        optimizer,
+        recipe.batches(len(train)),
+        unembedding=unembedding,
+        loss=loss,
+        factor=recipe.factor,
+        max_grad_norm=recipe.max_grad_norm,
+    )
+    found = shares_of(pushes, optimizer, train, wanted)
+    return {step: Attribution(step, train, shares, unembedding, free + kappa) for step, shares, kappa in found}
+
+
+def _parts(targets: TokenSpace) -> Iterator[tuple[slice, TokenSpace]]:
+    """Targets in groups whose features are held in float64."""
+    for first in range(0, len(targets), TARGETS):
+        part = slice(first, min(first + TARGETS, len(targets)))
+        features = targets.features[part].double()
+        yield part, TokenSpace(features, targets.chosen[part], targets.rejected[part], targets.beta, targets.tokens)

@@ -1,0 +1,125 @@
+"""What would held-out margins, loss and accuracy be with other training data? To first order, and by running it.
+
+The run is cheap, so the edited data is simply run again: `rerun` is, to rounding, what retraining a head on it gives.
+The first-order prediction (`sensitivity`) adds up over pairs and says which pair is responsible for how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from margincast.errors import InputError
+from margincast.frozen.attribution.contributions import Attribution
+from margincast.frozen.attribution.edits import Edit, check_size, edited
+from margincast.frozen.attribution.sensitivity import Sensitivity, sensitivity
+from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.forecast import Forecast, forecast
+from margincast.recipe.losses import Loss, get_loss
+from margincast.records import Features
+
+
+@dataclass(frozen=True)
+class Change:
+    """One number of the held-out pairs: as it was, and how it changes by first order and by the run itself."""
+
+    before: float
+    predicted: float
+    rerun: float
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """Held-out margins after the last step, (M,) float64 each: as they were, as first order predicts them under `edit`,
+    and as the run on the edited data gives them."""
+
+    edit: Edit
+    loss: Loss
+    before: Tensor
+    predicted: Tensor
+    rerun: Tensor
+
+    @property
+    def margin(self) -> Change:
+        """Of the mean margin."""
+        return self._change(lambda margins: margins)
+
+    @property
+    def mean_loss(self) -> Change:
+        return self._change(self.loss.value)
+
+    @property
+    def accuracy(self) -> Change:
+        """Of the share of pairs with a margin above 0."""
+        return self._change(lambda margins: (margins > 0).double())
+
+    @property
+    def spearman(self) -> float:
+        """Rank correlation of predicted and actual change over the held-out pairs; nan where one does not vary."""
+        predicted, rerun = (self.predicted - self.before).numpy(), (self.rerun - self.before).numpy()
+        if not (np.ptp(predicted) > 0 and np.ptp(rerun) > 0):
+            return float("nan")
+        return float(np.corrcoef(rankdata(predicted), rankdata(rerun))[0, 1])
+
+    @property
+    def max_abs_difference(self) -> float:
+        """Of a margin as predicted from the margin as run."""
+        return float((self.predicted - self.rerun).abs().max())
+
+    def _change(self, number: Any) -> Change:
+        before, predicted, rerun = (
+            float(number(margins).mean()) for margins in (self.before, self.predicted, self.rerun)
+        )
+        return Change(before, predicted - before, rerun - before)
+
+
+def direct_change(attribution: Attribution, targets: TokenSpace, edit: Edit) -> Tensor:
+    """The change of the targets' margins under `edit` if no other pair reacted, (targets,).
+
+    Contributions times -1 for a dropped pair, 1 for a repeated one and -2 for a flipped one, as if it pushed equally
+    hard the other way. Cheap, and wrong by what the other pairs do in its place.
+
+    Raises `InputError` for an edit of another number of pairs.
+    """
+    check_size(edit, len(attribution.train))
+    factors = torch.where(edit.flipped, -1.0 - edit.weights, edit.weights - 1.0)
+    values, groups = torch.unique(factors, return_inverse=True)
+    states = attribution.by_group(groups, len(values))
+    return targets.margins((values[:, None, None] * states).sum(dim=0))
+
+
+def rerun(features: Features, edit: Edit, **settings: Any) -> Forecast:
+    """The forecast of the edited training data, with `forecast`'s settings.
+
+    Batches are drawn anew where the number of pairs changes, as real training draws them.
+
+    Raises what `forecast` raises, and `InputError` for an edit that is no data set of these pairs.
+    """
+    return forecast(edited(features, edit), **settings)
+
+
+def counterfactuals(
+    features: Features, edits: Sequence[Edit], *, first_order: Sensitivity | None = None, **settings: Any
+) -> list[Counterfactual]:
+    """What each edit does to the held-out margins after the last step of a run with `forecast`'s settings.
+
+    first_order: `sensitivity(features, **settings)`, where it is known already
+
+    Raises what `forecast` raises, and `InputError` for an edit that is no data set of these pairs.
+    """
+    known = sensitivity(features, **settings) if first_order is None else first_order
+    if len(known.values) != len(features.heldout.pairs):
+        raise InputError("first_order must be of the held-out margins themselves: leave the functional out")
+    found = []
+    for edit in edits:
+        run = rerun(features, edit, **settings)
+        loss = get_loss(run.loss_type, run.beta, without_reference=True)
+        after = run.heldout.margins[-1].double()
+        found.append(Counterfactual(edit, loss, known.values, known.values + known.change(edit), after))
+    return found

@@ -1,0 +1,199 @@
+"""How would margins answer, to first order, to a little more or less of each training pair?
+
+Give pair i the weight omega_i (1) and its flipped twin the weight phi_i (0), so that a step pushes with
+
+    c_i = beta w_i [omega_i f'(r_i) - phi_i f'(-r_i)] / sum_batch w (omega + phi)
+
+Dropping a pair is omega_i = 0, repeating it omega_i = 2, flipping it omega_i = 0 and phi_i = 1. The derivatives of any
+function of the margins with respect to omega and phi come from reverse mode through the whole run: the other pairs'
+coefficients, the clipping factor and Adam's preconditioner react. They add up over pairs; what is left out is the
+second order. With minibatches they hold for the batches as they are: data with fewer pairs is drawn in another order.
+
+The flow is followed by the implicit steps of `horizon`, whose order holds for any J, so J may be held fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margincast.frozen.attribution.edits import Edit, check_size
+from margincast.frozen.attribution.reverse import Smooth, margins, pull
+from margincast.frozen.engine.spaces import refuse_bias, token_spaces
+from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.engine.step import simulate
+from margincast.frozen.flow.horizon import Stiff, follow
+from margincast.recipe.batches import Batch
+from margincast.recipe.losses import Loss
+from margincast.recipe.optimizers import GradientFlow
+from margincast.recipe.recipe import Recipe
+from margincast.records import Features
+
+# Local error of the flow relative to dW, and its implicit directions.
+RTOL, ATOL, RANK = 1e-8, 1e-12, 64
+# Derivatives of so many numbers are carried back in one go.
+TOGETHER = 64
+
+Functional = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """First-order answers of F numbers to each of N training pairs.
+
+    values: (F,) the numbers after the run
+    weights: (F, N) derivatives with respect to the pair's weight;  twins: (F, N) to that of its flipped twin
+    """
+
+    values: Tensor
+    weights: Tensor
+    twins: Tensor
+
+    @property
+    def flips(self) -> Tensor:
+        """The predicted change when one pair is flipped, (F, N)."""
+        return self.twins - self.weights
+
+    def change(self, edit: Edit) -> Tensor:
+        """The predicted change of the numbers under `edit`, (F,). Raises `InputError` for another number of pairs."""
+        check_size(edit, self.weights.shape[1])
+        there, turned = _parts(edit)
+        return self.weights @ (there - 1.0) + self.twins @ turned
+
+
+def sensitivity(features: Features, functional: Functional | None = None, **settings: Any) -> Sensitivity:
+    """Derivatives of numbers made of the held-out margins after the last step of a run with `forecast`'s settings.
+
+    functional: (M,) held-out margins to (F,) numbers, differentiable in PyTorch; left out, the margins themselves
+
+    Raises what `forecast` raises.
+    """
+    recipe, train, heldout = _problem(features, settings)
+    return sensitivity_of(train, heldout, recipe, unembedding=features.unembedding, functional=functional)
+
+
+def sensitivity_of(
+    train: TokenSpace,
+    targets: TokenSpace,
+    recipe: Recipe,
+    *,
+    unembedding: Tensor,
+    functional: Functional | None = None,
+) -> Sensitivity:
+    """`sensitivity` for pairs as the state sees them; unembedding: (T, hidden), W0's rows."""
+    here = torch.ones(len(train), dtype=torch.float64, requires_grad=True)
+    twins = torch.zeros(len(train), dtype=torch.float64, requires_grad=True)
+    after = _margins(train, targets, recipe, unembedding, here, twins)
+    values = after if functional is None else functional(after)
+    values = values.reshape(-1)
+    parts = []
+    for start in range(0, len(values), TOGETHER):
+        some = values[start : start + TOGETHER]
+        each = torch.eye(len(some), dtype=torch.float64)
+        parts.append(torch.autograd.grad(some, (here, twins), each, retain_graph=True, is_grads_batched=True))
+    weights, turned = (torch.cat(side) for side in zip(*parts, strict=True))
+    return Sensitivity(values.detach(), weights, turned)
+
+
+def reweighed(features: Features, edit: Edit, **settings: Any) -> Tensor:
+    """Held-out margins, (M,), after the last step, with pairs weighed and flipped in the batches of the unedited run.
+
+    Each step's weights are scaled to sum to 1 again. This run is what `sensitivity` differentiates; `rerun` draws the
+    batches of the edited data anew, as real training does. On full batches and for the flow the two are the same.
+
+    Raises what `forecast` raises, and `InputError` for an edit of another number of pairs.
+    """
+    recipe, train, heldout = _problem(features, settings)
+    check_size(edit, len(train))
+    return _margins(train, heldout, recipe, features.unembedding, *_parts(edit))
+
+
+def _problem(features: Features, settings: dict[str, Any]) -> tuple[Recipe, TokenSpace, TokenSpace]:
+    recipe = Recipe(**settings)
+    refuse_bias(features, recipe.loss)
+    # In float64 throughout: derivatives through Adam's division are differences of large numbers.
+    return recipe, *token_spaces(features, recipe.beta, torch.float64)
+
+
+def _parts(edit: Edit) -> tuple[Tensor, Tensor]:
+    """omega and phi of an edit."""
+    zero = torch.zeros_like(edit.weights)
+    return torch.where(edit.flipped, zero, edit.weights), torch.where(edit.flipped, edit.weights, zero)
+
+
+def _margins(
+    train: TokenSpace, targets: TokenSpace, recipe: Recipe, unembedding: Tensor, here: Tensor, twins: Tensor
+) -> Tensor:
+    """Margins of the targets after the run with weights omega and phi, differentiable in them."""
+    space, loss, optimizer = _Weighed(train, here, twins), recipe.loss, recipe.optimizer
+    start = unembedding.double()
+    state = space.zeros()
+    if isinstance(optimizer, GradientFlow):
+        flow = _WeighedFlow(space, loss, start if loss.reference_free else None)
+        if recipe.steps:
+            state = follow(flow, [optimizer.learning_rate * recipe.steps], RTOL, ATOL)[0][-1]
+    else:
+        run = simulate(
+            space,
+            Smooth(optimizer),
+            recipe.batches(len(train)),
+            unembedding=start,
+            loss=loss,
+            factor=recipe.factor,
+            max_grad_norm=recipe.max_grad_norm,
+        )
+        for state in run:  # noqa: B007 (the last one)
+            pass
+    return margins(start + state if loss.reference_free else state, targets)
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """The pairs with weights omega, `here`, and phi, `twins`; differentiable in them and in the state."""
+
+    train: TokenSpace
+    here: Tensor
+    twins: Tensor
+
+    def check(self) -> None:
+        self.train.check()
+
+    def zeros(self) -> Tensor:
+        return self.train.zeros().double()
+
+    def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
+        rows: Tensor | None = batch.rows
+        weights, here, twins = batch.weights, self.here[batch.rows], self.twins[batch.rows]
+        if len(batch.rows) == len(self.train):  # every pair, in whatever order
+            rows, here, twins = None, self.here, self.twins
+            weights = torch.zeros_like(weights).index_add_(0, batch.rows, weights)
+        met = margins(state, self.train, rows)
+        pushes = weights * (here * loss.slope(met) - twins * loss.slope(-met))
+        total = (weights * (here + twins)).sum()
+        # A step whose pairs are all left out moves nothing.
+        pushes = self.train.beta * pushes / total if float(total.detach()) else 0.0 * pushes
+        return pull(pushes, self.train, rows)
+
+    def norm(self, gradient: Tensor) -> Tensor:
+        return self.train.norm(gradient)
+
+
+class _WeighedFlow:
+    """The flow of `_Weighed` pairs for `follow`."""
+
+    def __init__(self, space: _Weighed, loss: Loss, start: Tensor | None) -> None:
+        self.space, self.loss = space, loss
+        self.stiff = Stiff(space.train, loss, 1.0, RANK, start)
+
+    def zeros(self) -> Tensor:
+        return self.space.zeros()
+
+    def velocity(self, state: Tensor) -> Tensor:
+        return -self.space.gradient(self.stiff.start + state, self.loss, self.stiff.batch)
+
+    def implicit(self, state: Tensor) -> Callable[[Tensor, float], Tensor]:
+        return self.stiff.implicit(state.detach())

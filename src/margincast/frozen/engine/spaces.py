@@ -1,0 +1,56 @@
+"""Which features do the single-token equations cover, and how does the state see them?"""
+
+from __future__ import annotations
+
+import torch
+
+from margincast.errors import InputError
+from margincast.frozen.engine.state import TokenSpace
+from margincast.recipe.losses import Loss
+from margincast.records import Features, FeatureSet
+
+
+def token_spaces(features: Features, beta: float, dtype: torch.dtype = torch.float64) -> tuple[TokenSpace, TokenSpace]:
+    """Training and held-out pairs of `features` as the state sees them.
+
+    Raises `InputError` for features the single-token equations do not cover, and for features that are not finite.
+    """
+    if features.logits != "linear":
+        raise InputError(
+            f"the logits of {features.model} are {features.logits}, so margins are not linear in the unembedding and "
+            "the frozen forecast does not hold for it; use a model without soft-capping"
+        )
+    refuse_multi_token(features.train.single_token and features.heldout.single_token)
+
+    def space(split: FeatureSet, name: str) -> TokenSpace:
+        hidden = split.hidden.to(dtype) * features.scale
+        if not bool(hidden.isfinite().all()):
+            bad = int((~hidden.isfinite().all(dim=1)).nonzero()[0])
+            raise InputError(
+                f"the features of {name} pair {split.pairs[bad].id} are not finite; extract them in float32"
+            )
+        chosen, rejected = (
+            torch.searchsorted(features.tokens, torch.tensor([ids[0] for ids in side]))
+            for side in (split.chosen_ids, split.rejected_ids)
+        )
+        return TokenSpace(hidden, chosen, rejected, beta, len(features.tokens))
+
+    return space(features.train, "training"), space(features.heldout, "held-out")
+
+
+def refuse_multi_token(single_token: bool) -> None:
+    """Raises `InputError` unless every response is a single token: the equations above hold for no others."""
+    if not single_token:
+        raise InputError(
+            "a response has more than one token, and these equations are of single tokens; use "
+            "`tokens.forecast_tokens`, or eos=False where only TRL's end-of-sequence token is too many"
+        )
+
+
+def refuse_bias(features: Features, loss: Loss) -> None:
+    """Raises `InputError` for a loss without a reference where margins would start from the head's bias."""
+    if loss.reference_free and features.bias is not None:
+        raise InputError(
+            f"loss_type {loss.name!r} leaves the reference out, and the unembedding of {features.model} has a bias, "
+            "which its margins start from; forecast it with a loss that has a reference"
+        )

@@ -1,0 +1,1 @@
+"""Gradient flow, the limit of small learning rates."""

@@ -1,0 +1,328 @@
+"""What does the model say about a batch of pairs? A forward pass gives log-probabilities and the features g.
+
+The batch goes through as packed prefix tries (`packing`); where a model cannot take the mask, as padded rows. Either
+way g is read where it is used: it is the input of the unembedding, so no norm can be applied twice or forgotten.
+Logits are made only where a response token is predicted, a block of them at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from margincast.errors import InputError
+from margincast.passes.packing import PACK_TOKENS, Pack, common_prefix, pack, plan_packs
+from margincast.passes.tokenize import Encoded
+
+SELF_CHECK_PAIRS = 3
+SELF_CHECK_TOKENS = 64
+# Logits that a batch may keep for its backward pass, 512 MiB in float32. A batch with more of them makes them twice,
+# LOGIT_BLOCK at a time (64 MiB): 1.8 times the time of keeping them (1,500 positions x 49,152 tokens, one core), and
+# memory no longer grows with the batch.
+LOGIT_KEEP = 1 << 27
+LOGIT_BLOCK = 1 << 24
+# How far packed and padded log-probabilities of one response token may be apart. On SmolLM2 rounding makes 9e-6 in
+# float32 and 0.2 in bfloat16, where a model that ignores the mask is off by more than 3.
+PACKING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.8, torch.float16: 0.1}
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """chosen, rejected: (pairs,) summed log-probabilities of the responses; hidden: (pairs, hidden) at the position
+    that predicts the response's first token; layers: (pairs, layers, hidden) there, what the layers asked for put out.
+    Differentiable when gradients are on."""
+
+    chosen: Tensor
+    rejected: Tensor
+    hidden: Tensor
+    layers: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of the hidden states predict which response token, and to which response they belong.
+
+    row, target, response: (response tokens,) with response 2i for the chosen and 2i + 1 for the rejected side of pair i
+    first: (pairs,) row that predicts the response's first token
+    """
+
+    row: Tensor
+    target: Tensor
+    response: Tensor
+    first: Tensor
+
+
+def unwrapped(model: Any) -> Any:
+    """The language model itself, out of the wrapper that training over processes puts around it.
+
+    Its configuration, head and signature are asked here; forward passes go through the wrapper.
+    """
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def response_pass(model: Any, batch: Sequence[Encoded], packed: bool = True, layers: Sequence[int] = ()) -> PassResult:
+    """Log-probabilities and features of `batch`, row by row, in as few forward passes as are worth it.
+
+    layers: whose outputs are kept, counted from 0
+
+    `model` may be a `DistributedDataParallel`, which then is called once, however many passes there are.
+    """
+    plan = plan_packs([pair.inputs for pair in batch], PACK_TOKENS, packed)
+    predicted = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
+    recompute = predicted * _vocabulary(model) > LOGIT_KEEP
+    # Each pass through a DistributedDataParallel talks to the other processes, whose batch may be another number of
+    # packs: one pass prepares it for the backward pass, the others go to the model itself.
+    models = [model] + [unwrapped(model)] * (len(plan) - 1)
+    parts = [
+        _one_pass(each, [batch[index] for index in members], packed, recompute, layers)
+        for each, members in zip(models, plan, strict=True)
+    ]
+    place = torch.argsort(torch.tensor([index for members in plan for index in members]))
+
+    def whole(name: str) -> Tensor:
+        values = torch.cat([getattr(part, name) for part in parts])
+        return values[place.to(values.device)]
+
+    return PassResult(whole("chosen"), whole("rejected"), whole("hidden"), whole("layers") if layers else None)
+
+
+def _one_pass(
+    model: Any, batch: Sequence[Encoded], packed: bool, recompute: bool = False, layers: Sequence[int] = ()
+) -> PassResult:
+    with layer_outputs(model, layers) as outputs:
+        hidden, rows = hidden_states(model, batch, packed)
+    used, position = torch.unique(rows.row, return_inverse=True)
+    logps = response_logps(model, hidden[used], position, rows, len(batch), recompute)
+    inner = torch.stack([output.flatten(0, -2)[rows.first] for output in outputs], dim=1) if layers else None
+    return PassResult(*logps, hidden[rows.first], inner)
+
+
+def response_logps(
+    model: Any, hidden: Tensor, position: Tensor, rows: Rows, pairs: int, recompute: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Summed log-probabilities of chosen and rejected responses, (pairs,) each, from predicting hidden states.
+
+    hidden: (distinct predicting positions, hidden); position: which of them predicts each response token
+    recompute: make the logits again in the backward pass rather than keep them
+    """
+    whole = torch.is_grad_enabled() and not recompute
+    height = len(hidden) if whole else max(1, LOGIT_BLOCK // _vocabulary(model))
+    blocks, members = [], []
+    for start in range(0, len(hidden), height):
+        mine = ((position >= start) & (position < start + height)).nonzero()[:, 0]
+        block = (model, hidden[start : start + height], position[mine] - start, rows.target[mine])
+        blocks.append(checkpoint(token_logps, *block, use_reentrant=False) if recompute else token_logps(*block))
+        members.append(mine)
+    tokens, response = torch.cat(blocks), rows.response[torch.cat(members)]
+    sums = torch.zeros(2 * pairs, dtype=tokens.dtype, device=tokens.device).index_add(
+        0, response.to(tokens.device), tokens
+    )
+    return sums[0::2], sums[1::2]
+
+
+def _vocabulary(model: Any) -> int:
+    return int(unwrapped(model).get_output_embeddings().weight.shape[0])
+
+
+def token_logps(model: Any, hidden: Tensor, position: Tensor, target: Tensor) -> Tensor:
+    """Log-probabilities of `target`, (tokens,), at rows `position` of `hidden`; float32 at least."""
+    logits = logits_of(model, hidden)
+    logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    return logps[position.to(logps.device), target.to(logps.device)]
+
+
+def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> tuple[Tensor, Rows]:
+    """Final hidden states of `batch` in one pass, (positions, hidden), as the unembedding receives them; their `Rows`.
+
+    With `packed` one trie holds the whole batch, whatever its size: `packing.plan_packs` makes batches that are right.
+    """
+    sequences = [sequence for pair in batch for sequence in pair.inputs]
+    device = next(model.parameters()).device
+    inputs: dict[str, Any]
+    if packed:
+        trie = pack(sequences).to(device)
+        paths = trie.paths
+        inputs = {
+            "input_ids": trie.tokens[None],
+            "position_ids": trie.depth[None],
+            "attention_mask": attention_mask(model, trie),
+        }
+    else:
+        width = max(map(len, sequences))
+        ids = torch.zeros(len(sequences), width, dtype=torch.long)
+        seen = torch.zeros(len(sequences), width, dtype=torch.long)
+        for index, sequence in enumerate(sequences):
+            ids[index, : len(sequence)] = torch.tensor(sequence)
+            seen[index, : len(sequence)] = 1
+        paths = tuple(index * width + torch.arange(len(sequence)) for index, sequence in enumerate(sequences))
+        inputs = {"input_ids": ids.to(device), "attention_mask": seen.to(device)}
+    row, target, response, first = [], [], [], []
+    for index, pair in enumerate(batch):
+        start = len(pair.prompt) - 1
+        first.append(paths[2 * index][start])
+        for side, ids_of_side in enumerate((pair.chosen, pair.rejected)):
+            row.append(paths[2 * index + side][start : start + len(ids_of_side)])
+            target.append(torch.tensor(ids_of_side))
+            response.append(torch.full((len(ids_of_side),), 2 * index + side))
+    rows = Rows(torch.cat(row), torch.cat(target), torch.cat(response), torch.stack(first))
+    with unembedding_input(model) as seen_by_head:
+        model(**inputs, use_cache=False, **_keep_one(model))
+    return seen_by_head[0].flatten(0, -2), rows
+
+
+def attention_mask(model: Any, trie: Pack) -> Any:
+    """The mask of `trie` as `model` takes it: additive or, for FlexAttention, by blocks; one, or one per kind of layer.
+
+    Sequences within the sliding window need no window. Beyond it, a configuration that names no kinds of layers has one
+    kind (Mistral), and one that names several takes a mask for each (Gemma 2).
+    """
+    config = unwrapped(model).config.get_text_config()
+
+    def mask(window: int | None) -> Any:
+        flex = config._attn_implementation == "flex_attention"
+        return trie.block_mask(window) if flex else trie.mask(unwrapped(model).dtype, window)
+
+    window = getattr(config, "sliding_window", None)
+    if not window or int(trie.depth.max()) < window:
+        return mask(None)
+    kinds = dict.fromkeys(getattr(config, "layer_types", None) or ["sliding_attention"])
+    masks = {kind: mask(window if kind == "sliding_attention" else None) for kind in kinds}
+    return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """The model's own logits for `hidden`, (rows, hidden) -> (rows, vocabulary), scale and softcap included.
+
+    Computed in the dtype of the unembedding, which head-only training keeps in float64.
+    """
+    head = unwrapped(model).get_output_embeddings()
+    logits = head(hidden.to(head.weight.dtype))
+    scale, softcap = logit_transform(model)
+    logits = logits if scale == 1.0 else logits * scale
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def logit_transform(model: Any) -> tuple[float, float | None]:
+    """(scale, softcap) that the model applies to W g. `check_logits` tests them against the model's own output."""
+    config = unwrapped(model).config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return scale, float(softcap) if softcap else None
+
+
+@contextmanager
+def unembedding_input(model: Any) -> Iterator[list[Tensor]]:
+    """Collects what the unembedding is called with; the unembedding itself sees only the last position."""
+    received: list[Tensor] = []
+
+    def keep(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        received.append(arguments[0])
+        # The logits of this call are not used; without this cut they would cost positions x vocabulary.
+        return (arguments[0][..., -1:, :].to(head.weight.dtype),)
+
+    head = unwrapped(model).get_output_embeddings()
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield received
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def layer_outputs(model: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Collects what `layers` of the model, counted from 0, put out in the pass within, in the order of the pass."""
+    received: list[Tensor] = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        received.append(output[0] if isinstance(output, tuple) else output)
+
+    stack = decoder_layers(model) if layers else ()
+    handles = [stack[layer].register_forward_hook(keep) for layer in layers]
+    try:
+        yield received
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def decoder_layers(model: Any) -> Any:
+    """The layers of the model, as modules. Raises `InputError` where they cannot be told."""
+    inner = unwrapped(model)
+    count = inner.config.get_text_config().num_hidden_layers
+    stacks = [part for part in inner.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
+    if not stacks:
+        raise InputError(f"{type(inner).__name__} has no list of {count} layers, whose outputs could be read")
+    return stacks[0]
+
+
+def _keep_one(model: Any) -> dict[str, int]:
+    # logits_to_keep=0 means "all": the hook must see every position.
+    return {"logits_to_keep": 0} if "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters else {}
+
+
+@torch.no_grad()
+def packing_problem(model: Any, batch: Sequence[Encoded]) -> str | None:
+    """Why `model` cannot be given packed batches, or None when it can.
+
+    Compares packed with padded log-probabilities on a few pairs of `batch`, the one with the longest sequence among
+    them: a model that ignores the mask, the position ids or its window is found out here, not in the results.
+    """
+    sample = _telling_pairs(batch)
+    try:
+        packed = _one_pass(model, sample, packed=True)
+    except Exception as error:  # whatever a model does with what it cannot take
+        return f"the model refuses a packed batch ({(str(error).splitlines() or [type(error).__name__])[0]})"
+    padded = [_one_pass(model, [pair], packed=False) for pair in sample]
+    gap = max(
+        float((packed.chosen - torch.cat([one.chosen for one in padded])).abs().max()),
+        float((packed.rejected - torch.cat([one.rejected for one in padded])).abs().max()),
+    )
+    longest_response = max(max(len(pair.chosen), len(pair.rejected)) for pair in sample)
+    allowed = PACKING_TOLERANCE[unwrapped(model).dtype] * longest_response
+    if not gap <= allowed:
+        return f"packed and padded log-probabilities differ by {gap:.2g} (allowed {allowed:.2g})"
+    return None
+
+
+def _telling_pairs(batch: Sequence[Encoded]) -> list[Encoded]:
+    """The pair with the longest sequence and those that share least with it: if any trie branches, theirs does."""
+    longest = max(batch, key=lambda pair: max(map(len, pair.inputs)))
+    path = max(longest.inputs, key=len)
+
+    def shared(pair: Encoded) -> float:
+        return min(common_prefix(path, sequence) / len(sequence) for sequence in pair.inputs)
+
+    others = sorted((pair for pair in dict.fromkeys(batch) if pair != longest), key=shared)
+    return [longest, *others[: SELF_CHECK_PAIRS - 1]]
+
+
+@torch.no_grad()
+def check_logits(model: Any, batch: Sequence[Encoded]) -> str:
+    """How the model's logits depend on W g: "linear", or why they are not linear in W.
+
+    Raises `RuntimeError` when the logits that margincast computes are not the model's own: its numbers would be wrong.
+    """
+    ids = torch.tensor([batch[0].inputs[0][:SELF_CHECK_TOKENS]], device=next(model.parameters()).device)
+    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    with unembedding_input(model) as received:
+        model(input_ids=ids, use_cache=False, **_keep_one(model))
+    ours = logits_of(model, received[0][0]).float()
+    gap = float((own - ours).abs().max() / own.abs().max())
+    # The same operations in the same order; float32 gets room for another order of its sums.
+    if not gap <= max(1e-5, 4 * torch.finfo(unwrapped(model).dtype).eps):
+        raise RuntimeError(
+            f"unembedding x features differs from the model's logits by {gap:.2g} of the largest; "
+            f"{type(unwrapped(model)).__name__} transforms its logits in a way margincast does not know"
+        )
+    softcap = logit_transform(model)[1]
+    return f"soft-capped at {softcap:g}" if softcap else "linear"

@@ -1,0 +1,151 @@
+"""Where does the prompt end and the response begin, in tokens? As TRL 1.x draws the line.
+
+Prompt and prompt + response are tokenised; the prompt is their common prefix, the response is what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from margincast.errors import InputError
+from margincast.passes.packing import common_prefix
+from margincast.records import Pair, PairSet, Text
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one pair. The sequence of a side is `prompt + response`."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+    @property
+    def inputs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the model reads to predict every response token: the last response token is never an input."""
+        return self.prompt + self.chosen[:-1], self.prompt + self.rejected[:-1]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Encoded pairs, row by row as `pairs`; `eos` says whether an end-of-sequence token was appended.
+
+    `truncated` counts the responses cut at `max_length`.
+    """
+
+    pairs: PairSet
+    rows: tuple[Encoded, ...]
+    eos: bool
+    max_length: int
+    truncated: int
+
+    @property
+    def single_token(self) -> bool:
+        return all(len(row.chosen) == 1 and len(row.rejected) == 1 for row in self.rows)
+
+    def select(self, pairs: PairSet) -> Encoding:
+        """The rows of `pairs`, which must be among this encoding's pairs."""
+        place = {pair.id: index for index, pair in enumerate(self.pairs)}
+        rows = tuple(self.rows[place[pair.id]] for pair in pairs)
+        return Encoding(pairs, rows, self.eos, self.max_length, self.truncated)
+
+
+def encode(
+    pairs: PairSet,
+    tokenizer: Any,
+    *,
+    eos: bool | None = None,
+    max_length: int = 1024,
+    context: int | None = None,
+    on_bad_row: str = "fail",
+) -> Encoding:
+    """Tokenise `pairs`. `max_length` cuts a sequence at its end, as TRL's `keep_start` does.
+
+    eos: append the tokenizer's end-of-sequence text to standard responses (TRL's rule); None decides by the data: not
+    when every response is one token without it, else yes. Conversational responses end as the chat template ends them.
+
+    Raises `InputError` naming file and line for pairs that cannot be used: a prompt that fills `max_length` or the
+    model's context, an empty prompt or response in tokens, responses that are the same in tokens. With `on_bad_row`
+    "skip" such pairs are left out and listed in the `skipped` of the encoding's `pairs`.
+    """
+    limit = min(max_length, context or max_length)
+    bare = [] if eos else [_encode_pair(pair, tokenizer, "") for pair in pairs]
+    if eos is None:
+        # A row that is refused or left out below does not decide for the others.
+        usable_rows = [row for row in bare if not _problem(row, row, limit)]
+        eos = not all(len(row.chosen) == 1 and len(row.rejected) == 1 for row in usable_rows)
+    ending = (tokenizer.eos_token or "") if eos else ""
+    if eos and not ending and not all(pair.conversational for pair in pairs):
+        raise InputError("the tokenizer has no end-of-sequence token; pass --no-eos")
+    wholes = [_encode_pair(pair, tokenizer, ending) for pair in pairs] if ending or not bare else bare
+    rows: list[Encoded] = []
+    kept: list[Pair] = []
+    problems: list[str] = []
+    truncated = 0
+    for pair, whole in zip(pairs, wholes, strict=True):
+        room = max(limit - len(whole.prompt), 0)
+        row = Encoded(whole.prompt, whole.chosen[:room], whole.rejected[:room])
+        reason = _problem(whole, row, limit)
+        if reason:
+            problems.append(f"{pair.source}, line {pair.line}: {reason}")
+            continue
+        truncated += (len(row.chosen) < len(whole.chosen)) + (len(row.rejected) < len(whole.rejected))
+        rows.append(row)
+        kept.append(pair)
+    if problems and on_bad_row != "skip":
+        more = f" (and {len(problems) - 1} more rows)" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0]}{more}")
+    if not rows:
+        raise InputError(f"no usable pairs are left: {problems[0] if problems else 'the data set is empty'}")
+    usable = PairSet(tuple(kept), pairs.duplicates, pairs.skipped + tuple(problems)) if problems else pairs
+    return Encoding(usable, tuple(rows), eos, max_length, truncated)
+
+
+def _problem(whole: Encoded, row: Encoded, limit: int) -> str | None:
+    if not whole.prompt:
+        return "the prompt has no tokens, so nothing predicts the response"
+    if len(whole.prompt) >= limit:
+        return (
+            f"the prompt has {len(whole.prompt)} tokens and fills the limit of {limit} "
+            "(the smaller of max_length and the model's context); shorten it"
+        )
+    if not whole.chosen or not whole.rejected:
+        return f"the {'rejected' if whole.chosen else 'chosen'} response has no tokens of its own after the prompt"
+    if row.chosen == row.rejected:
+        where = "" if whole.chosen == whole.rejected else f" once cut at {limit} tokens"
+        return f"chosen and rejected are the same in tokens{where}"
+    return None
+
+
+def _encode_pair(pair: Pair, tokenizer: Any, ending: str) -> Encoded:
+    if pair.conversational:
+        prompt = _chat(tokenizer, pair.prompt, add_generation_prompt=True)
+        chosen, rejected = (_chat(tokenizer, (*pair.prompt, *side)) for side in (pair.chosen, pair.rejected))
+    else:
+        prompt, chosen, rejected = (
+            tuple(tokenizer(text)["input_ids"])
+            for text in (
+                pair.prompt,
+                _join(pair.prompt, pair.chosen, ending),
+                _join(pair.prompt, pair.rejected, ending),
+            )
+        )
+    length = min(common_prefix(prompt, chosen), common_prefix(prompt, rejected))
+    return Encoded(prompt[:length], chosen[length:], rejected[length:])
+
+
+def _join(prompt: Text, response: Text, ending: str) -> str:
+    assert isinstance(prompt, str)
+    assert isinstance(response, str)
+    return prompt + response if ending and response.endswith(ending) else prompt + response + ending
+
+
+def _chat(tokenizer: Any, messages: Sequence[Any], **options: Any) -> tuple[int, ...]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "the data are conversational but the tokenizer has no chat template; use a chat model's tokenizer"
+        )
+    tokens = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=True, **options)
+    return tuple(tokens["input_ids"] if hasattr(tokens, "keys") else tokens)

@@ -1,0 +1,1 @@
+"""How a run is trained: the recipe, its losses, optimizers, schedule and batches."""

@@ -1,0 +1,64 @@
+"""What does a trajectory say in numbers? TRL's metric names, per concept too, for forecast and training alike.
+
+`loss`, `rewards/margins` and so on are means over the recorded training pairs at the weights of that step;
+`eval_*` over all held-out pairs; `eval_<concept>_*` over the held-out pairs of one concept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from margincast.intervals import mean_interval, proportion
+from margincast.recipe.losses import Loss, get_loss
+from margincast.records import PairSet, SplitTrajectory, Trajectory
+
+
+def concept_rows(pairs: PairSet) -> dict[str, list[int]]:
+    """For every concept, the indices of its pairs."""
+    rows: dict[str, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        rows.setdefault(pair.concept, []).append(index)
+    return rows
+
+
+def metric_rows(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """One row per recorded step, as written to `metrics.jsonl`."""
+    loss = get_loss(trajectory.loss_type, trajectory.beta, without_reference=True)
+    return [{"step": step, **dict(_at(trajectory, loss, index))} for index, step in enumerate(trajectory.steps)]
+
+
+def _at(trajectory: Trajectory, loss: Loss, index: int) -> Iterator[tuple[str, float]]:
+    yield from _means(loss, trajectory.train, index, "", None)
+    yield from _means(loss, trajectory.heldout, index, "eval_", None)
+    for concept, rows in concept_rows(trajectory.heldout.pairs).items():
+        yield from _means(loss, trajectory.heldout, index, f"eval_{concept}_", rows)
+
+
+def _means(
+    loss: Loss, split: SplitTrajectory, index: int, prefix: str, rows: list[int] | None
+) -> Iterator[tuple[str, float]]:
+    def mean(values: Tensor) -> float:
+        return float((values if rows is None else values[rows]).double().mean())
+
+    margins = split.margins[index]
+    yield f"{prefix}loss", mean(loss.value(margins.double()))
+    yield f"{prefix}rewards/margins", mean(margins)
+    yield f"{prefix}rewards/accuracies", mean((margins > 0).double())
+    if split.chosen is not None:
+        yield f"{prefix}rewards/chosen", mean(split.chosen[index])
+        yield f"{prefix}rewards/rejected", mean(split.chosen[index] - margins)
+
+
+def concept_results(trajectory: Trajectory) -> dict[str, dict[str, dict[str, float]]]:
+    """Held-out margin and accuracy of every concept at the last recorded step, with 95% intervals over pairs."""
+    last = trajectory.heldout.margins[-1].double().cpu().numpy()
+    return {
+        concept: {
+            "heldout_margin": mean_interval(last[rows]).as_dict(),
+            "heldout_accuracy": proportion(int((last[rows] > 0).sum()), len(rows)).as_dict(),
+        }
+        for concept, rows in concept_rows(trajectory.heldout.pairs).items()
+    }

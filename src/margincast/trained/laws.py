@@ -1,0 +1,239 @@
+"""What will margins do when every weight trains? The effective model, put together, and its constants.
+
+    m_j(s) / beta = A(s) h_j + delta_j . b(s)
+
+h and A come from frozen features (`shape`, `amplitude`) or from a rehearsal (`rehearsal`), A's way to the end from
+`growth`, b from the batch order (`offset`) and the rehearsal. A pilot, some first steps of the run itself, corrects all
+of them by what it saw, the more the longer it is. The constants were fitted on true runs by `benchmarks/forecast`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from margincast.frozen.engine.state import TokenSpace
+from margincast.recipe.batches import Batch
+from margincast.recipe.losses import Loss
+from margincast.recipe.optimizers import AdamW
+from margincast.trained.amplitude import ALPHA, AmplitudeLaw, spread_of
+from margincast.trained.growth import GrowthLaw
+from margincast.trained.noise import Noise
+from margincast.trained.offset import Kind, OffsetLaw, Parts, kinds_of, offset_path, parted
+from margincast.trained.rehearsed import RehearsalLaw, levelled
+from margincast.trained.shape import Spectrum, unit
+from margincast.trained.time import ADAPTER_UNIT, UNIT
+
+LARGEST = 4.0  # factor by which margins are made larger, or smaller, again after their signs were set
+
+
+@dataclass(frozen=True)
+class ShapeLaw:
+    """The alpha of a run that ends at A nats: alpha + rise log A, within [0, 1].  ridge: see `shape`"""
+
+    alpha: float
+    rise: float
+    ridge: float
+
+    def of(self, end: float) -> float:
+        alpha = self.alpha + self.rise * math.log(max(end, 0.1))
+        return round(min(max(alpha, 0.0), 1.0), 2)
+
+
+@dataclass(frozen=True)
+class PilotLaw:
+    """What a pilot saw at x, its part of the path, counts by x^exponent: for amplitude, offsets and shape."""
+
+    amplitude: float
+    offset: float
+    shape: float
+
+
+@dataclass(frozen=True)
+class Laws:
+    """rehearsal: None where the forecast is from features alone"""
+
+    offset: OffsetLaw
+    amplitude: AmplitudeLaw
+    growth: GrowthLaw
+    shape: ShapeLaw
+    rehearsal: RehearsalLaw | None
+    pilot: PilotLaw
+    noise: Noise
+
+
+def fitted(rehearsed: bool) -> Laws:
+    """The constants that the bank's runs gave, for forecasts with or without a rehearsal."""
+    return laws_from(_constants()["rehearsed" if rehearsed else "features"])
+
+
+def tested_paths(lora: bool) -> tuple[float, float]:
+    """The shortest and the longest path, a sum of learning rates, of the runs behind the constants."""
+    low, high = _constants()["paths"]["lora" if lora else "all"]
+    return low, high
+
+
+def _constants() -> dict[str, Any]:
+    text = files("margincast.trained").joinpath("constants.json").read_text("utf-8")
+    values: dict[str, Any] = json.loads(text)
+    return values
+
+
+def laws_from(values: Mapping[str, Any]) -> Laws:
+    """Laws from what `dataclasses.asdict` made of them."""
+    kinds = {
+        "offset": OffsetLaw, "amplitude": AmplitudeLaw, "growth": GrowthLaw, "shape": ShapeLaw, "pilot": PilotLaw,
+        "noise": Noise,
+    }  # fmt: skip
+    parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in kinds.items()}
+    told = values["rehearsal"]
+    if told is not None:
+        told = RehearsalLaw(**{**told, "amplitude": AmplitudeLaw(**told["amplitude"])})
+    return Laws(**parts, rehearsal=told)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is to come. learning_rates: of each step, as scheduled;  batches: of each step"""
+
+    learning_rates: Sequence[float]
+    batches: Sequence[Batch]
+    optimizer: AdamW
+    loss: Loss
+    lora: bool = False
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(steps + 1,) path length so far, in units of `time.UNIT` or, of an adapter, `time.ADAPTER_UNIT`."""
+        unit = ADAPTER_UNIT if self.lora else UNIT
+        return torch.tensor([0.0, *self.learning_rates], dtype=torch.float64).cumsum(0) / unit
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that training takes, as often as it takes them."""
+        return sum(len(batch.rows) for batch in self.batches)
+
+    def amplitude(self, law: AmplitudeLaw, spread: float = 1.0) -> float:
+        return law.at(float(self.lengths[-1]), self.pairs, spread, self.lora)
+
+    @cached_property
+    def taken(self) -> Tensor:
+        """Rows of the pairs that training takes, once each: what others would have taught is not learned."""
+        rows: Tensor = torch.unique(torch.cat([batch.rows for batch in self.batches]))
+        return rows
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Whose margins these are. chosen, rejected: (pairs,) token indices;  concepts: (pairs,) numbers"""
+
+    chosen: Tensor
+    rejected: Tensor
+    concepts: Tensor
+
+    @cached_property
+    def kinds(self) -> tuple[list[Kind], list[Kind]]:
+        """Of all pairs, and of every concept."""
+        return kinds_of(self.chosen, self.rejected), kinds_of(self.chosen, self.rejected, self.concepts)
+
+    def part(self, margins: Tensor) -> Parts:
+        """margins: (..., pairs)"""
+        return parted(margins, *self.kinds)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pilot showed after `step` steps. margins: (pairs,) over beta"""
+
+    margins: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class EffectiveForecast:
+    """Margins over beta, in nats: (steps + 1, pairs) each, of which the margin is the sum.
+
+    rest: without offsets;  shift: their part
+    """
+
+    rest: Tensor
+    shift: Tensor
+
+
+def shared_path(train: TokenSpace, who: Responses, plan: Plan, law: OffsetLaw) -> Tensor:
+    """The shift that follows from the batch order, (steps + 1, pairs) in nats."""
+    if plan.lora:  # an adapter begins at 0 and moves nothing at first; its offsets are not those of all weights
+        return torch.zeros(len(plan.lengths), len(who.chosen), dtype=torch.float64)
+    logits = offset_path(
+        train.chosen, train.rejected, train.tokens, plan.batches, plan.learning_rates, plan.optimizer, plan.loss,
+        train.beta, law,
+    )  # fmt: skip
+    return logits[:, who.chosen] - logits[:, who.rejected]
+
+
+def effective_forecast(
+    features: Spectrum | None, path: Tensor, who: Responses, plan: Plan, laws: Laws, told: Tensor | None = None,
+    seen: Seen | None = None,
+) -> EffectiveForecast:  # fmt: skip
+    """What `plan` will do to margins when every weight trains, at every step.
+
+    features: of these pairs against the training pairs, None where there is only a rehearsal
+    path: (steps + 1, pairs) shift that follows from the batch order
+    told: (pairs,) margins over beta at the end of a rehearsal;  seen: a pilot
+    """
+    x = plan.lengths / plan.lengths[-1]
+    shift = path * laws.offset.fading(x)[:, None]
+    spread = shape_spread(features, who, laws.shape)
+    level: Tensor | None
+    if told is None or laws.rehearsal is None:
+        if features is None:
+            raise ValueError("a forecast needs features or a rehearsal")
+        end = plan.amplitude(laws.amplitude, spread)
+        shape = level = frozen_shape(features, who, laws.shape, end)
+    else:
+        law, parts = laws.rehearsal, who.part(told.double())
+        end = law.at(float(parts.rest.mean()), plan.amplitude(law.amplitude, spread))
+        shape, level = unit(parts.rest), None
+        if features is not None:
+            shape, level = law.mixed(parts.rest, frozen_shape(features, who, laws.shape, end), who.concepts)
+        shift = shift + x[:, None] * law.offsets(parts, None if features is None else who.concepts)
+    rest = end * shape
+    if level is not None:
+        # As many pairs learned as `level` has them, in the order that offsets make, and as large as before.
+        ends = levelled(rest + shift[-1], level, who.concepts)
+        rest = ends * ((end + shift[-1].mean()) / ends.mean()).clamp(1.0 / LARGEST, LARGEST) - shift[-1]
+    made = EffectiveForecast(laws.growth.factors(x, end)[:, None] * rest, shift)
+    return made if seen is None else corrected(made, who, x, seen, laws.pilot)
+
+
+def frozen_shape(features: Spectrum, who: Responses, law: ShapeLaw, end: float) -> Tensor:
+    """h of a run that ends at `end` nats, (pairs,) without offsets and with a mean of 1."""
+    return unit(who.part(features.shape(law.of(end), law.ridge)).rest)
+
+
+def shape_spread(features: Spectrum | None, who: Responses, law: ShapeLaw) -> float:
+    """sigma of `amplitude`; where there are no features, that of a shape that spreads as far as its mean is."""
+    return 1.0 if features is None else spread_of(unit(who.part(features.shape(ALPHA, law.ridge)).rest))
+
+
+def corrected(made: EffectiveForecast, who: Responses, x: Tensor, seen: Seen, law: PilotLaw) -> EffectiveForecast:
+    """`made` after a pilot: the gap between it and what the pilot saw counts by how much of the run the pilot was."""
+    part = float(x[seen.step] / x[-1])
+    parts = who.part(seen.margins.double())
+    expected, reached = float(made.rest[seen.step].mean()), float(parts.rest.mean())
+    factor = (max(reached, 0.05) / max(expected, 0.05)) ** (part**law.amplitude)
+    shapes = unit(made.rest[-1]), unit(parts.rest)
+    shape = shapes[0] + part**law.shape * (shapes[1] - shapes[0])
+    rest = factor * made.rest.mean(1, keepdim=True) * shape
+    # Offsets wander: a gap stays as long as the pilot was, and is forgotten later.
+    kept = (part / x.clamp_min(part)) ** law.offset
+    gap = parts.shift - made.shift[seen.step]
+    return EffectiveForecast(rest, made.shift + (kept * (x > 0))[:, None] * gap)

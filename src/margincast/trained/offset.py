@@ -1,0 +1,130 @@
+"""How does the component that all prompts share move? One shift of every response token, driven by the batch order.
+
+Prompts of one data set share most of their gradient: for two response tokens all log-odds move together by a common
+b(s), which has nothing to do with what the prompts say. Its gradient is the mean over the batch of -f'(r_i) delta_i,
+the batch's label balance; training by AdamW moves every weight along it by the learning rate times a normalised step,
+
+    b(s + 1) = b(s) + rate lr (1 + growth L(s)) m(s) / sqrt(v(s)),        L(s) the path length so far (`time`)
+
+with m and v AdamW's running means of that one gradient. So b follows from the batch order, which is known before the
+run. `rate` is how far one step moves the shared log-odds, the l1 norm of their gradient times the learning rate;
+`growth` how fast that norm grows along the run. Both are constants of the model, not of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from margincast.recipe.batches import Batch
+from margincast.recipe.losses import Loss
+from margincast.recipe.optimizers import AdamW
+from margincast.trained.time import UNIT
+
+
+@dataclass(frozen=True)
+class OffsetLaw:
+    """rate: nats a token's shared logit moves in a step of learning rate `time.UNIT`;  growth: per path length
+    left: the part of this path that is still to be seen at the end of a run, where offsets wander
+    """
+
+    rate: float
+    growth: float
+    left: float = 1.0
+
+    def fading(self, x: Tensor) -> Tensor:
+        """What is left of the path at x, the part of the run that is behind."""
+        return 1.0 - (1.0 - self.left) * x
+
+
+def offset_path(
+    chosen: Tensor,
+    rejected: Tensor,
+    tokens: int,
+    batches: Iterable[Batch],
+    learning_rates: Sequence[float],
+    optimizer: AdamW,
+    loss: Loss,
+    beta: float,
+    law: OffsetLaw,
+) -> Tensor:
+    """Shared logit of every response token after every step, (steps + 1, tokens) float64, 0 first.
+
+    chosen, rejected: (pairs,) token indices in [0, tokens) of the training pairs
+    learning_rates: of each step, as scheduled
+
+    The margin of a pair shifts by beta times the chosen token's shared logit less the rejected one's.
+    """
+    logits = torch.zeros(tokens, dtype=torch.float64)
+    slots: dict[str, Tensor] = {}
+    path, travelled = [logits], 0.0
+    for step, (batch, learning_rate) in enumerate(zip(batches, learning_rates, strict=True), start=1):
+        mine, other = chosen[batch.rows], rejected[batch.rows]
+        push = batch.weights * loss.slope(beta * (logits[mine] - logits[other]))
+        gradient = torch.zeros_like(logits).index_add(0, mine, push).index_add(0, other, -push)
+        unit = optimizer.update(gradient, logits, slots, step, 1.0)
+        logits = logits + law.rate * learning_rate / UNIT * (1.0 + law.growth * travelled) * unit
+        travelled += learning_rate / UNIT
+        path.append(logits)
+    return torch.stack(path)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Margins as a sum, (..., pairs) each: `rest`, the shift that all pairs of the same two tokens share, and what each
+    concept adds to it."""
+
+    rest: Tensor
+    shared: Tensor
+    own: Tensor
+
+    @property
+    def shift(self) -> Tensor:
+        return self.shared + self.own
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Pairs of the same two tokens (of one concept): `up` prefers one of them, `down` the other. (pairs,) bool each."""
+
+    up: Tensor
+    down: Tensor
+
+    @property
+    def sign(self) -> Tensor:
+        """(pairs,) +1 and -1 of this kind, 0 elsewhere: what a shift of the two tokens' logits does to margins."""
+        return self.up.double() - self.down.double()
+
+
+def kinds_of(chosen: Tensor, rejected: Tensor, concepts: Tensor | None = None) -> list[Kind]:
+    """The kinds of pairs with members of both preferences: of others a shift cannot be told from margins."""
+    groups = torch.zeros_like(chosen) if concepts is None else concepts
+    low, high = torch.minimum(chosen, rejected), torch.maximum(chosen, rejected)
+    keys = torch.stack([groups, low, high], dim=1)
+    found = []
+    for group, first, second in sorted({tuple(key) for key in keys.tolist()}):
+        mine = (groups == group) & (low == first) & (high == second)
+        kind = Kind(mine & (chosen == first), mine & (chosen == second))
+        if bool(kind.up.any()) and bool(kind.down.any()):
+            found.append(kind)
+    return found
+
+
+def parted(margins: Tensor, shared: Sequence[Kind], own: Sequence[Kind]) -> Parts:
+    """`margins`, (..., pairs), in parts. shared, own: the kinds of all pairs, and those of every concept"""
+    common = shift_of(margins, shared)
+    concept = shift_of(margins - common, own)
+    return Parts(margins - common - concept, common, concept)
+
+
+def shift_of(margins: Tensor, kinds: Sequence[Kind]) -> Tensor:
+    """The shift of every kind: it raises the margins of one preference and lowers the other's, so it is half the
+    difference of their means. Shape of `margins`."""
+    shift = torch.zeros_like(margins)
+    for kind in kinds:
+        up, down = margins[..., kind.up].mean(-1, keepdim=True), margins[..., kind.down].mean(-1, keepdim=True)
+        shift = shift + (up - down) / 2 * kind.sign.to(margins)
+    return shift

@@ -1,0 +1,187 @@
+"""What does a run of TRL's own DPOTrainer do to every held-out margin? Recorded from inside it, in the same shape."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from margincast.errors import InputError
+from margincast.passes.evaluate import Evaluator
+from margincast.passes.response_pass import packing_problem
+from margincast.passes.tokenize import encode
+from margincast.recipe.losses import LOSS_PARAMETERS, Loss, get_loss
+from margincast.recipe.settings import TrainingSettings
+from margincast.records import PairSet
+from margincast.runs.folder import SUMMARY, data_summary, save_trajectory, trajectory_results, write_summary
+from margincast.runs.store import key_of
+from margincast.training.recording import Recording, belongs, claim
+from margincast.training.run import REFERENCE_TOLERANCE
+
+# Settings of DPOConfig that make a margin, or the text it is of, another thing than here; and where they are harmless.
+PLAIN = {
+    "ld_alpha": None,
+    "f_divergence_type": "reverse_kl",
+    "use_weighting": False,
+    "sync_ref_model": False,
+    "truncation_mode": "keep_start",
+}
+
+
+class MarginCallback(TrainerCallback):
+    """`DPOTrainer(..., callbacks=[MarginCallback(heldout, "runs/trl")])` leaves a run folder in `runs/trl`.
+
+    It holds what `margincast train` writes there, `config.yaml`, figures and page aside: margins, accuracy and loss of
+    `heldout` and `train`, per concept, at step 0, every `record_steps` and at the end. `margincast compare` and
+    `margincast report` read it.
+
+    train: training pairs to record too, all or a part; they do not choose what the trainer trains on
+    record_steps: None takes the trainer's `eval_steps` where it evaluates by steps, else 10 as `margincast forecast`
+
+    Tokenizer, beta, loss and `max_length` are the trainer's, and pairs are encoded as it does. The reference is the
+    model at step 0 of the run, which is asked to log its first step too: there the trainer's own rewards are 0 when
+    its reference is the same. An interrupted run that goes on from a checkpoint goes on here too.
+
+    The trainer's `train` raises `InputError` for pairs that cannot be used, for settings under which TRL's loss is no
+    function of the margin, for a folder that holds a finished run, for a run that resumes without its step 0 in the
+    folder, and when the model at step 0 is not the trainer's reference; `StatedFailure` when training diverges.
+    """
+
+    def __init__(
+        self, heldout: PairSet, out: str | Path, *, train: PairSet | None = None, record_steps: int | None = None
+    ) -> None:
+        if not len(heldout):
+            raise InputError("MarginCallback needs held-out pairs, and got none")
+        if record_steps is not None and record_steps < 1:
+            raise InputError(f"record_steps must be at least 1, got {record_steps}")
+        self.heldout = heldout
+        self.train = PairSet(()) if train is None else train
+        self.out = Path(out)
+        self.record_steps = record_steps
+        self.last = -1
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model = kwargs["model"]
+        self.loss = trl_loss(args)
+        if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
+            raise InputError("MarginCallback cannot record an adapter that puts tokens of its own before the prompt")
+        self.every = self.record_steps or (state.eval_steps if args.eval_strategy == "steps" else 10)
+        self.started = time.monotonic()
+        if (self.out / SUMMARY).exists():
+            raise InputError(f"{self.out} already holds a finished run; give MarginCallback another folder")
+        # TRL cuts at max_length only.
+        limit = sys.maxsize if args.max_length is None else args.max_length
+        both = PairSet(self.train.pairs + self.heldout.pairs)
+        encoding = encode(both, kwargs["processing_class"], eos=True, max_length=limit)
+        if self.loss.single_token and not encoding.single_token:
+            raise InputError(
+                f"loss_type {self.loss.name!r} divides log-ratios by the length of the response, so it is a function "
+                "of the margin for single-token responses only; MarginCallback cannot record it"
+            )
+        packed = packing_problem(model, encoding.rows) is None
+        self.recording = Recording(
+            Evaluator(encoding.rows, packed, frozen_backbone=False), self.out / "state", self.train, self.heldout
+        )
+        tokens = [[row.prompt, row.chosen, row.rejected] for row in encoding.rows]
+        identity = key_of([both.fingerprint, tokens, model.config.name_or_path, args.beta, args.seed])
+        main = state.is_world_process_zero
+        if state.global_step == 0:
+            if main:
+                claim(self.recording.folder, identity)
+            self._record(model, state)
+        elif not (belongs(self.recording.folder, identity) and self.recording.has(0)):
+            raise InputError(
+                f"training resumes at step {state.global_step} and {self.out} has no record of this run's step 0, so "
+                "the reference is not known; resume with the folder and the pairs that the run began with"
+            )
+        elif main:
+            self.recording.forget_after(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            control.should_log = True
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._record(kwargs["model"], state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """After the first step the trainer logs the rewards from before its first update."""
+        if state.global_step != 1 or "rewards/chosen" not in (logs or {}):
+            return
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else kwargs["model"].dtype
+        gap = max(abs(logs["rewards/chosen"]), abs(logs["rewards/rejected"])) / args.beta
+        if not gap <= REFERENCE_TOLERANCE[dtype]:
+            raise InputError(
+                "the model at step 0 is not the trainer's reference: their log-probabilities of the first batch "
+                f"differ by {gap:.3g} on average; start from the reference, or MarginCallback's margins are others"
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A run that stopped early has not recorded its last step; with `load_best_model_at_end` its model is gone.
+        if not args.load_best_model_at_end and self.last != state.global_step:
+            self._record(kwargs["model"], state)
+        if not state.is_world_process_zero:
+            return
+        model = kwargs["model"]
+        what, origin = trained_part(model)
+        loss_type = self.loss if self.loss.parameters else self.loss.name
+        trajectory = self.recording.trajectory(args.beta, loss_type, f"training of {origin} by TRL's DPOTrainer")
+        save_trajectory(self.out, trajectory)
+        config = {**_settings(args), **self.loss.parameters, "loss_type": self.loss.name, "beta": args.beta}
+        config |= {"train": what, "trainer": "TRL's DPOTrainer", "max_steps": state.max_steps, "eval_steps": self.every}
+        write_summary(
+            self.out,
+            "train",
+            config,
+            trajectory_results(trajectory, time.monotonic() - self.started),
+            data=data_summary(
+                PairSet(self.train.pairs + self.heldout.pairs), self.train, self.heldout, "given to MarginCallback"
+            ),
+            model={"id": model.config.name_or_path},
+            device=str(model.device),
+        )
+        shutil.rmtree(self.recording.folder)
+
+    def _record(self, model: Any, state: Any) -> None:
+        chosen, rejected = self.recording.evaluate(model, state.global_step)
+        self.last = state.global_step
+        if state.is_world_process_zero:
+            self.recording.keep(state.global_step, chosen, rejected)
+
+
+def trl_loss(args: Any) -> Loss:
+    """The loss that a DPOConfig names. Raises `InputError` where TRL's loss is no function of the margin."""
+    if not hasattr(args, "beta") or not hasattr(args, "loss_type"):
+        raise InputError(f"MarginCallback belongs to TRL's DPOTrainer; it was given {type(args).__name__}")
+    for name, plain in PLAIN.items():
+        if getattr(args, name, plain) != plain:
+            raise InputError(f"MarginCallback records DPO's own margins; it cannot with {name}={getattr(args, name)!r}")
+    names = [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type
+    if len(names) != 1:
+        raise InputError(f"MarginCallback records one loss; the trainer sums {len(names)}: {', '.join(names)}")
+    taken: Mapping[str, float] = get_loss(names[0], args.beta, without_reference=True).parameters
+    given = {name: getattr(args, name) for name in LOSS_PARAMETERS if name in taken and hasattr(args, name)}
+    return get_loss(names[0], args.beta, **given)
+
+
+def trained_part(model: Any) -> tuple[str, str]:
+    """What of `model` is trained: in a word, and in a phrase."""
+    if hasattr(model, "peft_config"):
+        return "adapter", "an adapter"
+    frozen = not all(parameter.requires_grad for parameter in model.parameters())
+    return ("part", "some of the weights") if frozen else ("all", "all weights")
+
+
+def _settings(args: Any) -> dict[str, Any]:
+    """The trainer's settings that `margincast train` has too, as JSON can hold them. Those of the loss are not here:
+    a DPOConfig has all of them, whichever its loss takes."""
+    names = [field.name for field in fields(TrainingSettings) if field.name not in LOSS_PARAMETERS]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}

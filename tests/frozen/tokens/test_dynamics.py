@@ -1,0 +1,171 @@
+"""The full-matrix recursion against autodiff, against the single-token engine, and against real head training."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from margincast.errors import InputError
+from margincast.features import features_of
+from margincast.frozen.engine.step import simulate
+from margincast.frozen.forecast import forecast
+from margincast.frozen.tokens import TokenFeatures, forecast_tokens, token_features
+from margincast.frozen.tokens import forecast as dynamics
+from margincast.frozen.tokens.forecast import head_space
+from margincast.models import LoadedModel
+from margincast.passes.tokenize import encode
+from margincast.recipe.batches import Batch, batch_order
+from margincast.recipe.losses import get_loss
+from margincast.recipe.optimizers import SGD, AdamW, GradientFlow, make_optimizer
+from margincast.recipe.settings import TrainingSettings
+from margincast.records import PairSet, Trajectory
+from margincast.training.run import train_model
+from tests.frozen.tokens.test_decomposition import BETA, PROBLEMS, margins_of, problem
+from tests.problems import make_pairs
+from tests.tiny import tiny_model, tiny_tokenizer
+
+SETTINGS = {
+    "beta": 0.3,
+    "max_steps": 7,
+    "eval_steps": 3,
+    "per_device_train_batch_size": 5,
+    "gradient_accumulation_steps": 2,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 2,
+    "seed": 11,
+}
+WORDS = ("red", "a long evening", "tea", "the third of them", "maps and keys", "no")
+
+
+def multi_token(count: int) -> PairSet:
+    """Pairs whose responses have several tokens, ragged, with words in common."""
+    pairs = make_pairs(count).pairs
+    chosen = [f" {WORDS[k % 6]} {WORDS[(k + 1) % 6]}" for k in range(count)]
+    rejected = [f" {WORDS[(k + 2) % 6]}" if k % 2 else f" {WORDS[k % 6]} {k}" for k in range(count)]
+    return PairSet(tuple(replace(p, chosen=w, rejected=r) for p, w, r in zip(pairs, chosen, rejected, strict=True)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(**PROBLEMS)
+def test_the_gradient_is_autodiffs(seed: int, vocabulary: int, hidden: int, pairs: int, longest: int) -> None:
+    train, _, reference, weight = problem(seed, vocabulary, hidden, pairs, longest)
+    rows = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed))[: (pairs + 1) // 2]
+    shares = torch.rand(len(rows), dtype=torch.float64)
+    moved = weight.clone().requires_grad_(True)
+    ((get_loss("sigmoid").value(margins_of(train, moved, reference))[rows] * shares).sum()).backward()
+    ours = head_space(train, reference, BETA).gradient(weight - reference, get_loss("sigmoid"), Batch(rows, shares))
+    torch.testing.assert_close(ours, moved.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_softmax_made_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, _, reference, weight = problem(3, 11, 5, 6, 7)
+    batch = next(batch_order(6, 4, 1, 0))
+    whole = head_space(train, reference, BETA).gradient(weight - reference, get_loss("sigmoid"), batch)
+    monkeypatch.setattr(dynamics, "KEEP", 1)
+    again = head_space(train, reference, BETA).gradient(weight - reference, get_loss("sigmoid"), batch)
+    torch.testing.assert_close(again, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return LoadedModel("tiny", "tiny", tiny_model("llama"), tiny_tokenizer())
+
+
+def both(
+    loaded: LoadedModel, pairs: PairSet, eos: bool, optimizer: str, folder: Path, **more: float
+) -> tuple[Trajectory, Trajectory]:
+    """Forecast by the full matrix, and real training of the unembedding, with the same settings."""
+    train, heldout = PairSet(pairs.pairs[:-6]), PairSet(pairs.pairs[-6:])
+    encoding = encode(pairs, loaded.tokenizer, eos=eos)
+    chosen = TrainingSettings(train="head", optimizer=optimizer, **(SETTINGS | more))  # type: ignore[arg-type]
+    names = ("weight_decay", "momentum", "nesterov")
+    made = make_optimizer(optimizer, chosen.learning_rate, **{n: more[n] for n in names if n in more})  # type: ignore[arg-type]
+    features = token_features(loaded, encoding, train, heldout, cache_dir=folder / "cache")
+    ours = forecast_tokens(
+        features[0], features[1], (train, heldout), loaded.model.get_output_embeddings().weight,
+        beta=chosen.beta, optimizer=made, steps=chosen.max_steps, batch_size=chosen.per_device_train_batch_size,
+        gradient_accumulation_steps=chosen.gradient_accumulation_steps, seed=chosen.seed, eval_steps=chosen.eval_steps,
+        lr_scheduler_type=chosen.lr_scheduler_type, warmup_steps=chosen.warmup_steps,
+        max_grad_norm=chosen.max_grad_norm,
+    )  # fmt: skip
+    copied = replace(loaded, model=copy.deepcopy(loaded.model))
+    of_training = features_of(copied, encoding, train, heldout, cache_dir=folder / "cache")
+    return ours, train_model(copied, encoding, of_training, chosen, folder / "run")
+
+
+@pytest.mark.parametrize(
+    "optimizer, more",
+    [
+        ("adamw", {"learning_rate": 1e-2, "weight_decay": 0.1}),
+        ("sgd", {"learning_rate": 1.0, "momentum": 0.9, "nesterov": True, "max_grad_norm": 0.05}),
+        ("gd", {"learning_rate": 1.0, "gradient_accumulation_steps": 1}),
+    ],
+)
+def test_margins_and_rewards_are_those_of_head_training(
+    optimizer: str, more: dict[str, float], loaded: LoadedModel, tmp_path: Path
+) -> None:
+    ours, real = both(loaded, multi_token(26), True, optimizer, tmp_path, **more)
+    assert ours.steps == real.steps == (0, 3, 6, 7)
+    for mine, theirs in ((ours.train, real.train), (ours.heldout, real.heldout)):
+        largest = float(theirs.margins.abs().max())
+        assert largest > 0.05
+        assert float((mine.margins - theirs.margins).abs().max()) <= 1e-4 * largest
+        assert mine.chosen is not None
+        assert theirs.chosen is not None
+        assert float((mine.chosen - theirs.chosen).abs().max()) <= 1e-4 * float(theirs.chosen.abs().max())
+
+
+def test_single_tokens_are_what_the_engine_says_without_the_full_matrix(loaded: LoadedModel, tmp_path: Path) -> None:
+    pairs = make_pairs(20)
+    train, heldout = PairSet(pairs.pairs[:-6]), PairSet(pairs.pairs[-6:])
+    encoding = encode(pairs, loaded.tokenizer, eos=False)
+    one = token_features(loaded, encoding, train, heldout, cache_dir=tmp_path)
+    settings = {"beta": 0.3, "optimizer": AdamW(1e-2), "steps": 6, "batch_size": 4, "eval_steps": 2}
+    full = forecast_tokens(
+        one[0], one[1], (train, heldout), loaded.model.get_output_embeddings().weight, **settings  # type: ignore[arg-type]
+    )  # fmt: skip
+    small = forecast(features_of(loaded, encoding, train, heldout, cache_dir=tmp_path), **settings)  # type: ignore[arg-type]
+    for mine, theirs in ((full.train, small.train), (full.heldout, small.heldout)):
+        torch.testing.assert_close(mine.margins, theirs.margins, rtol=1e-5, atol=1e-6)
+        assert mine.chosen is not None
+        assert theirs.chosen is not None
+        torch.testing.assert_close(mine.chosen, theirs.chosen, rtol=1e-4, atol=1e-5)
+
+
+def flow(train: TokenFeatures, reference: torch.Tensor, rate: float, steps: int) -> torch.Tensor:
+    none = PairSet(())
+    run = forecast_tokens(
+        train, train, (none, none), reference, beta=BETA, optimizer=GradientFlow(rate), steps=steps, eval_steps=steps
+    )
+    return run.train.margins[-1]
+
+
+def test_flow_is_the_limit_of_small_steps_to_fourth_order() -> None:
+    train, _, reference, _ = problem(5, 9, 6, 5, 4)
+    exact = flow(train, reference, 16.0 / 256, 256)
+    errors = [float((flow(train, reference, 16.0 / steps, steps) - exact).abs().max()) for steps in (8, 16, 32)]
+    assert errors[0] / errors[1] > 10
+    assert errors[1] / errors[2] > 10
+    space = head_space(train, reference, BETA)
+    small = simulate(space, SGD(16.0 / 4000, True), whole(5, 4000), unembedding=reference)
+    *_, last = small
+    rewards = space.rewards(last)
+    largest = float(exact.abs().max())
+    assert largest > 0.1
+    assert float((rewards[:, 0] - rewards[:, 1] - exact).abs().max()) <= 1e-3 * largest
+
+
+def whole(pairs: int, steps: int) -> list[Batch]:
+    return [Batch(torch.arange(pairs), torch.full((pairs,), 1.0 / pairs, dtype=torch.float64))] * steps
+
+
+@pytest.mark.parametrize("loss_type", ["ipo", "simpo"])
+def test_losses_that_divide_by_length_are_refused(loss_type: str) -> None:
+    train, _, reference, _ = problem(5, 9, 6, 5, 4)
+    with pytest.raises(InputError, match="length of the response"):
+        forecast_tokens(train, train, (PairSet(()), PairSet(())), reference, loss_type=loss_type)
