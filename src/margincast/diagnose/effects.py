@@ -1,7 +1,7 @@
 """What does each training pair do to held-out margins, and what would changing some of them do?
 
-First order: derivatives through the whole run (`frozen.attribution.sensitivity`). Run again: the forecast of the changed data
-with the same settings, its batches drawn anew; with weights, the batches of the run as it was.
+First order: derivatives through the whole run (`frozen.attribution.sensitivity`). Run again: the forecast of the
+changed data with the same settings, its batches drawn anew; with weights, the batches of the run as it was.
 """
 
 from __future__ import annotations
