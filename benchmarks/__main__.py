@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import benchmarks
 from benchmarks.harness import Row, ceilings
-from margincast.runs.folder import environment
+from margincast.runs.save import environment
 
 # `forecast` has commands of its own: its bank of runs takes hours.
 HARNESS = ("harness", "peers", "large", "forecast", "__main__")

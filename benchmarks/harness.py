@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from margincast.runs.folder import peak_memory_bytes
+from margincast.runs.save import peak_memory_bytes
 
 
 @dataclass(frozen=True)

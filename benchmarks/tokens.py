@@ -41,7 +41,7 @@ from margincast.recipe.losses import get_loss
 from margincast.recipe.optimizers import SGD, AdamW
 from margincast.recipe.settings import TrainingSettings
 from margincast.records import PairSet, Trajectory
-from margincast.runs.folder import peak_memory_bytes
+from margincast.runs.save import peak_memory_bytes
 from margincast.training.run import train_model
 
 PAIRS, CUT = 64, 32

@@ -32,7 +32,7 @@ from benchmarks.harness import Row
 from benchmarks.peers.scores_of_others import PEERS
 from margincast.diagnose import find_issues
 from margincast.records import Features
-from margincast.runs.folder import peak_memory_bytes
+from margincast.runs.save import peak_memory_bytes
 from margincast.runs.store import key_of, write_json
 
 SEEDS = 10

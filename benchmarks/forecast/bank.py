@@ -39,7 +39,7 @@ from margincast.passes.response_pass import response_pass
 from margincast.passes.tokenize import Encoded, Encoding, encode
 from margincast.recipe.settings import TrainingSettings, arguments
 from margincast.records import Features, Pair, PairSet
-from margincast.runs.folder import environment
+from margincast.runs.save import environment
 from margincast.runs.store import write_json, write_tensors
 from margincast.trained.rehearsal import rehearse, size_of
 from margincast.training.trainer import MarginTrainer, PairDataset, collate, share

@@ -18,7 +18,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from margincast.paper.scales import SCALES, run_specs
-from margincast.runs.folder import SUMMARY, load_run
+from margincast.runs.layout import SUMMARY
+from margincast.runs.load import load_run
 
 
 def pairs_of_runs(folder: Path) -> list[tuple[int, Any, Any]]:

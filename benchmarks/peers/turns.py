@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from transformers import TrainerCallback
 
-from margincast.runs.folder import peak_memory_bytes
+from margincast.runs.save import peak_memory_bytes
 
 
 class Turns(TrainerCallback):

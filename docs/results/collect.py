@@ -20,7 +20,7 @@ from typing import Any
 from margincast.cli.reproduce import reproduce
 from margincast.paper.scales import SCALES
 from margincast.report.reproduction import COSINES, CURVES, VERDICT_HEADER, Records, verdict_rows
-from margincast.runs.folder import SUMMARY
+from margincast.runs.layout import SUMMARY
 from margincast.runs.store import write_json, write_text
 
 RESULTS = Path(__file__).parent

@@ -48,7 +48,7 @@ _HOMES = {
     "plan_changes": "margincast.diagnose",
     "write_cleaned": "margincast.diagnose",
     "compare": "margincast.comparison",
-    "load_run": "margincast.runs.folder",
+    "load_run": "margincast.runs.load",
     "kept_features": "margincast.runs.features",
     "metric_rows": "margincast.runs.metrics",
 }

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from margincast.recipe.losses import LOSS_NAMES, get_loss
-from margincast.runs.folder import load_run
+from margincast.runs.load import load_run
 from margincast.runs.metrics import metric_rows
 from tests.cli.helpers import run
 

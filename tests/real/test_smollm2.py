@@ -16,7 +16,7 @@ from margincast.features import features_of
 from margincast.models import load_model
 from margincast.passes.tokenize import encode
 from margincast.records import PairSet
-from margincast.runs.folder import Run, load_run
+from margincast.runs.load import Run, load_run
 from tests.training import test_trl_parity
 from tests.training.test_trl_parity import assert_same, train_ours, train_trl
 

@@ -12,7 +12,7 @@ from margincast.errors import InputError
 from margincast.report.figures import run_curves, save_figure
 from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.sections import page_of, write_page
-from margincast.runs.folder import save_trajectory, trajectory_results, write_summary
+from margincast.runs.save import save_trajectory, trajectory_results, write_summary
 from tests.report.records import trajectory
 
 HOSTILE = (

@@ -143,7 +143,7 @@ def run_attribution(job: Job, source: dict[str, Any], features: Features) -> dic
     from margincast.report import attribution as shown
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
-    from margincast.runs.folder import peak_memory_bytes, write_summary
+    from margincast.runs.save import peak_memory_bytes, write_summary
     from margincast.runs.store import write_jsonl
 
     config = job.config

@@ -75,7 +75,7 @@ def bounds(
 
 def run_bounds(job: Job, distribution: PreferenceDistribution) -> dict[str, Any]:
     """Evaluate the theorems, save the summary, print the tables."""
-    from margincast.runs.folder import write_summary
+    from margincast.runs.save import write_summary
     from margincast.theory.theorems import guarantees
 
     readings = guarantees(distribution, job.config["beta"], job.config["tau"])

@@ -33,7 +33,8 @@ def run_comparison(job: Job, a: Path, b: Path) -> dict[str, Any]:
     from margincast.report import tables
     from margincast.report.figures import comparison_curves, margin_scatter, save_figure
     from margincast.report.sections import write_page
-    from margincast.runs.folder import load_run, write_summary
+    from margincast.runs.load import load_run
+    from margincast.runs.save import write_summary
 
     run_a, run_b = load_run(a), load_run(b)
     comparison = compare_trajectories(run_a.trajectory, run_b.trajectory)

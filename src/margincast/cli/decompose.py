@@ -117,7 +117,7 @@ def decompose_pair(job: Job, inputs: PositionInputs, name: str) -> dict[str, Any
     from margincast.report import decomposition as shown
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
-    from margincast.runs.folder import write_summary
+    from margincast.runs.save import write_summary
 
     train, heldout = inputs.positions
     unembedding, bias = head_of(inputs.loaded)
@@ -167,7 +167,7 @@ def rank_displacement(job: Job, inputs: PositionInputs, export: Path | None) -> 
     from margincast.report import decomposition as shown
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
-    from margincast.runs.folder import peak_memory_bytes, write_summary
+    from margincast.runs.save import peak_memory_bytes, write_summary
     from margincast.runs.store import write_jsonl
 
     config = job.config

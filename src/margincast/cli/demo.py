@@ -114,7 +114,7 @@ def fresh(inputs: PairInputs, cache_dir: Any) -> PairInputs:
 
 def finish(job: Job, inputs: PairInputs) -> None:
     from margincast.report.sections import page_of
-    from margincast.runs.folder import write_summary
+    from margincast.runs.save import write_summary
     from margincast.runs.store import write_text
 
     results = {"stages": STAGES, "seconds": job.seconds}

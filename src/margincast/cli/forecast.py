@@ -121,8 +121,8 @@ def run_forecast(job: Job, inputs: PairInputs | PositionInputs) -> dict[str, Any
     from margincast.report import tables
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import write_page
-    from margincast.runs.folder import save_trajectory, trajectory_results, write_summary
     from margincast.runs.metrics import metric_rows
+    from margincast.runs.save import save_trajectory, trajectory_results, write_summary
 
     config = job.config
     settings = forecast_settings(config)

@@ -29,7 +29,7 @@ class Inputs:
 
     def sections(self, config: dict[str, Any]) -> dict[str, Any]:
         """The `data`, `model` and `device` parts of a summary."""
-        from margincast.runs.folder import data_summary
+        from margincast.runs.save import data_summary
 
         data = data_summary(self.encoding.pairs, self.train, self.heldout, config["data"])
         data["tokens"] = {

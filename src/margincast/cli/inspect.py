@@ -66,7 +66,7 @@ def run_inspection(job: Job, inputs: PairInputs) -> dict[str, Any]:
     from margincast.report import tables
     from margincast.report.figures import cosine_matrices, save_figure
     from margincast.report.sections import write_page
-    from margincast.runs.folder import write_summary
+    from margincast.runs.save import write_summary
     from margincast.structure import inspect_features
 
     structure = inspect_features(inputs.features)

@@ -27,7 +27,7 @@ def report(
 
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import page_of, read_summary
-    from margincast.runs.folder import load_run
+    from margincast.runs.load import load_run
     from margincast.runs.store import write_text
 
     # A run recorded inside another trainer (`MarginCallback`) comes without figures.

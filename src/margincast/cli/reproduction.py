@@ -89,7 +89,7 @@ class Plan:
     def carry_out(self) -> None:
         from margincast.report.reproduction import VERDICT_HEADER, Records, verdict_rows
         from margincast.report.sections import write_page
-        from margincast.runs.folder import write_summary
+        from margincast.runs.save import write_summary
 
         job = self.job
         job.write_config()
@@ -233,7 +233,7 @@ class Plan:
     def curves(self) -> Iterator[Curves]:
         """What every run of Figures 2, 4 and 5 found."""
         from margincast.paper.curves import curves_of, restricted
-        from margincast.runs.folder import load_run
+        from margincast.runs.load import load_run
         from margincast.training.run import spread
 
         for spec in self.specs if self.job.main else ():

@@ -83,7 +83,7 @@ def run_simulations(
     """Run every job, save figures and summary, print the table. A sweep's own figure sets the runs side by side."""
     from margincast.report.figures import save_figure
     from margincast.report.simulation import coverage_figure, risk_figure, sweep_figure, trajectories_figure
-    from margincast.runs.folder import write_summary
+    from margincast.runs.save import write_summary
 
     runs = _run(job, jobs, processes)
     for value, run in zip(values, runs, strict=True):

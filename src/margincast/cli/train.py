@@ -105,7 +105,7 @@ def train(
 
 
 def finished_summary(job: Job) -> dict[str, Any]:
-    from margincast.runs.folder import load_run
+    from margincast.runs.load import load_run
 
     return load_run(Path(job.out)).summary
 
@@ -128,8 +128,8 @@ def run_training(job: Job, inputs: PairInputs) -> dict[str, Any]:
     from margincast.report import tables
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import write_page
-    from margincast.runs.folder import save_trajectory, trajectory_results, write_summary
     from margincast.runs.metrics import metric_rows
+    from margincast.runs.save import save_trajectory, trajectory_results, write_summary
     from margincast.training.run import train_model
 
     config = job.config

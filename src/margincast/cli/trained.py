@@ -63,7 +63,7 @@ def train_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def read_pilot(text: str | None, max_steps: int) -> PilotOption:
     """`--pilot` as steps, a share of them, or a run. Raises `InputError` for anything else."""
-    from margincast.runs.folder import load_run
+    from margincast.runs.load import load_run
 
     if text is None:
         return PilotOption()
@@ -96,7 +96,7 @@ def run_trained(
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
     from margincast.report.trained import answers_in_words, band_curves, trained_results
-    from margincast.runs.folder import save_trajectory, trajectory_results, write_summary
+    from margincast.runs.save import save_trajectory, trajectory_results, write_summary
     from margincast.runs.store import write_tensors
     from margincast.trained.answers import more_pairs
     from margincast.trained.forecast import forecast_trained
@@ -153,7 +153,7 @@ def pilot_of(job: Job, inputs: PairInputs, settings: TrainingSettings, pilot: Pi
     """The first steps of the run itself: read from a folder, or trained in `pilot/`, from where `train` goes on."""
     if not pilot.steps:
         return pilot.run
-    from margincast.runs.folder import load_run
+    from margincast.runs.load import load_run
     from margincast.training.run import train_model
 
     stage = Job("train", train_config(job.config), job.out / "pilot", json=False, quiet=job.quiet, finished=False)

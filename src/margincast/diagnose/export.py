@@ -94,7 +94,7 @@ def write_cleaned(path: Path, pairs: Sequence[Pair], heldout: Sequence[Pair], ch
 
 def write_pairs(path: Path, pairs: Sequence[Pair], weights: Sequence[float] | None = None) -> None:
     """Write `pairs` for TRL, in their order, with a column `weight` where `weights` are given."""
-    from margincast.runs.folder import pair_row
+    from margincast.runs.save import pair_row
 
     rows = [
         {name: value for name, value in pair_row(pair, "").items() if name not in ("split", "statement")}

@@ -96,7 +96,7 @@ class Suspects:
 
     def save(self, folder: Path) -> None:
         """Write `issues.jsonl`, `suspects.json` (settings) and the pairs they are about, as JSON."""
-        from margincast.runs.folder import pair_row
+        from margincast.runs.save import pair_row
 
         write_issues(folder / ISSUES, self)
         rows = [pair_row(pair, "train") for pair in self.pairs]
@@ -105,7 +105,7 @@ class Suspects:
     @classmethod
     def load(cls, folder: Path) -> Suspects:
         """What `save` wrote. Raises `InputError` when it is not there, or damaged."""
-        from margincast.runs.folder import pair_of
+        from margincast.runs.load import pair_of
 
         try:
             issues = [json.loads(line) for line in (folder / ISSUES).read_bytes().splitlines()]

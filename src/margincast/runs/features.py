@@ -16,11 +16,10 @@ from safetensors.torch import load_file
 
 from margincast.errors import InputError
 from margincast.records import Features, FeatureSet, PairSet
-from margincast.runs.folder import pair_of, pair_row
+from margincast.runs.layout import FEATURES, FEATURES_HEAD, FEATURES_MANIFEST, FEATURES_PAIRS
+from margincast.runs.load import pair_of
+from margincast.runs.save import pair_row
 from margincast.runs.store import file_sha256, write_jsonl, write_tensors
-
-HIDDEN, MANIFEST = "features.safetensors", "features.manifest.json"
-HEAD, PAIRS = "features.head.safetensors", "features.pairs.jsonl"
 
 
 def keep_features(folder: Path, features: Features) -> None:
@@ -34,8 +33,8 @@ def keep_features(folder: Path, features: Features) -> None:
     if features.bias is not None:
         tensors["bias"] = features.bias
     metadata = {name: getattr(features, name) for name in ("model", "model_hash", "logits")}
-    write_tensors(folder / HEAD, tensors, {**metadata, "scale": repr(features.scale)})
-    write_jsonl(folder / PAIRS, rows)
+    write_tensors(folder / FEATURES_HEAD, tensors, {**metadata, "scale": repr(features.scale)})
+    write_jsonl(folder / FEATURES_PAIRS, rows)
 
 
 def kept_features(folder: Path) -> Features:
@@ -43,7 +42,7 @@ def kept_features(folder: Path) -> Features:
 
     Raises `InputError` when they are not there, of responses of more than one token, or damaged.
     """
-    where = next((each for each in (folder, folder.resolve().parent) if (each / HEAD).is_file()), None)
+    where = next((each for each in (folder, folder.resolve().parent) if (each / FEATURES_HEAD).is_file()), None)
     if where is None and _kind(folder) == "positions":
         raise InputError(
             f"the responses of {folder} have more than one token, and attribution is of single-token responses; "
@@ -51,16 +50,17 @@ def kept_features(folder: Path) -> Features:
         )
     if where is None:
         raise InputError(
-            f"{folder} holds no features ({HEAD} is missing); run its forecast or training again with this version"
+            f"{folder} holds no features ({FEATURES_HEAD} is missing); run its forecast or training again with this "
+            "version"
         )
     try:
-        manifest = json.loads((where / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["sha256"] != file_sha256(where / HIDDEN):
-            raise InputError(f"{where / HIDDEN} is not the file that its manifest is about; run the run again")
-        tensors, head = load_file(where / HIDDEN), load_file(where / HEAD)
-        with safe_open(where / HEAD, framework="pt") as file:
+        manifest = json.loads((where / FEATURES_MANIFEST).read_text(encoding="utf-8"))
+        if manifest["sha256"] != file_sha256(where / FEATURES):
+            raise InputError(f"{where / FEATURES} is not the file that its manifest is about; run the run again")
+        tensors, head = load_file(where / FEATURES), load_file(where / FEATURES_HEAD)
+        with safe_open(where / FEATURES_HEAD, framework="pt") as file:
             said = file.metadata()
-        rows = [json.loads(line) for line in (where / PAIRS).read_bytes().splitlines()]
+        rows = [json.loads(line) for line in (where / FEATURES_PAIRS).read_bytes().splitlines()]
         train, heldout = (_split(rows, tensors, name) for name in ("train", "heldout"))
     except OSError as error:
         raise InputError(f"the features of {folder} are damaged: {error.filename} cannot be read") from error
@@ -97,7 +97,7 @@ def _split(rows: list[dict[str, Any]], tensors: dict[str, torch.Tensor], name: s
 
 def _kind(folder: Path) -> str | None:
     try:
-        kind: str = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["key"]["kind"]
+        kind: str = json.loads((folder / FEATURES_MANIFEST).read_text(encoding="utf-8"))["key"]["kind"]
         return kind
     except (OSError, ValueError, KeyError):
         return None

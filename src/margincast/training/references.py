@@ -8,7 +8,7 @@ from typing import Any
 from margincast.errors import InputError
 from margincast.passes.tokenize import Encoding
 from margincast.records import Features
-from margincast.runs.folder import pair_row
+from margincast.runs.save import pair_row
 from margincast.runs.store import atomic_path, write_jsonl
 
 FORMATS = (".jsonl", ".parquet")

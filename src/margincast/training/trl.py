@@ -21,7 +21,8 @@ from margincast.passes.tokenize import encode
 from margincast.recipe.losses import LOSS_PARAMETERS, Loss, get_loss
 from margincast.recipe.settings import TrainingSettings
 from margincast.records import PairSet
-from margincast.runs.folder import SUMMARY, data_summary, save_trajectory, trajectory_results, write_summary
+from margincast.runs.layout import SUMMARY
+from margincast.runs.save import data_summary, save_trajectory, trajectory_results, write_summary
 from margincast.runs.store import key_of
 from margincast.training.recording import Recording, belongs, claim
 from margincast.training.run import REFERENCE_TOLERANCE

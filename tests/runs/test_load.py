@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from margincast.errors import InputError
 from margincast.records import Pair, PairSet, SplitTrajectory, Trajectory
-from margincast.runs.folder import SCHEMA_VERSION, load_run, save_trajectory, trajectory_results, write_summary
+from margincast.runs.layout import SCHEMA_VERSION
+from margincast.runs.load import load_run
 from margincast.runs.metrics import metric_rows
+from margincast.runs.save import save_trajectory, trajectory_results, write_summary
 
 AWKWARD = 'a line\nbreak, a separator\u2028, a next line\x85, a quote " and an ä'
 

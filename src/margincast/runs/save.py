@@ -1,0 +1,114 @@
+"""How does a run write its results? Every file whole or not at all, `summary.json` last."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from margincast.recipe.losses import get_loss
+from margincast.records import Pair, PairSet, Trajectory
+from margincast.runs.layout import MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
+from margincast.runs.metrics import concept_results, metric_rows
+from margincast.runs.store import write_json, write_jsonl, write_tensors
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Versions, device and threads that made a result."""
+    packages = ("margincast", "torch", "transformers", "numpy", "scipy", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "machine": platform.machine(),
+        "packages": {name: version(name) for name in packages},
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def data_summary(pairs: PairSet, train: PairSet, heldout: PairSet, data: str) -> dict[str, Any]:
+    """What `pairs` hold and how they were split, with what was noticed while reading them."""
+    return {
+        "data": data,
+        "fingerprint": {"train": train.fingerprint, "heldout": heldout.fingerprint},
+        "concepts": {
+            name: {"train": train.counts.get(name, 0), "heldout": heldout.counts.get(name, 0)}
+            for name in pairs.concepts
+        },
+        "duplicates": len(pairs.duplicates),
+        "skipped": list(pairs.skipped),
+    }
+
+
+def write_summary(
+    folder: Path, command: str, config: dict[str, Any], results: dict[str, Any], **sections: Any
+) -> dict[str, Any]:
+    """Write `summary.json`, the last file of a run: a folder that has it is finished."""
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "config": config,
+        "environment": environment(sections.pop("device", "cpu")),
+        **sections,
+        "results": results,
+    }
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def trajectory_results(trajectory: Trajectory, seconds: float) -> dict[str, Any]:
+    return {
+        "origin": trajectory.origin,
+        "numerical_error": trajectory.error,
+        "final": metric_rows(trajectory)[-1],
+        "concepts": concept_results(trajectory),
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def save_trajectory(folder: Path, trajectory: Trajectory) -> None:
+    """Write `metrics.jsonl`, `margins.safetensors` and `pairs.jsonl`."""
+    write_jsonl(folder / METRICS, metric_rows(trajectory))
+    tensors = {"steps": torch.tensor(trajectory.steps)}
+    pairs: list[dict[str, Any]] = []
+    for name, split in (("train", trajectory.train), ("heldout", trajectory.heldout)):
+        tensors[name] = split.margins
+        if split.chosen is not None:
+            tensors[f"{name}_chosen"] = split.chosen
+        pairs.extend(pair_row(pair, name) for pair in split.pairs)
+    loss = get_loss(trajectory.loss_type, trajectory.beta, without_reference=True)
+    metadata = {
+        "beta": repr(trajectory.beta),
+        "loss_type": loss.name,
+        "loss_parameters": json.dumps(dict(loss.parameters)),
+        "origin": trajectory.origin,
+    }
+    write_tensors(folder / MARGINS, tensors, metadata)
+    write_jsonl(folder / PAIRS, pairs)
+
+
+def pair_row(pair: Pair, split: str) -> dict[str, Any]:
+    return {
+        "id": pair.id,
+        "split": split,
+        "concept": pair.concept,
+        "source": pair.source,
+        "line": pair.line,
+        "prompt": pair.prompt,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        "statement": pair.statement,
+    }
