@@ -148,4 +148,11 @@ def test_what_is_refused(forecast: Path, tmp_path: Path) -> None:
     (lame / "features.safetensors").unlink()  # a link to the cache, whose file must stay whole
     (lame / "features.safetensors").write_bytes(b"half")
     refused(run("attribute", lame, *out), "features.safetensors is not the file")
+    shutil.rmtree(lame)
+    shutil.copytree(forecast, lame)
+    pairs = lines(forecast / "features.pairs.jsonl")
+    pairs[0]["id"], pairs[1]["id"] = pairs[1]["id"], pairs[0]["id"]
+    (lame / "features.pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    refused(run("attribute", lame, *out), "features.pairs.jsonl changed after the run wrote it")
+    refused(run("report", lame), "features.pairs.jsonl changed after the run wrote it")
     assert not (tmp_path / "out").exists()

@@ -152,15 +152,59 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
 }
 
 
+@pytest.mark.parametrize("hashes", [True, False])
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_folder_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused_in_one_line(name: str, hashes: bool, tmp_path: Path) -> None:
+    """By its hashes, and where an earlier version wrote the run without them."""
     damage, reason = DAMAGE[name]
     save(tmp_path / "run")
+    if not hashes:
+        edit(lambda summary: summary.pop("files"))(tmp_path / "run")
     damage(tmp_path / "run")
     with pytest.raises(InputError, match=reason) as caught:
         load_run(tmp_path / "run")
     assert str(tmp_path / "run") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / "margins.safetensors").read_bytes())
+    content[-3] ^= 4
+    (folder / "margins.safetensors").write_bytes(content)
+
+
+def swap_ids(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_bytes().splitlines()]
+    rows[0]["id"], rows[1]["id"] = rows[1]["id"], rows[0]["id"]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def cut_at_a_line_end(folder: Path) -> None:
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
+
+
+SILENT: dict[str, tuple[Damage, str]] = {
+    "a bit": (flip_a_bit, "margins.safetensors"),
+    "nan": (tensors(lambda values: values["heldout"].__setitem__((1, 0), float("nan"))), "margins.safetensors"),
+    "ids swapped": (swap_ids, "pairs.jsonl"),
+    "metrics cut": (cut_at_a_line_end, "metrics.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_damage_that_could_be_read_is_found_by_its_hash(name: str, tmp_path: Path) -> None:
+    damage, file = SILENT[name]
+    save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=f"is damaged: {file} changed after the run wrote it"):
+        load_run(tmp_path)
+
+
+def test_a_run_written_before_hashes_were_still_loads(tmp_path: Path) -> None:
+    before = save(tmp_path)
+    edit(lambda summary: summary.pop("files"))(tmp_path)
+    assert torch.equal(load_run(tmp_path).trajectory.heldout.margins, before.heldout.margins)
 
 
 def test_a_folder_that_is_not_there_or_not_a_run_is_refused(tmp_path: Path) -> None:

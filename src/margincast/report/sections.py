@@ -17,6 +17,7 @@ from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.report.reproduction import reproduction_sections
 from margincast.report.trained import LIMITS, answers_in_words
+from margincast.runs import load
 from margincast.runs.store import write_text
 
 ACCURACY = (
@@ -32,14 +33,9 @@ GLOSSARY = (
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The `summary.json` of a run folder. Raises `InputError` when there is none or it is damaged."""
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{folder} is not a finished run: it has no readable summary.json") from error
-    except ValueError as error:
-        raise InputError(f"{folder}/summary.json is damaged: {error}") from error
-    if not isinstance(summary, dict) or summary.get("command") not in BUILDERS:
+    """The `summary.json` of a run folder. Raises `InputError` when there is none, or the folder is damaged."""
+    summary = load.read_summary(folder)
+    if summary.get("command") not in BUILDERS:
         raise InputError(f"{folder} is not a run that can be reported; use the folder of: {', '.join(BUILDERS)}")
     return summary
 

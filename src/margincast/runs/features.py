@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from margincast.errors import InputError
 from margincast.records import Features, FeatureSet, PairSet
-from margincast.runs.layout import FEATURES, FEATURES_HEAD, FEATURES_MANIFEST, FEATURES_PAIRS
-from margincast.runs.load import pair_of
+from margincast.runs.layout import FEATURES, FEATURES_HEAD, FEATURES_MANIFEST, FEATURES_PAIRS, SUMMARY
+from margincast.runs.load import pair_of, read_summary
 from margincast.runs.save import pair_row
 from margincast.runs.store import file_sha256, write_jsonl, write_tensors
 
@@ -53,6 +53,8 @@ def kept_features(folder: Path) -> Features:
             f"{folder} holds no features ({FEATURES_HEAD} is missing); run its forecast or training again with this "
             "version"
         )
+    if (where / SUMMARY).is_file():
+        read_summary(where)  # refuses files that are not those the run wrote
     try:
         manifest = json.loads((where / FEATURES_MANIFEST).read_text(encoding="utf-8"))
         if manifest["sha256"] != file_sha256(where / FEATURES):

@@ -30,6 +30,12 @@ ATTRIBUTION, ISSUES, SUSPECTS = "attribution.jsonl", "issues.jsonl", "suspects.j
 DISPLACEMENT = "displacement.jsonl"
 COSINES, CURVES, STAGES, LOCKS = "cosines.jsonl", "curves.jsonl", "runs", "locks"
 
+# Files whose SHA-256 summary.json keeps. Features are not read twice for it: their manifest, which is here, has theirs.
+HASHED = (
+    *(MARGINS, PAIRS, METRICS, FEATURES_MANIFEST, FEATURES_HEAD, FEATURES_PAIRS, INTERVALS, REHEARSAL, TRAIN_LOG),
+    *(ATTRIBUTION, ISSUES, SUSPECTS, DISPLACEMENT, COSINES, CURVES),
+)
+
 # What a run has written before its first result. A folder of no more than these is left by one that failed there.
 BEFORE_RESULTS = {CONFIG, FEATURES, FEATURES_MANIFEST, FEATURES_HEAD, FEATURES_PAIRS}
 

@@ -16,6 +16,7 @@ from margincast.errors import InputError
 from margincast.recipe.losses import LOSS_PARAMETERS, get_loss
 from margincast.records import Pair, PairSet, SplitTrajectory, Text, Trajectory
 from margincast.runs.layout import MARGINS, PAIRS, SCHEMA_VERSION, SUMMARY
+from margincast.runs.store import file_sha256
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,17 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """Read a finished run. Raises `InputError` when `folder` is not one, saying what is missing."""
+    """Read a finished run. Raises `InputError` when `folder` is not one, saying what is missing or damaged."""
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist")
     needed = (SUMMARY, MARGINS, PAIRS)
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise InputError(f"{folder} is not a finished forecast or training run: {', '.join(missing)} not there")
+    summary = read_summary(folder)
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in (folder / PAIRS).read_bytes().splitlines()]
         tensors = load_file(folder / MARGINS)
-        if summary["schema_version"] != SCHEMA_VERSION:
-            raise InputError(
-                f"{folder} was written with schema {summary['schema_version']}; this margincast reads {SCHEMA_VERSION}"
-            )
         final = summary["config"]
         parameters = {name: final.get(name) for name in LOSS_PARAMETERS}
         loss = get_loss(final["loss_type"], float(final["beta"]), without_reference=True, **parameters)
@@ -69,6 +66,41 @@ def load_run(folder: Path) -> Run:
             raise
         raise InputError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
     return Run(folder, summary, trajectory)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The `summary.json` of a finished run whose files are those that it wrote.
+
+    Raises `InputError` when there is none, when it is damaged or of another schema, and for the files that are damaged.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{folder} is not a finished run: it has no readable {SUMMARY}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{folder} is damaged: {SUMMARY}: {type(error).__name__}: {error}") from error
+    if not isinstance(summary, dict) or not all(isinstance(summary.get(name), dict) for name in ("config", "results")):
+        raise InputError(f"{folder} is damaged: {SUMMARY} does not hold the config and results of a run")
+    if summary.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{folder} was written with schema {summary.get('schema_version')}; this margincast reads {SCHEMA_VERSION}"
+        )
+    check_files(folder, summary)
+    return summary
+
+
+def check_files(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Raise `InputError` for files that are not those whose hashes `summary` has, by name. Runs of before have none."""
+    files = summary.get("files", {})
+    if not isinstance(files, dict):
+        raise InputError(f"{folder} is damaged: the files of {SUMMARY} are no names with hashes")
+    there = {name: folder / name for name in files if (folder / name).is_file()}
+    damaged = [name for name, path in there.items() if file_sha256(path) != files[name]]
+    if damaged:
+        raise InputError(
+            f"{folder} is damaged: {', '.join(damaged)} changed after the run wrote it (its SHA-256 in {SUMMARY} is "
+            "another); run it again"
+        )
 
 
 def _split(tensors: dict[str, torch.Tensor], rows: Sequence[dict[str, Any]], name: str) -> SplitTrajectory:

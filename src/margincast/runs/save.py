@@ -14,9 +14,9 @@ import torch
 
 from margincast.recipe.losses import get_loss
 from margincast.records import Pair, PairSet, Trajectory
-from margincast.runs.layout import MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
+from margincast.runs.layout import HASHED, MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.metrics import concept_results, metric_rows
-from margincast.runs.store import write_json, write_jsonl, write_tensors
+from margincast.runs.store import file_sha256, write_json, write_jsonl, write_tensors
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -55,13 +55,17 @@ def data_summary(pairs: PairSet, train: PairSet, heldout: PairSet, data: str) ->
 def write_summary(
     folder: Path, command: str, config: dict[str, Any], results: dict[str, Any], **sections: Any
 ) -> dict[str, Any]:
-    """Write `summary.json`, the last file of a run: a folder that has it is finished."""
+    """Write `summary.json`, the last file of a run's results: a folder that has it is finished.
+
+    Its `files` are the SHA-256 of those written before it, by which a reader finds out which one was damaged since.
+    """
     summary = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
         "config": config,
         "environment": environment(sections.pop("device", "cpu")),
         **sections,
+        "files": {name: file_sha256(folder / name) for name in HASHED if (folder / name).is_file()},
         "results": results,
     }
     write_json(folder / SUMMARY, summary)
