@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from margincast.errors import InputError
@@ -43,13 +44,19 @@ class Registry(Generic[T]):
 
     @cached_property
     def _modules(self) -> dict[str, str]:
-        path = importlib.import_module(self.package).__path__
+        # By its place below the outermost package: the rooms between would import what they hold.
+        outermost, *rooms = self.package.split(".")
+        path = [str(Path(root, *rooms)) for root in importlib.import_module(outermost).__path__]
         names = [module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")]
         return {name: f"{self.package}.{name}" for name in names}
 
     @cached_property
     def _plugins(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.group)}
+
+    @property
+    def built_in(self) -> tuple[str, ...]:
+        return tuple(sorted(self._modules))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import batch_order, full_batch
-from margincast.recipe.optimizers import SGD
+from margincast.recipe.optimizers.sgd import SGD
 from tests.problems import random_space
 from tests.tolerances import TOLERANCE, error
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.recipe.losses import LOSS_NAMES, LOSSES, REFUSED, Loss, custom_loss, get_loss
+from margincast.recipe.losses import LOSSES, REFUSED, Loss, custom_loss, get_loss
 
 BETA = 0.3
 PARAMETERS: dict[str, list[dict[str, float]]] = {
@@ -27,7 +27,7 @@ PARAMETERS: dict[str, list[dict[str, float]]] = {
 }
 MEMBERS = [
     get_loss(name, BETA, without_reference=True, **parameters)
-    for name in LOSS_NAMES
+    for name in LOSSES.names
     for parameters in PARAMETERS.get(name, [{}])
 ]
 
@@ -114,7 +114,7 @@ def test_a_loss_is_made_again_from_its_name_and_parameters(loss: Loss) -> None:
 def test_robust_is_unbiased_and_cdpo_is_the_mean_over_flipped_labels(margin: float, flipped: float) -> None:
     """With labels flipped with probability e, E robust = the clean logistic loss; cdpo(r) = E sigmoid(+-r)."""
     r = torch.tensor(margin, dtype=torch.float64)
-    clean = LOSSES["sigmoid"].value
+    clean = get_loss("sigmoid").value
     robust = get_loss("robust", label_smoothing=flipped).value
     size = 1 / (1 - 2 * flipped)  # what cancels is this much larger than what is left
     noisy = (1 - flipped) * robust(r) + flipped * robust(-r)
@@ -209,7 +209,7 @@ def test_hinge_at_its_kink_has_the_slope_of_trl() -> None:
     logps.requires_grad_()
     (gradient,) = torch.autograd.grad(trl_loss("hinge", logps, beta=0.25), logps)
     assert float(gradient.abs().max()) == 0.0
-    assert float(LOSSES["hinge"].slope(torch.ones(1))) == 0.0
+    assert float(get_loss("hinge").slope(torch.ones(1))) == 0.0
 
 
 def test_simpo_is_that_of_trls_cpo_trainer() -> None:
@@ -242,7 +242,7 @@ def test_every_loss_of_trl_is_taken_or_refused() -> None:
         trl_loss("no such loss", drawn_logps())
     names = set(re.findall(r"'(\w+)'", str(unknown.value)))
     assert len(names) >= 15
-    assert names <= set(LOSS_NAMES) | set(REFUSED)
+    assert names <= set(LOSSES.names) | set(REFUSED)
     assert set(REFUSED) <= names
 
 
@@ -299,7 +299,7 @@ def test_what_is_no_scalar_function_is_refused(function: Any, message: str) -> N
 @pytest.mark.parametrize(
     "name, beta, parameters, message",
     [
-        ("dpo", BETA, {}, "loss_type 'dpo' is not known; use one of: sigmoid, hinge"),
+        ("dpo", BETA, {}, "loss_type 'dpo' is not known; did you mean cdpo. use one of: cdpo, discopop"),
         ("ipo", None, {}, "needs a positive beta"),
         ("ipo", 0.0, {}, "needs a positive beta"),
         ("sigmoid", BETA, {"label_smoothing": 0.1}, "takes no label_smoothing.*cdpo"),
@@ -326,6 +326,6 @@ def test_a_made_loss_is_kept_and_checked_against_beta() -> None:
     with pytest.raises(InputError, match=r"made for beta 0\.3, not 0\.1"):
         get_loss(loss, 0.1)
     with pytest.raises(InputError, match="already made"):
-        get_loss(LOSSES["sigmoid"], label_smoothing=0.1)
+        get_loss(get_loss("sigmoid"), label_smoothing=0.1)
     with pytest.raises(InputError, match="already the name of a loss"):
         custom_loss("hinge", lambda r: r**2)

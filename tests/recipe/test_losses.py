@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from margincast.errors import InputError
-from margincast.recipe.losses import get_loss, sigmoid
+from margincast.recipe.losses import get_loss
+from tests.recipes import sigmoid
 
 
 @given(st.floats(-500, 500))
@@ -42,6 +43,8 @@ def test_shape_and_dtype_are_kept(dtype: torch.dtype) -> None:
 
 def test_names() -> None:
     assert get_loss("sigmoid") is sigmoid
-    with pytest.raises(InputError, match=r"loss_type 'dpo' is not known; use one of: sigmoid") as caught:
+    with pytest.raises(
+        InputError, match=r"loss_type 'dpo' is not known; did you mean cdpo. use one of: cdpo"
+    ) as caught:
         get_loss("dpo")
     assert "\n" not in str(caught.value)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from margincast.errors import InputError
-from margincast.recipe.optimizers import SGD, AdamW, GradientFlow, Slots, make_optimizer
+from margincast.recipe.optimizer import Optimizer, Slots
+from margincast.recipe.optimizers.adam import Adam
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.optimizers.flow import GradientFlow
+from margincast.recipe.optimizers.gd import GradientDescent
+from margincast.recipe.optimizers.sgd import SGD
+from margincast.recipe.recipe import Recipe
 from tests.tolerances import TOLERANCE, error
 
 
@@ -44,12 +50,20 @@ def test_a_step_does_not_change_its_inputs() -> None:
     assert torch.equal(weights, torch.ones(2, 3))
 
 
+def rule(name: str, learning_rate: float, **settings: object) -> Optimizer:
+    return Recipe(optimizer=name, learning_rate=learning_rate, **settings).rule  # type: ignore[arg-type]
+
+
 def test_names_of_the_command_line() -> None:
-    assert make_optimizer("adamw", 0.1, 0.2) == AdamW(0.1, weight_decay=0.2)
-    assert make_optimizer("adam", 0.1) == AdamW(0.1, weight_decay=0.0)
-    assert make_optimizer("sgd", 0.1) == SGD(0.1)
-    assert make_optimizer("gd", 0.1) == SGD(0.1, full_batch=True)
-    assert make_optimizer("flow", 0.1) == GradientFlow(0.1)
+    assert rule("adamw", 0.1, weight_decay=0.2) == AdamW(0.1, weight_decay=0.2)
+    assert rule("adam", 0.1) == Adam(0.1)
+    assert rule("sgd", 0.1) == SGD(0.1)
+    assert rule("gd", 0.1, momentum=0.8) == GradientDescent(0.1, 0.8)
+    assert rule("flow", 0.1) == GradientFlow(0.1)
+    adam = {"adam_beta1": 0.7, "adam_beta2": 0.95, "adam_epsilon": 1e-4}
+    assert rule("adamw", 0.05, weight_decay=0.1, **adam) == AdamW(0.05, 0.7, 0.95, 1e-4, 0.1)
+    settings = {"momentum": 0.7, "nesterov": True, "weight_decay": 0.05}
+    assert rule("sgd", 0.5, **settings) == SGD(0.5, **settings)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +74,7 @@ def test_names_of_the_command_line() -> None:
         (("sgd", -1.0), "learning_rate must be a positive number"),
         (("adamw", float("nan")), "learning_rate must be a positive number"),
         (("adamw", float("inf")), "learning_rate must be a positive number"),
-        (("adam", 0.1, 0.1), "weight_decay is decoupled decay and belongs to adamw"),
+        (("adam", 0.1, 0.1), "weight_decay belongs to adamw, gd, sgd; with adam leave it out"),
         (("flow", 0.1, 0.1), "weight_decay"),
         (("adamw", 0.1, -0.1), "weight_decay"),
         (("adamw", 0.1, float("nan")), "weight_decay"),
@@ -68,4 +82,4 @@ def test_names_of_the_command_line() -> None:
 )
 def test_settings_that_cannot_be_are_refused(arguments, message) -> None:
     with pytest.raises(InputError, match=message):
-        make_optimizer(*arguments)
+        rule(*arguments[:2], **({"weight_decay": arguments[2]} if len(arguments) > 2 else {}))

@@ -1,32 +1,28 @@
 """Which scalar losses f(r) of the margin can be trained? By name, by a function of one's own, or refused. (Eq. 17)
 
-The dynamics need only -f'. `docs/losses.md` says of every loss of TRL whether it is a function of the margin.
+The dynamics need only -f'. A loss is one module of this package, named as TRL names it, or an entry point of the group
+`margincast.losses` in another package: a function of the parameters it takes (and `beta`, where its formula has it)
+that gives a `Loss`. `docs/losses.md` says of every loss of TRL whether it is a function of the margin.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from margincast.errors import InputError
-from margincast.recipe.losses.family import FAMILIES, LOSSES, Loss, Scalar, sigmoid
+from margincast.recipe.loss import Loss, Scalar
+from margincast.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "LOSSES",
-    "LOSS_NAMES",
-    "LOSS_PARAMETERS",
-    "Loss",
-    "custom_loss",
-    "get_loss",
-    "refuse_length_normalized",
-    "sigmoid",
-]
+__all__ = ["LOSSES", "LOSS_PARAMETERS", "Loss", "custom_loss", "get_loss", "refuse_length_normalized"]
 
-LOSS_NAMES = (*LOSSES, *FAMILIES)
+LOSSES: Registry[Callable[..., Loss]] = Registry("loss_type", "margincast.recipe.losses", "margincast.losses")
+"""The losses by name. `LOSSES.register(name)` enters a function of the parameters it takes that gives a `Loss`."""
 # The parameters that losses take beside beta, under TRL's names.
 LOSS_PARAMETERS = ("label_smoothing", "discopop_tau", "simpo_gamma")
 
@@ -70,6 +66,13 @@ def get_loss(
     return made
 
 
+def loss_parameters(name: str) -> tuple[str, ...]:
+    """The parameters that the loss called `name` takes, beta aside. Raises `InputError` for a name that is none."""
+    if name in REFUSED:
+        raise InputError(f"loss_type {name!r} is not a function of the margin: it {REFUSED[name]}")
+    return tuple(each for each in inspect.signature(LOSSES.get(name)).parameters if each != "beta")
+
+
 def refuse_length_normalized(loss: Loss, single_token: bool) -> None:
     """Raises `InputError` for a loss that is a function of the margin for single-token responses only, given others."""
     if loss.single_token and not single_token:
@@ -80,22 +83,18 @@ def refuse_length_normalized(loss: Loss, single_token: bool) -> None:
 
 
 def _named(name: str, beta: float | None, given: dict[str, float]) -> Loss:
-    if name in REFUSED:
-        raise InputError(f"loss_type {name!r} is not a function of the margin: it {REFUSED[name]}")
-    if name not in LOSS_NAMES:
-        raise InputError(f"loss_type {name!r} is not known; use one of: {', '.join(LOSS_NAMES)}")
-    taken = inspect.signature(FAMILIES[name]).parameters if name in FAMILIES else {}
+    taken, make = loss_parameters(name), LOSSES.get(name)
     for parameter, value in given.items():
         if parameter not in taken:
             hint = "; sigmoid with label smoothing is called cdpo" if parameter == "label_smoothing" else ""
             raise InputError(f"loss_type {name!r} takes no {parameter}{hint}")
         if not math.isfinite(value):
             raise InputError(f"{parameter} must be a number, got {value}")
-    if "beta" in taken:
+    if "beta" in inspect.signature(make).parameters:
         if beta is None or not (math.isfinite(beta) and beta > 0):
             raise InputError(f"loss_type {name!r} needs a positive beta, got {beta}")
-        return FAMILIES[name](beta=beta, **given)
-    return FAMILIES[name](**given) if name in FAMILIES else LOSSES[name]
+        return make(beta=beta, **given)
+    return make(**given)
 
 
 def custom_loss(name: str, function: Scalar, *, curvature_bound: float = math.inf, convex: bool = False) -> Loss:
@@ -120,7 +119,7 @@ def custom_loss(name: str, function: Scalar, *, curvature_bound: float = math.in
 
         return differentiated
 
-    if name in LOSS_NAMES or name in REFUSED:
+    if name in LOSSES.built_in or name in REFUSED:
         raise InputError(f"{name!r} is already the name of a loss; give your own another name")
     probe = torch.tensor([-1.0, 0.25, 2.0], dtype=torch.float64, requires_grad=True)
     values = function(probe)

@@ -1,0 +1,159 @@
+"""Which settings are in a YAML file? margincast's own, or those of `trl dpo --config`, by their names.
+
+A name is ours, TRL's with a meaning here, TRL's without one (named once), or unknown (refused, with the nearest name).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from margincast.errors import InputError
+from margincast.recipe import trl
+from margincast.recipe.fields import Settings, near
+from margincast.recipe.names import TRL_NAMES
+
+# TRL's names for what is called otherwise here.
+RENAMED = {
+    "model_name_or_path": "model",
+    "model_revision": "revision",
+    "dataset_name": "data",
+    "torch_dtype": "dtype",
+    "eval_strategy": None,
+}
+# Names that tell a file of TRL's, whose defaults are then TRL's, from one of ours.
+TELLING = ("model_name_or_path", "dataset_name", "output_dir", "optim", "use_peft")
+PLAIN = {
+    "bool": r"^(?:true|True|TRUE|false|False|FALSE)$",
+    "null": r"^(?:~|null|Null|NULL|)$",
+    "int": r"^[-+]?[0-9]+$",
+    "float": r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$",
+}
+SIZE = 1 << 20  # a configuration is no larger
+
+
+def read_yaml(path: Path) -> Settings:
+    """The names and values in the file, hyphens as underscores. Raises `InputError` for what is no such file."""
+    import yaml
+
+    try:
+        if path.stat().st_size > SIZE:
+            raise InputError(f"config file {path} is larger than a configuration can be")
+        values = yaml.load(path.read_text(encoding="utf-8"), _loader())
+    except OSError as error:
+        raise InputError(f"config file {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:  # the last: of !!timestamp abc
+        raise InputError(f"config file {path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise InputError(f"config file {path} must hold names and values, like `beta: 0.01`")
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def _loader() -> Any:
+    """YAML whose numbers are numbers as one reads them (1e-5 is one, 1:30 and 017 are not others), without aliases,
+    which can make a file's content explode, and with no key twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                raise ValueError("aliases (*name) have no place in a configuration")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [str(key.value).replace("-", "_") for key, _ in node.value]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice:
+                raise ValueError(f"{twice} is given twice")
+            return super().construct_mapping(node, deep)
+
+    Loader.yaml_implicit_resolvers = {}
+    for kind, pattern in PLAIN.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), None)
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+    Loader.add_constructor("tag:yaml.org,2002:float", _float)
+    return Loader
+
+
+def _float(loader: Any, node: Any) -> float:
+    return float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def settings_in(path: Path, values: Mapping[str, Any], known: Iterable[str]) -> tuple[Settings, list[str]]:
+    """The settings among `values` by our names, and TRL's names that have no meaning here.
+
+    known: our names. Raises `InputError` for the others, all at once, and for values that are lists or mappings.
+    """
+    ours = set(known)
+    said: list[str] = []
+    settings: Settings = {}
+    unused: list[str] = []
+    if any(name in values and name not in ours for name in TELLING):
+        values, unused = from_trl_names(values, ours)
+    for name, value in values.items():
+        if name in ours:
+            if isinstance(value, (list, dict)):
+                said.append(f"{name} must be a single value")
+            elif value is not None:
+                settings[name] = value
+        elif name in TRL_NAMES:
+            unused.append(name)
+        else:
+            said.append(f"no option {name!r} here{_hint(name, ours)}")
+    if said:
+        raise InputError(f"config file {path}: {'; '.join(said)}")
+    return settings, unused
+
+
+def from_trl_names(values: Mapping[str, Any], ours: set[str]) -> tuple[Settings, list[str]]:
+    """The values of a file for `trl dpo`, translated; TRL's defaults stand where it says nothing."""
+    given = {name: value for name, value in values.items() if value is not None}
+    out: Settings = {}
+    for theirs, name in RENAMED.items():
+        value = given.pop(theirs, None)
+        if name in ours and value is not None:
+            out[name] = value
+    if "auto" in (given.get("dtype"), out.get("dtype")):
+        given.pop("dtype", None)
+        out.pop("dtype", None)
+    defaults = {"beta": 0.1, "learning_rate": 1e-6, "per_device_train_batch_size": 8, "seed": 42}
+    out |= {name: value for name, value in defaults.items() if name in ours and name not in given}
+    loss_type = given.pop("loss_type", "sigmoid")
+    beta = given.get("beta", defaults["beta"])
+    out |= trl.loss_settings(loss_type, beta, given)
+    given.pop("label_smoothing", None)
+    given.pop("discopop_tau", None)
+    optimizer, unused = trl.optimizer_settings(given.pop("optim", "adamw_torch_fused"), given.pop("optim_args", None))
+    max_steps, epochs = given.pop("max_steps", -1), given.pop("num_train_epochs", 3.0)
+    schedule = SimpleNamespace(
+        lr_scheduler_type=given.pop("lr_scheduler_type", "linear"), warmup_steps=given.pop("warmup_steps", 0),
+        warmup_ratio=given.pop("warmup_ratio", 0.0), max_steps=max_steps,
+    )  # fmt: skip
+    scheduler, more = trl.scheduler_settings(schedule)
+    out |= optimizer | scheduler | trl.duration(max_steps, epochs)
+    if given.pop("use_peft", False):
+        out["train"] = "lora"
+    else:
+        unused += [name for name in list(given) if name.startswith("lora_") and given.pop(name, None) is not None]
+    modules = given.get("lora_target_modules")
+    if isinstance(modules, list):
+        given["lora_target_modules"] = ",".join(map(str, modules))
+    if "report_to" in given:
+        given["report_to"] = trl.tracker(given["report_to"])
+    out = {name: value for name, value in out.items() if name in ours}
+    return {**out, **given}, [*unused, *more]
+
+
+def read_settings(path: Path, known: Iterable[str]) -> tuple[Settings, list[str]]:
+    """`settings_in` of the file's values, but for a record alone: names of data and model are not its own."""
+    values = read_yaml(path)
+    elsewhere = {"data", "model", "revision", "dtype", "device", "holdout", "concept_column", "eos", "on_bad_row"}
+    return settings_in(path, {name: value for name, value in values.items() if name not in elsewhere}, known)
+
+
+def _hint(name: str, ours: set[str]) -> str:
+    hint = near(name, sorted(ours))
+    return f" ({hint.strip()})" if hint else ""
