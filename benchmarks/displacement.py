@@ -30,14 +30,13 @@ from margincast.frozen.tokens import ches, forecast_tokens, head_of, response_ra
 from margincast.models.load import default_cache_dir
 from margincast.passes.tokenize import encode
 from margincast.recipe.losses import get_loss
-from margincast.recipe.optimizers import AdamW
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet
 from margincast.runs.store import key_of, write_tensors
 from margincast.training.run import train_model
 
 PAIRS, HELDOUT, CUT, SEEDS, RESAMPLES = 128, 128, 64, (0, 1, 2), 2000
-SETTINGS = TrainingSettings(
+SETTINGS = Recipe(
     beta=0.1, learning_rate=5e-6, max_steps=20, eval_steps=10, per_device_train_batch_size=16
 )  # fmt: skip
 
@@ -87,9 +86,8 @@ def run(seed: int) -> dict[str, Tensor]:
     features = dict(zip(("train", "heldout"), known_positions, strict=True))
     unembedding, _ = head_of(loaded)
     forecast = forecast_tokens(
-        features["train"], features["heldout"], (train, heldout), unembedding, beta=settings.beta,
-        optimizer=AdamW(settings.learning_rate), steps=settings.max_steps, eval_steps=settings.eval_steps,
-        batch_size=settings.per_device_train_batch_size, seed=seed, dtype=torch.float32,
+        features["train"], features["heldout"], (train, heldout), unembedding, replace(settings, train="head"),
+        dtype=torch.float32,
     )  # fmt: skip
     copied = replace(loaded, model=copy.deepcopy(loaded.model))
     known = features_of(copied, encoding, train, heldout, cache_dir=where / "cache")

@@ -13,26 +13,25 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.harness import Row, close, compare, seconds
 from benchmarks.peers import dense_head, kernel_flow, two_products
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
-from margincast.frozen.engine.stream import write_features
-from margincast.frozen.engine.sweep import Setting, sweep
-from margincast.frozen.flow.horizon import long_flow
+from margincast.frozen.flow.states import gradient_flow
 from margincast.recipe.batches import full_batch
-from margincast.recipe.losses import get_loss, sigmoid
-from margincast.recipe.optimizers import AdamW
+from margincast.recipe.losses import get_loss
+from margincast.recipe.optimizers.adamw import AdamW
 
+LOGISTIC = get_loss("sigmoid")
 BETA = 0.01
 
 
 def rows() -> Iterator[Row]:
     yield from one_pass()
     yield from growth()
-    yield sixteen_settings()
     yield against_dense_head()
     yield against_logistic_regression()
     yield against_kernel()
@@ -59,13 +58,13 @@ def one_pass() -> Iterator[Row]:
     state = 0.01 * torch.randn(2, 4096, generator=torch.Generator().manual_seed(1))
     expected = two_products.gradient(space.features, sign, state, BETA)
     name = "gradient, N=14400 d=4096 float32"
-    for title, loss in (("", sigmoid), (", ipo", get_loss("ipo", BETA))):
-        agrees = close(space.gradient(state, loss, batch)[0], expected, 1e-4) if loss is sigmoid else None
-        if loss is sigmoid:
+    for title, loss in (("", LOGISTIC), (", ipo", get_loss("ipo", BETA))):
+        agrees = close(space.gradient(state, loss, batch)[0], expected, 1e-4) if loss is LOGISTIC else None
+        if loss is LOGISTIC:
             yield compare(
                 name,
                 "two products in torch",
-                lambda: space.gradient(state, sigmoid, batch),
+                lambda: space.gradient(state, LOGISTIC, batch),
                 lambda: two_products.gradient(space.features, sign, state, BETA),
                 ">= 1.6",
                 agrees=agrees,
@@ -84,10 +83,10 @@ def one_pass() -> Iterator[Row]:
     yield compare(
         "gradient, bfloat16 storage",
         "float32 storage",
-        lambda: narrow.gradient(state, sigmoid, batch),
-        lambda: space.gradient(state, sigmoid, batch),
+        lambda: narrow.gradient(state, LOGISTIC, batch),
+        lambda: space.gradient(state, LOGISTIC, batch),
         "",
-        agrees=close(narrow.gradient(state, sigmoid, batch)[0], expected, 1e-2),
+        agrees=close(narrow.gradient(state, LOGISTIC, batch)[0], expected, 1e-2),
         repeats=25,
     )
 
@@ -105,34 +104,12 @@ def growth() -> Iterator[Row]:
             chosen = torch.arange(pairs) % tokens
             space = TokenSpace(base.features, chosen, (chosen + 1) % tokens, BETA, tokens)
             batch, state = next(full_batch(pairs, 1)), space.zeros()
-            times = seconds(lambda: space.gradient(state, sigmoid, batch), 25)  # noqa: B023 (called at once)
+            times = seconds(lambda: space.gradient(state, LOGISTIC, batch), 25)  # noqa: B023 (called at once)
             points.append((math.log({"N": pairs, "d": hidden, "T": tokens}[name]), math.log(min(times)), min(times)))
         steps = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(points)]
         middle = sum(x for x, *_ in points) / len(points)
         slope = sum((x - middle) * y for x, y, _ in points) / sum((x - middle) ** 2 for x, *_ in points)
         yield Row(f"exponent of time in {name}", "-", None, slope, min(steps), max(steps), target, points[-1][2])
-
-
-def sixteen_settings() -> Row:
-    """The cost of a sweep's step over that of one setting's; the ratio is cost, so smaller is better."""
-    space = persona_like(14_400, 4096)
-    steps, start = 8, space.zeros()
-
-    def settings(number: int) -> list[Setting]:
-        batches = list(full_batch(len(space), steps))
-        return [Setting(AdamW(1e-5 * (k + 1)), BETA * (1 + k % 4), batches) for k in range(number)]
-
-    *_, together = sweep(space, settings(16), unembedding=start)
-    *_, alone = simulate(space, AdamW(1e-5), full_batch(len(space), steps), unembedding=start)
-    return compare(
-        "one setting, N=14400 d=4096",
-        "sweep of 16 settings",
-        lambda: list(simulate(space, AdamW(1e-5), full_batch(len(space), steps), unembedding=start)),
-        lambda: list(sweep(space, settings(16), unembedding=start)),
-        "<= 3",
-        agrees=close(together[0], alone, 1e-3),
-        repeats=9,
-    )
 
 
 def against_dense_head() -> Row:
@@ -185,7 +162,7 @@ def against_kernel() -> Row:
     features, sign = space.features.numpy(), sign_of(space).numpy()
 
     def ours() -> Tensor:
-        return space.margins(long_flow(space, [time], rtol=rtol, rank=16).states[0])
+        return space.margins(gradient_flow(space, [time], rtol=rtol, rank=16).states[0])
 
     expected = torch.from_numpy(kernel_flow.scipy_flow(features, sign, BETA, time, rtol))
     return compare(
@@ -205,8 +182,7 @@ def beyond_memory() -> Iterator[Row]:
     for dtype in (torch.float32, torch.bfloat16):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "features.safetensors"
-            blocks = (torch.randn(4000, hidden).to(dtype) for _ in range(pairs // 4000))
-            write_features(path, blocks, pairs)
+            save_file({"hidden": torch.randn(pairs, hidden).to(dtype)}, path)
             command = [sys.executable, "-m", "benchmarks.large", str(path), "60"]
             results = [json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(3)]
         ratios = sorted(result["peak"] / result["features"] for result in results)

@@ -22,9 +22,9 @@ from margincast.data import load_pairs
 from margincast.features import extract_features
 from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.engine.state import TokenSpace
-from margincast.frozen.flow.horizon import long_flow
+from margincast.frozen.flow.states import gradient_flow
 from margincast.recipe.batches import full_batch
-from margincast.recipe.losses import sigmoid
+from margincast.recipe.losses import get_loss
 
 
 def rows() -> Iterator[Row]:
@@ -32,14 +32,14 @@ def rows() -> Iterator[Row]:
     space, _ = token_spaces(extract_features("smollm2", *pairs.split(holdout=0.1, seed=1234)), 0.01, torch.float32)
     halved = halving_time(space)
     for title, end in (("halving time", halved), ("10 x halving time", 10 * halved)):
-        exact = long_flow(space, [end], rtol=1e-9).states[0]
+        exact = gradient_flow(space, [end], rtol=1e-9).states[0]
         start = time.perf_counter()
         theirs, evaluations = runge_kutta(space, end, rtol=1e-4)
         seconds_peer = time.perf_counter() - start
         wrong = float((theirs - exact).norm())
         for rtol in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
             start = time.perf_counter()
-            flow = long_flow(space, [end], rtol=rtol)
+            flow = gradient_flow(space, [end], rtol=rtol)
             spent = time.perf_counter() - start
             if float((flow.states[0] - exact).norm()) <= wrong:
                 break
@@ -53,12 +53,12 @@ def halving_time(space: TokenSpace) -> float:
     """When the mean training loss is half of log 2, to a few digits."""
 
     def halved(state: Tensor) -> bool:
-        return bool(sigmoid.value(space.margins(state.to(space.dtype))).mean() <= 0.5 * np.log(2.0))
+        return bool(get_loss("sigmoid").value(space.margins(state.to(space.dtype))).mean() <= 0.5 * np.log(2.0))
 
-    after = next(end for k in range(1, 60) if halved(long_flow(space, [end := 2.0**k], rtol=1e-3).states[0]))
+    after = next(end for k in range(1, 60) if halved(gradient_flow(space, [end := 2.0**k], rtol=1e-3).states[0]))
     fine = np.linspace(after / 2, after, 33)
     return float(
-        next(t for t, s in zip(fine, long_flow(space, list(fine), rtol=1e-4).states, strict=True) if halved(s))
+        next(t for t, s in zip(fine, gradient_flow(space, list(fine), rtol=1e-4).states, strict=True) if halved(s))
     )
 
 
@@ -67,7 +67,7 @@ def runge_kutta(space: TokenSpace, end: float, rtol: float) -> tuple[Tensor, int
     shape, batch = space.zeros().shape, next(full_batch(len(space), 1))
 
     def velocity(_: float, flat: NDArray[np.float64]) -> NDArray[np.float64]:
-        return -space.gradient(torch.from_numpy(flat).view(shape), sigmoid, batch).flatten().numpy()
+        return -space.gradient(torch.from_numpy(flat).view(shape), get_loss("sigmoid"), batch).flatten().numpy()
 
     solver = RK45(velocity, 0.0, np.zeros(shape.numel()), end, rtol=rtol, atol=1e-10)
     while solver.status == "running":

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
-from margincast.frozen.engine.stream import map_features
 from margincast.recipe.batches import full_batch
-from margincast.recipe.optimizers import AdamW
+from margincast.recipe.optimizers.adamw import AdamW
 
 
 def peak_memory_bytes() -> int:
@@ -23,7 +23,7 @@ def peak_memory_bytes() -> int:
 
 
 def main() -> None:
-    features = map_features(Path(sys.argv[1]))
+    features = load_file(sys.argv[1])["hidden"]
     chosen = torch.arange(len(features)) % 2
     space = TokenSpace(features, chosen, 1 - chosen, 0.01, 2)
     before = peak_memory_bytes()

@@ -31,7 +31,7 @@ from margincast.models.load import default_cache_dir
 from margincast.passes.packing import pack
 from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoded, Encoding, encode
-from margincast.recipe.losses import get_loss
+from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet
 from margincast.training.trainer import MarginTrainer, PairDataset, collate
 
@@ -245,8 +245,7 @@ def train_ours(loaded: LoadedModel, encoding: Encoding, turns: Turns, settings: 
         train_dataset=PairDataset(encoding.rows, features.train.reference_chosen, features.train.reference_rejected),
         data_collator=collate,
         callbacks=[turns],
-        loss=get_loss("sigmoid"),
-        beta=BETA,
+        recipe=Recipe(beta=BETA, learning_rate=LEARNING_RATE),
         packed=packing_problem(loaded.model, encoding.rows) is None,
     ).train()
 

@@ -38,14 +38,14 @@ from margincast.models.load import default_cache_dir
 from margincast.passes.tokenize import Encoding, encode
 from margincast.recipe.batches import batch_order
 from margincast.recipe.losses import get_loss
-from margincast.recipe.optimizers import SGD, AdamW
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.optimizers.sgd import SGD
+from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet, Trajectory
 from margincast.runs.save import peak_memory_bytes
 from margincast.training.run import train_model
 
 PAIRS, CUT = 64, 32
-SETTINGS = TrainingSettings(train="head", beta=0.1, learning_rate=1e-4, max_steps=20, eval_steps=10, seed=0)
+SETTINGS = Recipe(train="head", beta=0.1, learning_rate=1e-4, max_steps=20, eval_steps=10, seed=0)
 
 
 def rows() -> Iterator[Row]:
@@ -64,8 +64,7 @@ def rows() -> Iterator[Row]:
     def ours() -> None:
         forecasts.append(
             forecast_tokens(
-                *features, (train, heldout), unembedding, beta=SETTINGS.beta, optimizer=AdamW(SETTINGS.learning_rate),
-                steps=SETTINGS.max_steps, eval_steps=SETTINGS.eval_steps, seed=SETTINGS.seed,
+                *features, (train, heldout), unembedding, SETTINGS,
             )
         )  # fmt: skip
 
@@ -81,7 +80,7 @@ def rows() -> Iterator[Row]:
     for split in ("train", "heldout"):
         margins = getattr(training, split).margins
         gaps.append(float((getattr(forecast, split).margins - margins).abs().max() / margins.abs().max()))
-    name = f"head training, {PAIRS} + {PAIRS} pairs, {SETTINGS.max_steps} steps: margins differ by {max(gaps):.1e}"
+    name = f"head training, {PAIRS} + {PAIRS} pairs, {SETTINGS.steps} steps: margins differ by {max(gaps):.1e}"
     yield Row(
         name, "train --train head", max(gaps) <= 1e-3, real / mine, real / mine, real / mine, "agrees", mine, real,
         peak_memory_bytes(),
@@ -107,7 +106,7 @@ def linearised(
     spent = seconds_once(lambda: kernels.extend(sequence_kernel(each, train, weight) for each in features))
 
     def fast(rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        order = batch_order(train.pairs, 32, SETTINGS.max_steps, SETTINGS.seed)
+        order = batch_order(train.pairs, 32, SETTINGS.steps, SETTINGS.seed)
         return linearised_margins(kernels[0], kernels[1], SGD(rate), order, loss, SETTINGS.beta)
 
     unit = float(fast(1e-6)[0][-1].abs().max()) / 1e-6
@@ -118,8 +117,11 @@ def linearised(
         again = time.perf_counter() - start
         start = time.perf_counter()
         exact = forecast_tokens(
-            train, heldout, pairs, unembedding, beta=SETTINGS.beta, optimizer=SGD(rate), steps=SETTINGS.max_steps,
-            eval_steps=SETTINGS.max_steps, seed=SETTINGS.seed, max_grad_norm=0.0, dtype=torch.float32,
+            train, heldout, pairs, unembedding,
+            Recipe(
+                train="head", beta=SETTINGS.beta, optimizer=SGD(rate), max_steps=SETTINGS.steps,
+                eval_steps=SETTINGS.steps, seed=SETTINGS.seed, max_grad_norm=0.0,
+            ), dtype=torch.float32,
         )  # fmt: skip
         peer = time.perf_counter() - start
         for split, mine in zip(("train", "heldout"), margins, strict=True):
@@ -138,14 +140,12 @@ def whole_data_set() -> Iterator[Row]:
         cache.mkdir()
         (cache / "models").symlink_to(default_cache_dir() / "models")
         words = [sys.executable, "-m", "margincast", "decompose", folder, "--all", "--holdout", 0.5, "--on_bad_row"]
-        words += ["skip", "--beta", SETTINGS.beta, "--max_steps", SETTINGS.max_steps, "--eval_steps", 20, "--quiet"]
+        words += ["skip", "--beta", SETTINGS.beta, "--max_steps", SETTINGS.steps, "--eval_steps", 20, "--quiet"]
         subprocess.run([str(word) for word in [*words, "--cache_dir", cache, "--out", out]], check=True)
         results = json.loads((out / "summary.json").read_text(encoding="utf-8"))["results"]
     count = " + ".join(str(split["pairs"]) for split in results["splits"].values())
     spent, peak = results["seconds"], results["peak_memory_bytes"]
-    title = (
-        f"decompose --all, {count} pairs, {SETTINGS.max_steps} steps: {spent:.0f} s, {peak / 1e9:.2f} GB at the peak"
-    )
+    title = f"decompose --all, {count} pairs, {SETTINGS.steps} steps: {spent:.0f} s, {peak / 1e9:.2f} GB at the peak"
     yield Row(title, "10 minutes, 4 GB", None, 600 / spent, 600 / spent, 4e9 / peak, ">= 1", spent, None, peak)
 
 

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
 from margincast.frozen.engine.state import TokenSpace
-from margincast.recipe.batches import Batch
+from margincast.recipe.batches import Batch, full_batch
+from margincast.recipe.losses import Loss, get_loss
 
 
 def margins_loop(space: TokenSpace, state: Tensor) -> list[float]:
@@ -154,3 +157,18 @@ def wilson_by_bisection(successes: int, total: int, z: float) -> tuple[float, fl
         return inside
 
     return edge(share, 0.0), edge(share, 1.0)
+
+
+def explicit_flow(
+    space: TokenSpace, times: Sequence[float], loss: Loss | str = "sigmoid", *, rtol: float = 1e-10
+) -> Tensor:
+    """Gradient flow by scipy's explicit Runge-Kutta method of order 8, (times, T, hidden)."""
+    loss, whole, shape = get_loss(loss), next(full_batch(len(space), 1)), space.zeros().shape
+
+    def velocity(_: float, flat: np.ndarray) -> np.ndarray:
+        return -space.gradient(torch.from_numpy(flat).view(shape), loss, whole).flatten().numpy()
+
+    start = np.zeros(shape.numel())
+    found = solve_ivp(velocity, (0.0, times[-1]), start, method="DOP853", t_eval=times, rtol=rtol, atol=1e-14)
+    assert found.success, found.message
+    return torch.from_numpy(found.y.T.copy()).view(len(times), *shape)

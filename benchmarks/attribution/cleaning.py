@@ -20,13 +20,13 @@ from benchmarks.packing import model
 from margincast.diagnose import find_issues, plan_changes
 from margincast.intervals import proportion
 from margincast.passes.tokenize import encode
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, PairSet
 from margincast.runs.store import key_of, write_tensors
 from margincast.training.run import train_model
 
 DATA, SHARE, SEEDS = "persona:k1", 0.2, (0,)
-SETTINGS = TrainingSettings(
+SETTINGS = Recipe(
     beta=0.01, learning_rate=1e-5, max_steps=40, eval_steps=20, per_device_train_batch_size=32, record_train=16
 )  # fmt: skip
 

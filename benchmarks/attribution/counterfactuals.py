@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,19 @@ from margincast.frozen.attribution.edits import Edit, drop, edited
 from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
 from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.tokens import head_of
-from margincast.recipe.optimizers import SGD, AdamW
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.optimizers.gd import GradientDescent
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, PairSet
 
 SETS, WORDS, RESAMPLES = 50, 256, 2000
-RUNS: dict[str, tuple[dict[str, Any], Callable[[list[Tensor]], torch.optim.Optimizer]]] = {
+RUNS: dict[str, tuple[Recipe, Callable[[list[Tensor]], torch.optim.Optimizer]]] = {
     "momentum, full batch": (
-        {"optimizer": SGD(5.0, full_batch=True, momentum=0.9), "max_grad_norm": 0.0, "eval_steps": 60},
+        Recipe(train="head", optimizer=GradientDescent(5.0, 0.9), max_grad_norm=0.0, eval_steps=60),
         lambda p: torch.optim.SGD(p, 5.0, momentum=0.9),
     ),
     "AdamW, batches of 32": (
-        {"optimizer": AdamW(1e-3), "eval_steps": 60},
+        Recipe(train="head", optimizer=AdamW(1e-3), eval_steps=60),
         lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=0.0),
     ),
 }
@@ -52,21 +53,21 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[list[Tensor]], torch.optim.Optim
 
 def rows() -> Iterator[Row]:
     features, words = problem()
-    for name, (settings, make) in RUNS.items():
-        changes = changes_of(features, words, settings, make)
+    for name, (recipe, make) in RUNS.items():
+        changes = changes_of(features, words, recipe, make)
         head, seconds = changes.real, changes.seconds
         yield from compared(
             f"{name}: re-run", "PyTorch head", changes.rerun, head, ">= 0.99", seconds["rerun"], seconds
         )
         # A derivative cannot foresee in which order other data is drawn.
-        target = ">= 0.9" if Recipe(**settings).whole else ""
+        target = ">= 0.9" if recipe.rule.whole_batch else ""
         yield from compared(
             f"{name}: first order", "PyTorch head", changes.first, head, target, seconds["first"], seconds
         )
         yield from compared(
             f"{name}: contributions", "PyTorch head", changes.direct, head, "", seconds["direct"], seconds
         )
-        if not Recipe(**settings).whole:
+        if not recipe.rule.whole_batch:
             kept = changes.kept
             yield from compared(f"{name}: first order", "same batches", changes.first, kept, "", seconds["first"], {})
             yield from compared(f"{name}: same batches", "PyTorch head", kept, head, "", seconds["kept"], seconds)
@@ -101,9 +102,9 @@ def problem() -> tuple[Features, Tensor]:
 
 
 def changes_of(
-    features: Features, words: Tensor, settings: dict[str, Any], make: Callable[[list[Tensor]], torch.optim.Optimizer]
+    features: Features, words: Tensor, recipe: Recipe, make: Callable[[list[Tensor]], torch.optim.Optimizer]
 ) -> Changes:
-    _, heldout = token_spaces(features, Recipe(**settings).beta)
+    _, heldout = token_spaces(features, recipe.beta)
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -112,21 +113,21 @@ def changes_of(
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
         return result
 
-    sensitive = timed("first", lambda: sensitivity(features, **settings))
-    found = timed("direct", lambda: attribute(features, **settings)[60])
+    sensitive = timed("first", lambda: sensitivity(features, recipe))
+    found = timed("direct", lambda: attribute(features, recipe)[60])
     edits = sets_of(found.contributions(heldout))
-    before, ours = retrained(features, words, settings, make), sensitive.values
+    before, ours = retrained(features, words, recipe, make), sensitive.values
 
     def each(name: str, change: Callable[[Edit], Tensor]) -> Tensor:
         stacked: Tensor = timed(name, lambda: torch.stack([change(edit) for edit in edits]))
         return stacked
 
     return Changes(
-        real=each("real", lambda edit: retrained(edited(features, edit), words, settings, make) - before),
-        rerun=each("rerun", lambda edit: rerun(features, edit, **settings).heldout.margins[-1] - ours),
+        real=each("real", lambda edit: retrained(edited(features, edit), words, recipe, make) - before),
+        rerun=each("rerun", lambda edit: rerun(features, edit, recipe).heldout.margins[-1] - ours),
         first=each("first", sensitive.change),
         direct=each("direct", lambda edit: direct_change(found, heldout, edit)),
-        kept=each("kept", lambda edit: reweighed(features, edit, **settings) - ours),
+        kept=each("kept", lambda edit: reweighed(features, edit, recipe) - ours),
         seconds=seconds,
     )
 
@@ -145,10 +146,9 @@ def sets_of(contributions: Tensor) -> list[Edit]:
 
 
 def retrained(
-    features: Features, words: Tensor, settings: dict[str, Any], make: Callable[[list[Tensor]], torch.optim.Optimizer]
+    features: Features, words: Tensor, recipe: Recipe, make: Callable[[list[Tensor]], torch.optim.Optimizer]
 ) -> Tensor:
     """Held-out margins, (M,), of a linear head over `words` that PyTorch trains with DPO's loss."""
-    recipe = Recipe(**settings)
     train, heldout = token_spaces(features, recipe.beta, words.dtype)
     head = torch.nn.Linear(words.shape[1], len(words), bias=False, dtype=words.dtype)
     head.weight.data.copy_(words)
@@ -198,14 +198,14 @@ def bootstrap(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, fl
 def whole_vocabulary(features: Features) -> Row:
     """One dropped set, 5 steps, with all rows of the model's head in float32: the largest error, relative."""
     unembedding, _ = head_of(model())
-    settings = {**RUNS["momentum, full batch"][0], "steps": 5}
+    recipe = replace(RUNS["momentum, full batch"][0], max_steps=5)
     edit = drop(len(features.train.pairs), range(0, len(features.train.pairs), 12))
     others = ~torch.isin(torch.arange(len(unembedding)), features.tokens)
     words = torch.cat([unembedding[features.tokens], unembedding[others]])
     start = time.perf_counter()
-    real = retrained(edited(features, edit), words.float(), settings, RUNS["momentum, full batch"][1])
+    real = retrained(edited(features, edit), words.float(), recipe, RUNS["momentum, full batch"][1])
     middle = time.perf_counter()
-    ours = rerun(features, edit, **settings).heldout.margins[-1]
+    ours = rerun(features, edit, recipe).heldout.margins[-1]
     gap, end = float((ours - real.double()).abs().max() / ours.abs().max()), time.perf_counter()
     peer = f"PyTorch head of {len(words):,} float32 rows"
     name = "5 steps without every 12th pair: largest error of the re-run"

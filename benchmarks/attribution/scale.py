@@ -15,27 +15,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.harness import Row
 from benchmarks.large import peak_memory_bytes
 from margincast.frozen.attribution.contributions import account
 from margincast.frozen.engine.state import TokenSpace
-from margincast.frozen.engine.stream import map_features, write_features
-from margincast.recipe.optimizers import SGD, AdamW, GradientFlow
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.optimizers.flow import GradientFlow
+from margincast.recipe.optimizers.gd import GradientDescent
 from margincast.recipe.recipe import Recipe
 
 PAIRS, TARGETS, HIDDEN, TOP, STEPS, BLOCK = 100_000, 1_000, 4_096, 50, 60, 10_000
 RECIPES = {
-    "gradient descent": Recipe(optimizer=SGD(1e-2, full_batch=True), steps=STEPS, max_grad_norm=0.0),
-    "gradient flow": Recipe(optimizer=GradientFlow(1e-1), steps=STEPS, eval_steps=STEPS),
-    "AdamW, batches of 1,024": Recipe(optimizer=AdamW(1e-4, weight_decay=0.1), steps=STEPS, batch_size=1024),
+    "gradient descent": Recipe(optimizer=GradientDescent(1e-2), max_steps=STEPS, max_grad_norm=0.0),
+    "gradient flow": Recipe(optimizer=GradientFlow(1e-1), max_steps=STEPS, eval_steps=STEPS),
+    "AdamW, batches of 1,024": Recipe(
+        optimizer=AdamW(1e-4, weight_decay=0.1), max_steps=STEPS, per_device_train_batch_size=1024
+    ),
 }
 
 
 def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.safetensors"
-        write_features(path, _features(PAIRS), PAIRS)
+        save_file({"hidden": torch.cat(list(_features(PAIRS)))}, path)
         for name in RECIPES:
             command = [sys.executable, "-m", "benchmarks.attribution.scale", str(path), name]
             result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
@@ -57,7 +61,7 @@ def _features(count: int) -> Iterator[torch.Tensor]:
 
 
 def main() -> None:
-    features, recipe = map_features(Path(sys.argv[1])), RECIPES[sys.argv[2]]
+    features, recipe = load_file(sys.argv[1])["hidden"], RECIPES[sys.argv[2]]
     chosen = torch.arange(len(features)) % 2
     train = TokenSpace(features, chosen, 1 - chosen, recipe.beta, 2)
     held = next(_features(TARGETS)).roll(1, dims=1)

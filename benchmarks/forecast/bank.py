@@ -34,15 +34,16 @@ from margincast.features import features_of
 from margincast.models import LoadedModel
 from margincast.models.adapter import add_adapter
 from margincast.models.load import default_cache_dir
-from margincast.passes.packing import PACK_TOKENS, plan_packs
+from margincast.passes.budgets import BUDGETS
+from margincast.passes.packing import plan_packs
 from margincast.passes.response_pass import response_pass
 from margincast.passes.tokenize import Encoded, Encoding, encode
-from margincast.recipe.settings import TrainingSettings, arguments
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features, Pair, PairSet
 from margincast.runs.save import environment
 from margincast.runs.store import write_json, write_tensors
 from margincast.trained.rehearsal import rehearse, size_of
-from margincast.training.trainer import MarginTrainer, PairDataset, collate, share
+from margincast.training.trainer import MarginTrainer, PairDataset, arguments, collate, share
 
 BANK = Path(__file__).parent / "bank"
 SHARE = 0.1  # of the training's pairs, that a rehearsal takes
@@ -89,7 +90,7 @@ def read(network: Any, rows: Sequence[Encoded]) -> Tensor:
     """Log-ratio of chosen to rejected of `rows`, (pairs,) float64."""
     network.eval()
     logratio = torch.zeros(len(rows), dtype=torch.float64)
-    for members in plan_packs([row.inputs for row in rows], PACK_TOKENS, True):
+    for members in plan_packs([row.inputs for row in rows], BUDGETS.pack_tokens, True):
         result = response_pass(network, [rows[index] for index in members])
         logratio[members] = (result.chosen - result.rejected).double()
     return logratio
@@ -123,13 +124,13 @@ class BatchTrainer(MarginTrainer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.batches: list[Tensor] = []
-        inner = self.loss
+        inner = self.recipe.loss
 
         def value(margins: Tensor) -> Tensor:
             self.batches.append(torch.empty_like(margins.detach()).index_copy(0, self.order, margins.detach()))
             return inner.value(margins)
 
-        self.loss = replace(inner, value=value)
+        self.recipe = replace(self.recipe, loss_type=replace(inner, value=value))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         self.order = torch.tensor(share(inputs["pairs"], 0, 1))  # the pass takes pairs sorted by their prompts
@@ -154,7 +155,7 @@ def make(run: Run, loaded: LoadedModel) -> None:
     reference = features.train.reference_chosen, features.train.reference_rejected
     trainer = BatchTrainer(
         model=network, args=options, train_dataset=PairDataset(train_rows, *reference), data_collator=collate,
-        callbacks=[watch], loss=settings.loss, beta=run.beta, packed=True,
+        callbacks=[watch], recipe=settings, packed=True,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -197,8 +198,8 @@ def make(run: Run, loaded: LoadedModel) -> None:
     )
 
 
-def settings_of(run: Run) -> TrainingSettings:
-    return TrainingSettings(
+def settings_of(run: Run) -> Recipe:
+    return Recipe(
         train=run.train, beta=run.beta, learning_rate=run.learning_rate, max_steps=run.steps, seed=run.seed,
         per_device_train_batch_size=run.batch, bf16=run.bf16,
     )  # fmt: skip

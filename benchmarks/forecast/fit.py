@@ -19,10 +19,10 @@ from torch import Tensor
 from benchmarks.forecast.truth import RIDGE, Truth
 from margincast.trained.amplitude import AmplitudeLaw
 from margincast.trained.growth import GrowthLaw
-from margincast.trained.laws import EffectiveForecast, Laws, PilotLaw, Seen, ShapeLaw, effective_forecast
+from margincast.trained.laws import EffectiveForecast, Laws, PilotLaw, PilotMargins, ShapeLaw, effective_forecast
 from margincast.trained.noise import LEVEL, Noise, learned, spread_of
 from margincast.trained.offset import OffsetLaw
-from margincast.trained.rehearsed import FLOOR, RehearsalLaw
+from margincast.trained.rehearsal_law import FLOOR, RehearsalLaw
 
 HALVES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0)
 ALPHAS, RISES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (0.0, 0.05, 0.1, 0.15)
@@ -262,7 +262,7 @@ def fit_pilot(residuals: Sequence[tuple[Truth, EffectiveForecast]]) -> PilotLaw:
         for run, made in residuals:
             for step, margins in zip(run.steps, run.truth, strict=True):
                 if 0 < step < run.run.steps:
-                    end = run.correct(made, Seen(margins, step), law)
+                    end = run.correct(made, PilotMargins(margins, step), law)
                     gap = float((end.rest + end.shift)[-1].sub(run.truth[-1]).square().mean())
                     total += np.log(gap / float(run.truth[-1].square().mean()))
         return total

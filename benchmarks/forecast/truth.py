@@ -15,14 +15,14 @@ from benchmarks.forecast.plan import PLAN, Run
 from margincast.frozen.engine.state import TokenSpace
 from margincast.recipe.batches import batch_order
 from margincast.recipe.losses import get_loss
-from margincast.recipe.optimizers import AdamW
+from margincast.recipe.optimizers.adamw import AdamW
 from margincast.trained.laws import (
     EffectiveForecast,
     Laws,
     PilotLaw,
+    PilotMargins,
     Plan,
     Responses,
-    Seen,
     ShapeLaw,
     corrected,
     shape_spread,
@@ -110,9 +110,9 @@ class Truth:
         return max(0.1, float(self.end.rest.mean()))
 
     @cached_property
-    def pilot(self) -> Seen:
+    def pilot(self) -> PilotMargins:
         """Of a tenth of the steps."""
-        return Seen(self.truth[self.steps.index(self.run.pilot)], self.run.pilot)
+        return PilotMargins(self.truth[self.steps.index(self.run.pilot)], self.run.pilot)
 
     @cached_property
     def told(self) -> Tensor:
@@ -154,7 +154,7 @@ class Truth:
         key = "path", law.rate, law.growth
         return self.kept(key, lambda: shared_path(self.spaces[0], self.who, self.plan, law))
 
-    def correct(self, made: EffectiveForecast, seen: Seen, law: PilotLaw) -> EffectiveForecast:
+    def correct(self, made: EffectiveForecast, seen: PilotMargins, law: PilotLaw) -> EffectiveForecast:
         return corrected(made, self.who, self.plan.lengths / self.plan.lengths[-1], seen, law)
 
     @cached_property

@@ -17,7 +17,7 @@ from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import batch_order
 from margincast.recipe.losses import get_loss
-from margincast.recipe.optimizers import AdamW
+from margincast.recipe.optimizers.adamw import AdamW
 from margincast.records import Features
 
 STEPS, BATCH, RATE, BETA, EVERY = 60, 32, 1e-3, 0.01, 10

@@ -16,8 +16,11 @@ from transformers import get_scheduler
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import Batch, batch_order, full_batch
-from margincast.recipe.losses import LOSS_NAMES, Loss, custom_loss, get_loss
-from margincast.recipe.optimizers import SGD, AdamW, Optimizer, make_optimizer
+from margincast.recipe.losses import LOSSES, Loss, custom_loss, get_loss
+from margincast.recipe.optimizer import Optimizer
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.optimizers.gd import GradientDescent
+from margincast.recipe.optimizers.sgd import SGD
 from margincast.recipe.schedule import SCHEDULES, schedule
 
 BETA = 0.4
@@ -35,13 +38,13 @@ PARAMETERS = {
     "robust": {"label_smoothing": 0.1},
     "exo_pair": {"label_smoothing": 0.01},
 }
-MEMBERS = [get_loss(name, BETA, without_reference=True, **PARAMETERS.get(name, {})) for name in LOSS_NAMES]
+MEMBERS = [get_loss(name, BETA, without_reference=True, **PARAMETERS.get(name, {})) for name in LOSSES.names]
 MEMBERS.append(custom_loss("cosh", lambda r: (1 - r).cosh()))
 
 Torch = Callable[[list[Tensor]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, tuple[Optimizer, Torch]] = {
-    "gd": (SGD(0.8, full_batch=True), lambda p: torch.optim.SGD(p, 0.8)),
-    "gd momentum": (SGD(0.5, True, 0.8), lambda p: torch.optim.SGD(p, 0.5, momentum=0.8)),
+    "gd": (GradientDescent(0.8), lambda p: torch.optim.SGD(p, 0.8)),
+    "gd momentum": (GradientDescent(0.5, 0.8), lambda p: torch.optim.SGD(p, 0.5, momentum=0.8)),
     "sgd": (SGD(0.8), lambda p: torch.optim.SGD(p, 0.8)),
     "sgd decay": (SGD(0.8, weight_decay=0.05), lambda p: torch.optim.SGD(p, 0.8, weight_decay=0.05)),
     "sgd momentum": (SGD(0.5, momentum=0.9), lambda p: torch.optim.SGD(p, 0.5, momentum=0.9)),
@@ -159,17 +162,9 @@ def test_margins_are_those_of_a_head_trained_by_pytorch(
 ) -> None:
     data = problem(dtype)
     ours, theirs = OPTIMIZERS[optimizer]
-    full = isinstance(ours, SGD) and ours.full_batch
+    full = ours.whole_batch
     expected = train_head(data, loss, theirs, full, scheduler, clip)
     computed = simulated(data, loss, ours, full, scheduler, clip)
     size = float(expected.abs().max())
     assert size > 0.02  # the head did move
     assert float((computed - expected).abs().max()) <= TOLERANCE[dtype] * size
-
-
-def test_names_make_these_optimizers() -> None:
-    settings = {"momentum": 0.7, "nesterov": True, "weight_decay": 0.05}
-    assert make_optimizer("sgd", 0.5, **settings) == OPTIMIZERS["sgd nesterov decay"][0]
-    assert make_optimizer("gd", 0.5, momentum=0.8) == OPTIMIZERS["gd momentum"][0]
-    adam = {"adam_beta1": 0.7, "adam_beta2": 0.95, "adam_epsilon": 1e-4}
-    assert make_optimizer("adamw", 0.05, 0.1, **adam) == OPTIMIZERS["adamw settings"][0]

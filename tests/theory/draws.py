@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from margincast.frozen.flow.explicit import gradient_flow
+from margincast.frozen.flow.states import gradient_flow
 from margincast.theory.distribution import PreferenceDistribution, preference_distribution
 from margincast.theory.envelopes import Bracket, first_order, propagate
 from margincast.theory.explicit import explicit
@@ -97,7 +97,7 @@ def check(problem: Problem, inside: bool, horizon: float = 1.0, points: int = 9)
     fresh = distribution.fresh_points(20, beta, problem.seed + 1)
     guarantee = derived(distribution, beta, tau)
     times = [guarantee.tau_1 * horizon * k / (points - 1) for k in range(points)]
-    states = gradient_flow(training.space, times, tau=tau)
+    states = gradient_flow(training.space, times, tau=tau).states
     margins = torch.stack([training.space.margins(state) for state in states])
     new = torch.stack([fresh.space.margins(state) for state in states])
     clock = torch.tensor(times, dtype=torch.float64)

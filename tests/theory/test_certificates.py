@@ -13,7 +13,7 @@ from lookalike import embedding_lookalike
 
 from margincast.errors import InputError
 from margincast.frozen.engine.state import TokenSpace
-from margincast.frozen.flow.explicit import gradient_flow
+from margincast.frozen.flow.states import gradient_flow
 from margincast.theory.certificates import certify
 from margincast.theory.distribution import preference_distribution
 from margincast.theory.envelopes import Bracket, first_order, propagate
@@ -48,7 +48,7 @@ def test_the_reference_problem_is_certified_to_within_a_few_percent() -> None:
     training, fresh = it.training_set(1.0, 0).space, it.fresh_points(100, 1.0, 1).space
     end = tau_1(it, 1.0)
     times = [end * k / 20 for k in range(21)]
-    smallest = float(training.margins(gradient_flow(training, [end])[0]).min())
+    smallest = float(training.margins(gradient_flow(training, [end]).states[0]).min())
     envelope = propagate(training, fresh, times)
     assert math.log(3.0) / 40.0 < 0.2 * smallest
     slopes = first_order(training, fresh)
@@ -64,7 +64,7 @@ def test_features_with_a_strong_shared_component_are_certified(time: float) -> N
     unit = train.features / train.features.norm(dim=1, keepdim=True)
     assert float(unit.mean(0).square().sum()) == pytest.approx(0.988, abs=2e-3)
     times = [0.0, time / 2.0, time]
-    states = gradient_flow(train, times)
+    states = gradient_flow(train, times).states
     certificate = certify(train, heldout, times)
     for space, bracket in ((train, certificate.train), (heldout, certificate.heldout)):
         margins = torch.stack([space.margins(state) for state in states])
@@ -80,7 +80,7 @@ def test_the_tube_narrows_with_the_square_of_the_share_and_takes_few_steps() -> 
     wide, narrow = (flow_tube(train, [300.0], share=share) for share in (0.2, 0.002))
     assert narrow.radius < 0.05 * wide.radius
     assert wide.steps < narrow.steps < 30 * wide.steps
-    state = gradient_flow(train, [300.0], rtol=1e-10)[0]
+    state = gradient_flow(train, [300.0], rtol=1e-10).states[0]
     for tube in (wide, narrow):
         assert float((tube.states[0] - state).norm()) <= float(tube.radius[0])
 
@@ -91,7 +91,7 @@ def test_the_tube_is_true_whatever_its_accuracy(seed: int, share: float) -> None
     problem = outside_conditions(seed)
     space = problem.distribution.training_set(problem.beta, seed).space
     times = [problem.tau / problem.beta**2 * factor for factor in (0.1, 1.0)]
-    states = gradient_flow(space, times, tau=problem.tau, rtol=1e-9)
+    states = gradient_flow(space, times, tau=problem.tau, rtol=1e-9).states
     tube = flow_tube(space, times, problem.tau, share)
     distance = (tube.states - states).flatten(1).norm(dim=1)
     assert bool((distance <= tube.radius + 1e-7 * states.flatten(1).norm(dim=1)).all())
@@ -152,7 +152,7 @@ def test_a_tube_follows_a_run_to_its_rest() -> None:
     space = TokenSpace(torch.randn(60, 5, generator=generator, dtype=torch.float64), label, 1 - label, 1.0, 2)
     times = [1.0, 100.0, 1e4, 1e6]
     tube = flow_tube(space, times)
-    states = gradient_flow(space, times[:3])
+    states = gradient_flow(space, times[:3]).states
     assert tube.steps < 2000
     distance = (tube.states[:3] - states).flatten(1).norm(dim=1)
     assert bool((distance <= tube.radius[:3] + 1e-6).all())

@@ -8,12 +8,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tests.recipes import sigmoid
 from torch import Tensor
 from torch.autograd import functional
 
 from margincast.frozen.engine.state import TokenSpace
-from margincast.frozen.flow.explicit import gradient_flow
-from margincast.recipe.losses import sigmoid
+from margincast.frozen.flow.states import gradient_flow
 from margincast.theory.distribution import preference_distribution
 from margincast.theory.lemmas import measure_deviations, predicted_velocity, velocity_slack
 from margincast.theory.risk import population_risk
@@ -120,7 +120,7 @@ def test_theorem_A1_the_printed_upper_envelope_is_crossed_at_once() -> None:
     draw = it.training_set(1.0, 0)
     assert all(line.holds for line in measure_deviations(it, draw, theorem_epsilon(it)))
     reading = derived(it, 1.0)
-    state = gradient_flow(draw.space, [reading.tau_1])[0]
+    state = gradient_flow(draw.space, [reading.tau_1]).states[0]
     margins = draw.space.margins(state) / reading.tau_1
     assert float(margins.min()) > 100.0 * 2.0 * it.d * it.noise**2 / it.N
     assert float(margins.max()) < (5.0 * it.Q + 2.0 * it.d * it.noise**2) / (2.0 * it.N)
@@ -196,7 +196,7 @@ def test_growth_falls_with_K_and_at_fixed_K_does_not_rise_with_Q() -> None:
     def growth(K: int, Q: int) -> float:
         it = preference_distribution(K, Q, 40, 0.3, 0.02)
         space = it.training_set(1.0, 0).space
-        return float(space.margins(gradient_flow(space, [0.1])[0]).mean()) / 0.1
+        return float(space.margins(gradient_flow(space, [0.1]).states[0]).mean()) / 0.1
 
     by_K = [growth(K, 20) for K in (1, 2, 4, 8)]
     assert all(later == pytest.approx(earlier / 2.0, rel=0.1) for earlier, later in pairwise(by_K))
@@ -211,7 +211,7 @@ def test_what_falls_with_Q_is_the_risk() -> None:
     for Q in (2, 8, 32):
         it = preference_distribution(2, Q, 40, 0.3, 0.3)
         space = it.training_set(1.0, 0).space
-        risks.append(float(population_risk(it, gradient_flow(space, [1.0])).log10[0]))
+        risks.append(float(population_risk(it, gradient_flow(space, [1.0]).states).log10[0]))
     assert risks[0] > risks[1] > risks[2]
 
 

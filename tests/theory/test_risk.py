@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from margincast.errors import InputError
-from margincast.frozen.flow.explicit import gradient_flow
+from margincast.frozen.flow.states import gradient_flow
 from margincast.theory.distribution import preference_distribution
 from margincast.theory.risk import fit_clusters, fitted_risk, population_risk
 
@@ -26,7 +26,7 @@ def covered(seed: int) -> bool:
     it = preference_distribution(1 + seed % 3, 3, 6, 0.1 * (seed % 7), 0.35 + 0.05 * (seed % 10), tokens)
     draw = it.training_set(1.0, seed)
     time = float(10.0 ** (2.0 * torch.rand(1, generator=generator) - 1.0))
-    state = gradient_flow(draw.space, [time], rtol=1e-6)
+    state = gradient_flow(draw.space, [time], rtol=1e-6).states
     exact = 10.0 ** float(population_risk(it, state).log10)
     assert 1e-4 < exact < 1.0
     fresh = it.fresh_points(SAMPLES, 1.0, seed + 10**6)
@@ -90,7 +90,7 @@ def test_clusters_fitted_on_features_give_the_risk_of_their_gaussian() -> None:
 def test_clusters_fitted_on_many_points_of_the_distribution_give_its_population_risk() -> None:
     it = preference_distribution(2, 4, 6, 0.3, 0.6)
     draw = it.training_set(1.0, 0)
-    state = gradient_flow(draw.space, [1.0])
+    state = gradient_flow(draw.space, [1.0]).states
     many = preference_distribution(2, 50_000, 6, 0.3, 0.6).training_set(1.0, 1)
     fitted = fit_clusters(many.space.features, many.space.chosen, many.space.rejected, many.clusters)
     gap = fitted_risk(fitted, state).log10_clusters - population_risk(it, state).log10_clusters

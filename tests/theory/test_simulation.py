@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from margincast.cli.bounds import bounds
+from margincast.cli.main import with_options
 from margincast.cli.options import parse_sweep
 from margincast.cli.simulate import SWEPT, simulation_results
 from margincast.cli.simulate import simulate as simulate_command
@@ -23,7 +24,7 @@ SMALL = {"K": 2, "Q": 10, "d": 20, "shared_norm": 0.4, "noise": 0.02}
 
 def run_command(command: object, *words: str) -> tuple[int, str, BaseException | None]:
     app = typer.Typer()
-    app.command()(command)  # type: ignore[arg-type]
+    app.command()(with_options(command))
     result = CliRunner().invoke(app, words)
     return result.exit_code, result.stdout, result.exception
 

@@ -6,15 +6,15 @@ import math
 
 import pytest
 import torch
+from benchmarks.gain import QS, gain_table
 from draws import realised_slack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from margincast.errors import InputError
-from margincast.frozen.flow.explicit import gradient_flow
+from margincast.frozen.flow.states import gradient_flow
 from margincast.theory.distribution import PreferenceDistribution, preference_distribution
 from margincast.theory.explicit import explicit, largest_slack
-from margincast.theory.gain import QS, gain_table
 from margincast.theory.guarantee import tau_1
 from margincast.theory.risk import population_risk
 from margincast.theory.smallest import smallest_informative_Q, smallest_where
@@ -164,7 +164,7 @@ def test_the_explicit_risk_bound_is_never_below_the_exact_risk_on_its_event(seed
         draw = it.training_set(1.0, seed)
         reading = explicit(it, 1.0, slack=realised_slack(it, draw.space.features, draw.clusters))
         assert reading.conditions_hold
-        state = gradient_flow(draw.space, [reading.tau_1])
+        state = gradient_flow(draw.space, [reading.tau_1]).states
         exact = population_risk(it, state).log10_clusters.max()
         assert float(exact) <= reading.log_risk / math.log(10.0)
 

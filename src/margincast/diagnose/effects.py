@@ -6,7 +6,7 @@ changed data with the same settings, its batches drawn anew; with weights, the b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from margincast.frozen.attribution.counterfactual import rerun
 from margincast.frozen.attribution.edits import Edit
 from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
 from margincast.frozen.engine.spaces import token_spaces
-from margincast.frozen.forecast import forecast
-from margincast.records import Features
+from margincast.frozen.forecast import forecast_frozen
+from margincast.recipe.recipe import Recipe
+from margincast.records import Features, Json
 
 BLOCK = 4096
 DERIVATIVES = 20_000_000
@@ -34,13 +35,13 @@ def heldout_effects(features: Features, attribution: Attribution, beta: float) -
     return torch.cat([attribution.contributions(targets, part).mean(dim=0) for part in rows])
 
 
-def heldout_tops(features: Features, attribution: Attribution, beta: float, count: int) -> list[dict[str, Any]]:
+def heldout_tops(features: Features, attribution: Attribution, beta: float, count: int) -> list[Json]:
     """A row per held-out pair: its margin, what was added and taken away, and the `count` largest contributions."""
     _, targets = token_spaces(features, beta)
     return _rows(features, attribution, targets, features.heldout.pairs, count)
 
 
-def top_of(features: Features, attribution: Attribution, beta: float, name: str, count: int) -> dict[str, Any]:
+def top_of(features: Features, attribution: Attribution, beta: float, name: str, count: int) -> Json:
     """The same of one held-out or training pair, with texts."""
     spaces = token_spaces(features, beta)
     for part, space in zip((features.train, features.heldout), spaces, strict=True):
@@ -53,7 +54,7 @@ def top_of(features: Features, attribution: Attribution, beta: float, name: str,
     raise KeyError(name)
 
 
-def counterfactual(features: Features, changes: Sequence[Change], settings: Mapping[str, Any]) -> dict[str, Any]:
+def counterfactual(features: Features, changes: Sequence[Change], recipe: Recipe) -> Json:
     """Mean held-out margin and accuracy now, after `changes` to first order, and run again.
 
     First order is left out where it would hold more than `DERIVATIVES` numbers.
@@ -67,12 +68,12 @@ def counterfactual(features: Features, changes: Sequence[Change], settings: Mapp
     edit = Edit(weights, flipped)
     result = {}
     if len(place) * len(features.heldout.pairs) <= DERIVATIVES:
-        known = sensitivity(features, **settings)
+        known = sensitivity(features, recipe)
         result = {"now": _summary(known.values), "first_order": _summary(known.values + known.change(edit))}
     else:
-        result = {"now": _summary(forecast(features, **settings).heldout.margins[-1])}
+        result = {"now": _summary(forecast_frozen(features, recipe).heldout.margins[-1])}
     weighed = any(change.action == "weight" for change in changes)
-    again = reweighed(features, edit, **settings) if weighed else rerun(features, edit, **settings).heldout.margins[-1]
+    again = reweighed(features, edit, recipe) if weighed else rerun(features, edit, recipe).heldout.margins[-1]
     return {**result, "rerun": _summary(again)}
 
 
@@ -80,9 +81,7 @@ def _summary(margins: Tensor) -> dict[str, float]:
     return {"margin": float(margins.mean()), "accuracy": float((margins > 0).double().mean())}
 
 
-def _rows(
-    features: Features, attribution: Attribution, targets: Any, pairs: Sequence[Any], count: int
-) -> list[dict[str, Any]]:
+def _rows(features: Features, attribution: Attribution, targets: Any, pairs: Sequence[Any], count: int) -> list[Json]:
     top, margins = attribution.top(targets, count), attribution.margins(targets)
     ids = [pair.id for pair in features.train.pairs]
     return [

@@ -10,12 +10,10 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.frozen.attribution.contributions import Attribution, account
 from margincast.frozen.engine.pairspace import choose_form, simulate_in
-from margincast.frozen.engine.spaces import refuse_bias, token_spaces
+from margincast.frozen.engine.spaces import precision, refuse_bias, token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.flow.driven import driven_flow
-from margincast.frozen.flow.horizon import margin_error
-from margincast.recipe.losses import Loss
-from margincast.recipe.optimizers import AdamW, GradientFlow, Optimizer
+from margincast.frozen.flow.states import margin_error
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, SplitTrajectory, Trajectory
 
@@ -26,6 +24,7 @@ class Forecast(Trajectory):
 
     features: Features = field(kw_only=True, repr=False)
     recipe: Recipe = field(kw_only=True)
+    dtype: torch.dtype = field(default=torch.float64, kw_only=True)
     _attributed: dict[int, Attribution] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def attribution(self, pair: int | str, *, split: str = "heldout", step: int | None = None) -> Tensor:
@@ -42,7 +41,7 @@ class Forecast(Trajectory):
             raise InputError(f"split must be 'train' or 'heldout', got {split!r}")
         part, side = sides[split]
         index = _place(part, pair, split)
-        targets = token_spaces(self.features, self.recipe.beta, self.recipe.dtype)[side].rows(torch.tensor([index]))
+        targets = token_spaces(self.features, self.recipe.beta, self.dtype)[side].rows(torch.tensor([index]))
         return self.attributed(step).contributions(targets)[0]
 
     def attributed(self, step: int | None = None) -> Attribution:
@@ -55,99 +54,91 @@ class Forecast(Trajectory):
         if step not in self.steps:
             raise InputError(f"step {step} was not recorded; use one of {', '.join(map(str, self.steps))}")
         if step not in self._attributed:
-            train, _ = token_spaces(self.features, self.recipe.beta, self.recipe.dtype)
+            train, _ = token_spaces(self.features, self.recipe.beta, self.dtype)
             self._attributed[step] = account(train, self.recipe, self.features.unembedding, [step])[step]
         return self._attributed[step]
 
 
-def forecast(
-    features: Features,
-    *,
-    beta: float = 0.01,
-    optimizer: Optimizer | GradientFlow = AdamW(),  # noqa: B008 (a frozen record)
-    steps: int = 60,
-    batch_size: int = 32,
-    gradient_accumulation_steps: int = 1,
-    seed: int = 1234,
-    eval_steps: int = 10,
-    loss_type: str | Loss = "sigmoid",
-    lr_scheduler_type: str = "constant",
-    warmup_steps: int = 0,
-    max_grad_norm: float = 1.0,
-    dtype: torch.dtype = torch.float64,
-) -> Forecast:
-    """Margins of every training and held-out pair at step 0, every `eval_steps` and the last of `steps`.
+def forecast_frozen(features: Features, recipe: Recipe, *, dtype: torch.dtype | None = None) -> Forecast:
+    """Margins of every training and held-out pair at step 0, every `eval_steps` and the last.
 
-    Equal, to rounding, to training the unembedding alone with `margincast train --train head` and the same settings.
-    Gradient flow ignores batches, schedule and clipping: it is their limit for small learning rates; where the loss is
-    convex, `error` of the result bounds the numerical error of its margins.
+    dtype: what they are calculated in; None is float64, or for features as large as a share of memory what those are
+    stored in, which then stay in their file (`frozen.engine.spaces.precision`)
+
+    Of training the unembedding alone, whatever `recipe.train` says: equal, to rounding, to `margincast train --train
+    head` with the same settings. Gradient flow ignores batches, schedule and clipping: it is their limit for small
+    learning rates; where the loss is convex, `error` of the result bounds the numerical error of its margins.
 
     Raises `InputError` when the features do not obey the equations: multi-token responses, logits not linear in W.
     """
-    recipe = Recipe(
-        beta=beta,
-        optimizer=optimizer,
-        steps=steps,
-        batch_size=batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        seed=seed,
-        eval_steps=eval_steps,
-        loss_type=loss_type,
-        lr_scheduler_type=lr_scheduler_type,
-        warmup_steps=warmup_steps,
-        max_grad_norm=max_grad_norm,
-        dtype=dtype,
-    )
+    recipe = recipe.for_pairs(len(features.train.pairs))
+    rule, loss = recipe.rule, recipe.loss
+    dtype = precision(features) if dtype is None else dtype
     # The flow's integrators are CPU code; steps run where there is a GPU (Apple's has no float64).
-    gpu = torch.cuda.is_available() and not isinstance(optimizer, GradientFlow)
+    gpu = torch.cuda.is_available() and not rule.flow
     device = torch.device("cuda" if gpu else "cpu")
-    spaces = tuple(space.to(device) for space in token_spaces(features, beta, dtype))
-    train, heldout = spaces
-    wanted, loss = recipe.recorded, recipe.loss
+    train, heldout = (space.to(device) for space in token_spaces(features, recipe.beta, dtype))
     refuse_bias(features, loss)
-    unembedding, error = features.unembedding.to(device, dtype), None
-    if isinstance(optimizer, GradientFlow):
-        times = [optimizer.learning_rate * step for step in wanted]
-        flow = driven_flow(train, times, loss, start=unembedding if loss.reference_free else None)
-        states = list(flow.states.to(dtype))
-        if loss.convex:
-            error = max(float(margin_error(flow.error, space).max()) for space in spaces)
-    else:
-        size = len(train) if recipe.whole else min(len(train), batch_size * gradient_accumulation_steps)
-        run = simulate_in(
-            choose_form(train, optimizer, steps, size, loss),
-            train,
-            optimizer,
-            recipe.batches(len(train)),
-            unembedding=unembedding,
-            loss=loss,
-            factor=recipe.factor,
-            max_grad_norm=max_grad_norm,
-        )
-        states = [train.zeros(), *(state for step, state in enumerate(run, start=1) if step in wanted)]
-    # With weight decay the other rows of W move as well, and the normaliser is not known from T rows.
-    decays = not isinstance(optimizer, GradientFlow) and optimizer.weight_decay != 0.0
-    bias = 0.0 if features.bias is None else features.scale * features.bias.to(unembedding)
+    unembedding = features.unembedding.to(device, train.dtype)
+    states, errors = _states(train, recipe, unembedding)
+    error = None
+    if errors is not None:
+        error = max(float(margin_error(errors, space).max()) for space in (train, heldout))
 
     def record(split: FeatureSet, space: TokenSpace) -> SplitTrajectory:
-        start = space.features @ unembedding.T + bias
-        margins = torch.stack([space.margins(unembedding + s if loss.reference_free else s) for s in states])
-        chosen = None if decays else torch.stack([_chosen_rewards(split, space, start, s) for s in states])
-        if chosen is not None and loss.reference_free:
-            chosen = chosen + beta * split.reference_chosen.to(chosen)
-        return SplitTrajectory(split.pairs, margins.cpu(), None if chosen is None else chosen.cpu())
+        return _recorded(features, split, space, recipe, unembedding, states)
 
     return Forecast(
-        steps=wanted,
+        steps=recipe.recorded,
         train=record(features.train, train),
         heldout=record(features.heldout, heldout),
-        beta=beta,
-        loss_type=loss_type,
+        beta=recipe.beta,
+        loss_type=loss if loss.parameters else recipe.loss_type,
         error=error,
         origin=f"forecast of training the unembedding on a frozen backbone (exact{', on the GPU' if gpu else ''})",
         features=features,
         recipe=recipe,
+        dtype=dtype,
     )
+
+
+def _states(train: TokenSpace, recipe: Recipe, unembedding: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """dW at the recorded steps; and, of a flow with a convex loss, bounds on its errors, (steps,)."""
+    rule, loss, wanted = recipe.rule, recipe.loss, recipe.recorded
+    if rule.flow:
+        times = [rule.learning_rate * step for step in wanted]
+        flow = driven_flow(train, times, loss, start=unembedding if loss.reference_free else None)
+        return list(flow.states.to(unembedding.dtype)), flow.error if loss.convex else None
+    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    size = len(train) if rule.whole_batch else min(len(train), batch)
+    run = simulate_in(
+        choose_form(train, rule, recipe.steps, size, loss),
+        train,
+        rule,
+        recipe.batches(len(train)),
+        unembedding=unembedding,
+        loss=loss,
+        factor=recipe.factor,
+        max_grad_norm=recipe.max_grad_norm,
+    )
+    return [train.zeros(), *(state for step, state in enumerate(run, start=1) if step in wanted)], None
+
+
+def _recorded(
+    features: Features, split: FeatureSet, space: TokenSpace, recipe: Recipe, unembedding: Tensor, states: list[Tensor]
+) -> SplitTrajectory:
+    """Margins of one split and, where the normaliser is known, the rewards of its chosen responses."""
+    free = recipe.loss.reference_free
+    # Eq. 9: of pairs that are not trained on by the same dW as of those that are.
+    margins = torch.stack([space.margins(unembedding + state if free else state) for state in states])
+    if recipe.rule.decay:  # the other rows of W move as well, and the normaliser is not known from T rows
+        return SplitTrajectory(split.pairs, margins.cpu())
+    bias = 0.0 if features.bias is None else features.scale * features.bias.to(unembedding)
+    start = space.logits(unembedding) + bias
+    chosen = torch.stack([_chosen_rewards(split, space, start, state) for state in states])
+    if free:
+        chosen = chosen + recipe.beta * split.reference_chosen.to(chosen)
+    return SplitTrajectory(split.pairs, margins.cpu(), chosen.cpu())
 
 
 def _chosen_rewards(split: FeatureSet, space: TokenSpace, start: Tensor, state: Tensor) -> Tensor:
@@ -158,7 +149,7 @@ def _chosen_rewards(split: FeatureSet, space: TokenSpace, start: Tensor, state: 
 
     start: (pairs, T) the reference's logits of the T tokens
     """
-    change = space.features @ state.T
+    change = space.logits(state)
     log_normaliser = start.gather(1, space.chosen[:, None]).squeeze(1) - split.reference_chosen.to(start)
     probability = (start - log_normaliser[:, None]).exp()
     growth = torch.log1p((probability * torch.expm1(change)).sum(dim=1))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from margincast.paper.scales import RunSpec
-from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.records import Json, PairSet, SplitTrajectory, Trajectory
 from margincast.runs.metrics import metric_rows
 
 QUANTITIES = {"margin": "rewards/margins", "loss": "loss", "accuracy": "rewards/accuracies"}
@@ -27,7 +26,7 @@ class Curves:
     train: dict[str, tuple[float, ...]]
     heldout: dict[str, tuple[float, ...]]
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Json:
         """As a row of `curves.jsonl`."""
         return {
             **asdict(self.spec),
@@ -36,7 +35,7 @@ class Curves:
         }
 
     @staticmethod
-    def from_row(row: dict[str, Any]) -> Curves:
+    def from_row(row: Json) -> Curves:
         names = ("K", "seed", "weights", "source", "optimizer")
         parts = {split: {name: tuple(values) for name, values in row[split].items()} for split in PREFIXES}
         return Curves(RunSpec(*(row[name] for name in names)), tuple(row["steps"]), **parts)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from margincast.errors import InputError
-from margincast.records import Features, PairSet
+from margincast.records import Features, Json, PairSet
 from margincast.structure import inspect_features
 from margincast.structure.cosines import centred, mean_cosines, membership, sides
 from margincast.theory.measured import measured_conditions
@@ -48,14 +48,14 @@ class Cosines:
     def name(self) -> str:
         return f"{self.figure}-{self.input}-{self.side}{'-double-norm' if self.double_norm else ''}"
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Json:
         """As a row of `cosines.jsonl`, at four digits after the point."""
         plain = {name: value for name, value in vars(self).items() if not isinstance(value, Tensor)}
         matrices = {name: getattr(self, name).double().numpy().round(4).tolist() for name in ("raw", "centred")}
         return {**plain, "concepts": list(self.concepts), **matrices}
 
     @staticmethod
-    def from_row(row: dict[str, Any]) -> Cosines:
+    def from_row(row: Json) -> Cosines:
         def matrix(lines: list[list[float | None]]) -> Tensor:
             nothing = float("nan")
             return torch.tensor([[nothing if x is None else x for x in line] for line in lines], dtype=torch.float64)
@@ -110,7 +110,7 @@ def normed_again(features: Features, model: Any) -> Features:
     return replace(features, train=replace(features.train, hidden=hidden))
 
 
-def condition_rows(features: Features, data: str) -> list[dict[str, Any]]:
+def condition_rows(features: Features, data: str) -> list[Json]:
     """The theorems' conditions on the training pairs of `features`, with 95% intervals of their left sides.
 
     Intervals are 1.96 standard deviations over resamples of every cluster's pairs, about the value: pairs drawn twice

@@ -5,7 +5,7 @@ r(t)/t at t = tau_1 under gradient flow, mean over training pairs, in units of b
 
 from __future__ import annotations
 
-from margincast.frozen.flow.explicit import gradient_flow
+from margincast.frozen.flow.states import gradient_flow
 from margincast.theory.distribution import PreferenceDistribution
 from margincast.theory.guarantee import tau_1
 
@@ -14,5 +14,5 @@ def simulated_growth(distribution: PreferenceDistribution, beta: float, seed: in
     """For one training set of `distribution`, drawn with `seed`."""
     end = tau_1(distribution, beta, 1.0)
     space = distribution.training_set(beta, seed).space
-    (state,) = gradient_flow(space, [end])
+    (state,) = gradient_flow(space, [end]).states
     return float(space.margins(state).mean()) / end / beta**2

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from margincast.recipe.recipe import Recipe
 
 FIGURES = ("fig1", "fig2", "fig3", "fig4", "fig5")
 SUBSET, SUBSET_SEED = 10, 1234
@@ -121,48 +122,28 @@ def run_specs(scale: Scale) -> list[RunSpec]:
     return [RunSpec(k, seed, *kind) for kind in kinds for seed in scale.seeds for k in sorted(scale.K)]
 
 
-def settings_of(spec: RunSpec, scale: Scale, processes: int) -> dict[str, Any]:
-    """The options of `margincast train` or `margincast forecast` that are the run `spec`, data and model aside.
+def recipe_of(spec: RunSpec, scale: Scale, processes: int) -> Recipe:
+    """How the run `spec` is trained, or what its forecast forecasts.
 
     processes: that share each step of training; a forecast is one process's work, with batches of all of them
     """
     together = processes if spec.source == "forecast" else 1
-    settings: dict[str, Any] = {
-        "eos": None,
-        "max_length": 1024,
-        "concept_column": None,
-        "on_bad_row": "fail",
-        "holdout": 0.1,
-        "seed": spec.seed,
-        "beta": BETA,
-        "loss_type": "sigmoid",
-        "optimizer": spec.optimizer,
+    training = spec.source == "training"
+    return Recipe(
+        train=spec.weights,
+        beta=BETA,
+        optimizer=spec.optimizer,
         # The flow's time is learning_rate x steps; the theory's rates are in that time, whatever its length.
-        "learning_rate": FLOW_RATE if spec.optimizer == "flow" else scale.learning_rate[spec.weights],
-        "weight_decay": 0.0,
-        "max_steps": scale.max_steps,
-        "per_device_train_batch_size": scale.per_device_train_batch_size * together,
-        "gradient_accumulation_steps": 1,
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
-        "max_grad_norm": 1.0,
-        "eval_steps": scale.eval_steps,
-    }
-    if spec.weights == "all":
-        settings |= {"train": "all", "bf16": scale.bf16}
-    if (spec.weights, spec.source) == ("all", "forecast"):
-        settings |= {"backbone": "trained", "pilot": None, "rehearsal": scale.rehearsal, "sweep": None}
-    if spec.source == "training":
-        settings |= {
-            "train": spec.weights,
-            "record_train": scale.record_train * spec.K,
-            "bf16": scale.bf16 and spec.weights == "all",
-            # Without gradients of the backbone there is nothing to save by computing activations twice.
-            "gradient_checkpointing": scale.gradient_checkpointing and spec.weights == "all",
-            "report_to": "none",
-            "save_model": False,
-        }
-    return settings
+        learning_rate=FLOW_RATE if spec.optimizer == "flow" else scale.learning_rate[spec.weights],
+        max_steps=scale.max_steps,
+        per_device_train_batch_size=scale.per_device_train_batch_size * together,
+        seed=spec.seed,
+        eval_steps=scale.eval_steps,
+        bf16=scale.bf16 and spec.weights == "all",
+        record_train=scale.record_train * spec.K if training else None,
+        # Without gradients of the backbone there is nothing to save by computing activations twice.
+        gradient_checkpointing=training and scale.gradient_checkpointing and spec.weights == "all",
+    )
 
 
 FLOW_RATE = 1e-2

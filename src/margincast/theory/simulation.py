@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.frozen.flow.explicit import gradient_flow
+from margincast.frozen.flow.states import gradient_flow
 from margincast.theory.certificates import Certificate, certify
 from margincast.theory.distribution import PreferenceDistribution
 from margincast.theory.guarantee import Guarantee
@@ -74,7 +74,7 @@ def simulate(
     # Seeds of the new points are far from those of training sets, so neighbouring seeds share no noise.
     fresh = distribution.fresh_points(_FRESH, beta, seed + 2**32)
     times = torch.linspace(0.0, readings["derived"].tau_1, points, dtype=torch.float64)
-    states = gradient_flow(training.space, times.tolist(), tau=tau)
+    states = gradient_flow(training.space, times.tolist(), tau=tau).states
     return Simulation(
         distribution=distribution,
         beta=beta,

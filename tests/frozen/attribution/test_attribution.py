@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,17 @@ from margincast.frozen.engine.pairspace import pair_space
 from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
-from margincast.frozen.forecast import forecast
-from margincast.recipe.optimizers import SGD, AdamW, GradientFlow, Optimizer
+from margincast.frozen.forecast import forecast_frozen
+from margincast.recipe.optimizer import Optimizer
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.optimizers.flow import GradientFlow
+from margincast.recipe.optimizers.gd import GradientDescent
+from margincast.recipe.optimizers.sgd import SGD
 from margincast.recipe.recipe import Recipe
 from tests.frozen.test_forecast import problem
 from tests.oracles import kernel_loop
 from tests.problems import random_space
+from tests.recipes import head_recipe
 from tests.tolerances import TOLERANCE, error
 
 EXACT = TOLERANCE[torch.float64].formula
@@ -35,8 +38,8 @@ RUNS: dict[str, tuple[Optimizer | GradientFlow, dict[str, Any]]] = {
     "flow": (GradientFlow(0.5), {}),
     "flow of a loss that is not convex": (GradientFlow(0.5), {"loss_type": "savage"}),
     "flow without a reference": (GradientFlow(0.5), {"loss_type": "simpo"}),
-    "gd": (SGD(0.8, full_batch=True), {}),
-    "gd of a loss with a kink": (SGD(0.8, full_batch=True), {"loss_type": "hinge"}),
+    "gd": (GradientDescent(0.8), {}),
+    "gd of a loss with a kink": (GradientDescent(0.8), {"loss_type": "hinge"}),
     "sgd, scheduled and clipped": (SGD(0.8), SCHEDULED),
     "sgd, accumulated": (SGD(0.8), {"gradient_accumulation_steps": 3}),
     "sgd decay": (SGD(0.8, weight_decay=0.05), {}),
@@ -55,7 +58,9 @@ RUNS: dict[str, tuple[Optimizer | GradientFlow, dict[str, Any]]] = {
 def test_contributions_sum_to_the_margins_of_the_forecast(name: str, dtype: torch.dtype, tolerance: float) -> None:
     _, features = problem()
     optimizer, more = RUNS[name]
-    run = forecast(features, beta=0.5, optimizer=optimizer, steps=11, batch_size=3, eval_steps=4, dtype=dtype, **more)
+    run = forecast_frozen(
+        features, head_recipe(beta=0.5, optimizer=optimizer, steps=11, batch_size=3, eval_steps=4, **more), dtype=dtype
+    )
     spaces = token_spaces(features, 0.5, dtype)
     for at, step in enumerate(run.steps):
         for split, space in zip((run.train, run.heldout), spaces, strict=True):
@@ -68,7 +73,7 @@ def test_contributions_sum_to_the_margins_of_the_forecast(name: str, dtype: torc
 
 def test_one_pairs_contributions_by_index_and_by_id() -> None:
     _, features = problem()
-    run = forecast(features, beta=0.5, optimizer=SGD(0.8), steps=11, batch_size=3, eval_steps=4)
+    run = forecast_frozen(features, head_recipe(beta=0.5, optimizer=SGD(0.8), steps=11, batch_size=3, eval_steps=4))
     by_index = run.attribution(pair=2)
     assert error(by_index.sum(), run.heldout.margins[-1, 2]) <= EXACT
     assert torch.equal(run.attribution(pair=run.heldout.pairs[2].id), by_index)
@@ -88,7 +93,7 @@ def unrolled(train: TokenSpace, target: TokenSpace, recipe: Recipe, start: Tenso
 
     The optimizers are written out here, on the T x d rows; pushes and Adam's divisor are held as the run had them.
     """
-    loss, optimizer = recipe.loss, recipe.optimizer
+    loss, optimizer = recipe.loss, recipe.rule
     gates = torch.ones(recipe.steps, len(train), dtype=torch.float64, requires_grad=True)
     deltas = torch.zeros(len(train), train.tokens, dtype=torch.float64)
     deltas[torch.arange(len(train)), train.chosen] += 1
@@ -102,7 +107,7 @@ def unrolled(train: TokenSpace, target: TokenSpace, recipe: Recipe, start: Tenso
         if recipe.max_grad_norm:
             push = push * min(1.0, float(recipe.max_grad_norm / (size + 1e-6)))
         gradient = deltas.T @ ((gates[k] * push)[:, None] * train.features)
-        assert not isinstance(optimizer, GradientFlow)
+        assert not optimizer.flow
         rate = optimizer.learning_rate * recipe.factor(k)
         if isinstance(optimizer, SGD):
             gradient = gradient + optimizer.weight_decay * weight
@@ -124,7 +129,7 @@ def unrolled(train: TokenSpace, target: TokenSpace, recipe: Recipe, start: Tenso
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("flow")])
 def test_contributions_are_those_of_autodiff_through_an_unrolled_run(name: str) -> None:
     optimizer, more = RUNS[name]
-    recipe = Recipe(beta=0.4, optimizer=optimizer, steps=7, batch_size=4, **more)
+    recipe = head_recipe(beta=0.4, optimizer=optimizer, steps=7, batch_size=4, **more)
     train, target = random_space(11, 5, 4, 0.4, 0), random_space(6, 5, 4, 0.4, 1)
     start = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     ours = account(train, recipe, start, [7])[7].contributions(target)
@@ -133,7 +138,7 @@ def test_contributions_are_those_of_autodiff_through_an_unrolled_run(name: str) 
 
 def test_coefficients_are_those_of_pair_space() -> None:
     train = random_space(12, 6, 3, 0.4, 3)
-    recipe = Recipe(beta=0.4, optimizer=SGD(0.5, momentum=0.8), steps=9, batch_size=5)
+    recipe = head_recipe(beta=0.4, optimizer=SGD(0.5, momentum=0.8), steps=9, batch_size=5)
     pairs = pair_space(train)
     start = torch.zeros(3, 6, dtype=torch.float64)
     run = simulate(
@@ -152,7 +157,7 @@ def test_coefficients_of_the_flow_are_those_of_its_kernel_equation() -> None:
     right = solve_ivp(
         lambda _, a: 0.4 / 9 / (1 + np.exp(0.4 * kernel @ a)), (0, 6.0), np.zeros(9), rtol=1e-12, atol=1e-14
     ).y[:, -1]
-    recipe = Recipe(beta=0.4, optimizer=GradientFlow(0.5), steps=12, eval_steps=5)
+    recipe = head_recipe(beta=0.4, optimizer=GradientFlow(0.5), steps=12, eval_steps=5)
     found = account(train, recipe, torch.zeros(3, 5), [12])[12]
     assert isinstance(found.shares, Coefficients)
     assert error(found.shares.values, torch.from_numpy(right)) <= 1e-8
@@ -160,7 +165,7 @@ def test_coefficients_of_the_flow_are_those_of_its_kernel_equation() -> None:
 
 def some_attribution(pairs: int, tokens: int, seed: int, adam: bool, batch: int) -> tuple[Attribution, TokenSpace]:
     optimizer = AdamW(0.05, weight_decay=0.1) if adam else SGD(0.5, momentum=0.5)
-    recipe = Recipe(beta=0.4, optimizer=optimizer, steps=4, batch_size=batch)
+    recipe = head_recipe(beta=0.4, optimizer=optimizer, steps=4, batch_size=batch)
     start = torch.randn(tokens, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     train = random_space(pairs, 3, tokens, 0.4, seed)
     return account(train, recipe, start, [4])[4], random_space(7, 3, tokens, 0.4, seed + 1)
@@ -205,7 +210,7 @@ def test_features_in_float32_with_a_large_shared_component_lose_nothing() -> Non
         TokenSpace((space.features + shared).float(), space.chosen, space.rejected, 0.01, 2)
         for space in (train, target)
     ]
-    recipe = Recipe(optimizer=SGD(1e-2, full_batch=True), steps=20)
+    recipe = head_recipe(optimizer=GradientDescent(1e-2), steps=20)
     found = account(stored[0], recipe, torch.zeros(2, 64), [20])[20]
     wide = TokenSpace(stored[1].features.double(), target.chosen, target.rejected, 0.01, 2)
     margins = found.margins(wide)
@@ -217,31 +222,24 @@ def test_features_in_float32_with_a_large_shared_component_lose_nothing() -> Non
 def test_attribute_takes_the_settings_of_forecast() -> None:
     _, features = problem()
     options = {"beta": 0.5, "optimizer": AdamW(0.05), "steps": 8, "batch_size": 3}
-    run = forecast(features, eval_steps=4, **options)
-    found = attribute(features, at=[4, 8], **options)
+    run = forecast_frozen(features, head_recipe(eval_steps=4, **options))
+    found = attribute(features, head_recipe(**options), at=[4, 8])
     _, heldout = token_spaces(features, 0.5)
     assert [error(found[step].margins(heldout), run.heldout.margins[k]) <= EXACT for k, step in ((1, 4), (2, 8))]
-    assert list(attribute(features, **options)) == [8]
+    assert list(attribute(features, head_recipe(**options))) == [8]
     assert "NOT" not in found[8].exact and "preconditioner" in found[8].exact
-    assert "every step" in attribute(features, beta=0.5, optimizer=SGD(0.1))[60].exact
+    assert "every step" in attribute(features, head_recipe(beta=0.5, optimizer=SGD(0.1)))[60].exact
     with pytest.raises(InputError, match=r"steps must lie in 0 .. 8, got \[9\]"):
-        attribute(features, at=[9], **options)
+        attribute(features, head_recipe(**options), at=[9])
     with pytest.raises(InputError, match="top takes from 1 to all 10 training pairs, got 11"):
         found[8].top(heldout, 11)
 
 
-def test_a_recipe_is_forecasts_keywords_with_the_same_defaults() -> None:
-    keywords = {p.name: p.default for p in inspect.signature(forecast).parameters.values() if p.name != "features"}
-    assert keywords == {field.name: field.default for field in fields(Recipe)}
-
-
 def test_an_optimizer_whose_steps_are_not_known_is_refused() -> None:
-    class Other:
-        learning_rate, weight_decay = 0.1, 0.0
-
+    class Other(Optimizer):
         def update(self, gradient: Tensor, weights: Tensor, slots: Any, step: int, learning_rate: float) -> Tensor:
             return -learning_rate * gradient.sign()
 
     _, features = problem()
-    with pytest.raises(InputError, match=r"what a pair adds under .* is not known"):
-        attribute(features, optimizer=Other(), steps=3)
+    with pytest.raises(InputError, match=r"what a training pair adds under Other is not known"):
+        attribute(features, head_recipe(optimizer=Other(), steps=3))

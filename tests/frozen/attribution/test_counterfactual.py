@@ -14,11 +14,16 @@ from margincast.frozen.attribution.edits import Edit, drop, duplicate, edited, f
 from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
 from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.engine.state import TokenSpace
-from margincast.frozen.forecast import forecast
+from margincast.frozen.forecast import forecast_frozen
 from margincast.recipe.batches import batch_order, full_batch
-from margincast.recipe.optimizers import SGD, AdamW, GradientFlow, Optimizer
+from margincast.recipe.optimizer import Optimizer
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.optimizers.flow import GradientFlow
+from margincast.recipe.optimizers.gd import GradientDescent
+from margincast.recipe.optimizers.sgd import SGD
 from tests.frozen.test_forecast import problem
 from tests.oracles import train_head
+from tests.recipes import head_recipe
 from tests.tolerances import TOLERANCE, error
 
 RUN = TOLERANCE[torch.float64].run
@@ -35,8 +40,8 @@ EDITS = {
     ),
 }
 RUNS: dict[str, tuple[Optimizer | GradientFlow, dict[str, Any]]] = {
-    "gd": (SGD(0.8, full_batch=True), {}),
-    "gd clipped": (SGD(0.8, full_batch=True, momentum=0.8), {"max_grad_norm": 0.1}),
+    "gd": (GradientDescent(0.8), {}),
+    "gd clipped": (GradientDescent(0.8, momentum=0.8), {"max_grad_norm": 0.1}),
     "sgd": (SGD(0.8, weight_decay=0.05, momentum=0.9, nesterov=True), {"lr_scheduler_type": "cosine"}),
     "adamw": (AdamW(0.05, weight_decay=0.1), {"max_grad_norm": 0.2}),
     "adam without a reference": (AdamW(0.05), {"loss_type": "simpo", "gradient_accumulation_steps": 2}),
@@ -66,8 +71,8 @@ def test_a_rerun_is_a_pytorch_head_trained_on_the_edited_data(
         lambda p: torch.optim.SGD(p, 0.4) if full else torch.optim.Adam(p, 0.05),
         max_grad_norm=1.0,
     )  # fmt: skip
-    optimizer = SGD(0.4, full_batch=True) if full else AdamW(0.05)
-    again = rerun(features, edit, beta=0.5, optimizer=optimizer, steps=9, batch_size=4, seed=3)
+    optimizer = GradientDescent(0.4) if full else AdamW(0.05)
+    again = rerun(features, edit, head_recipe(beta=0.5, optimizer=optimizer, steps=9, batch_size=4, seed=3))
     assert error(again.heldout.margins[-1], real[-1]) <= RUN
     assert len(again.train.pairs) == len(rows)
     assert len({pair.id for pair in again.train.pairs}) == len(rows)
@@ -87,15 +92,20 @@ def test_edited_pairs_say_what_was_trained_on() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_derivatives_are_those_of_finite_differences(name: str) -> None:
     _, features = problem()
-    found = sensitivity(features, **options(name))
+    found = sensitivity(features, head_recipe(**options(name)))
     step = 1e-4
     for row in (0, 6):
         one = torch.zeros(PAIRS, dtype=torch.float64)
         one[row] = step
-        sides = [reweighed(features, Edit(1.0 + sign * one, NO_FLIP), **options(name)) for sign in (1, -1)]
+        sides = [reweighed(features, Edit(1.0 + sign * one, NO_FLIP), head_recipe(**options(name))) for sign in (1, -1)]
         numeric = (sides[0] - sides[1]) / (2 * step)
         assert (numeric - found.weights[:, row]).abs().max() <= 1e-6 * found.weights.abs().max()
-    assert error(found.values, reweighed(features, Edit(torch.ones(PAIRS).double(), NO_FLIP), **options(name))) == 0.0
+    assert (
+        error(
+            found.values, reweighed(features, Edit(torch.ones(PAIRS).double(), NO_FLIP), head_recipe(**options(name)))
+        )
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize("name", ["gd", "gd clipped", "flow"])
@@ -104,12 +114,12 @@ def test_derivatives_to_flipped_twins_are_those_of_twins_in_the_data(name: str) 
     _, features = problem()
     both = edited(features, Edit(torch.full((PAIRS,), 2.0).double(), NO_FLIP))  # each pair, then its copy
     turned = edited(both, flip(2 * PAIRS, range(1, 2 * PAIRS, 2)))
-    found = sensitivity(features, **options(name))
+    found = sensitivity(features, head_recipe(**options(name)))
 
     def at(row: int, weight: float) -> Tensor:
         weights = torch.tensor([1.0, 0.0] * PAIRS).double()
         weights[2 * row + 1] = weight
-        return reweighed(turned, Edit(weights, torch.zeros(2 * PAIRS, dtype=torch.bool)), **options(name))
+        return reweighed(turned, Edit(weights, torch.zeros(2 * PAIRS, dtype=torch.bool)), head_recipe(**options(name)))
 
     step = 1e-4
     for row in (2, 9):
@@ -122,14 +132,14 @@ def test_derivatives_to_flipped_twins_are_those_of_twins_in_the_data(name: str) 
 def test_on_full_batches_weighing_pairs_is_editing_the_data(name: str, edit: Edit) -> None:
     _, features = problem()
     tolerance = 1e-6 if name.startswith("flow") else RUN
-    expected = rerun(features, edit, **options(name)).heldout.margins[-1]
-    assert error(reweighed(features, edit, **options(name)), expected) <= tolerance
+    expected = rerun(features, edit, head_recipe(**options(name))).heldout.margins[-1]
+    assert error(reweighed(features, edit, head_recipe(**options(name))), expected) <= tolerance
 
 
 def test_derivatives_of_any_number_follow_from_those_of_the_margins() -> None:
     _, features = problem()
-    each = sensitivity(features, **options("gd"))
-    mean = sensitivity(features, lambda r: torch.stack([r.mean(), r.sigmoid().mean()]), **options("gd"))
+    each = sensitivity(features, head_recipe(**options("gd")))
+    mean = sensitivity(features, head_recipe(**options("gd")), lambda r: torch.stack([r.mean(), r.sigmoid().mean()]))
     assert error(mean.weights[0], each.weights.mean(dim=0)) <= RUN
     chain = each.values.sigmoid() * (-each.values).sigmoid() / len(each.values)
     assert error(mean.flips[1], chain @ each.flips) <= RUN
@@ -139,8 +149,8 @@ def test_the_record_sets_prediction_beside_the_run() -> None:
     _, features = problem()
     settings = {"beta": 0.5, "optimizer": GradientFlow(0.05), "steps": 5, "eval_steps": 5}
     edit = drop(PAIRS, [3])
-    (found,) = counterfactuals(features, [edit], **settings)
-    run, again = forecast(features, **settings), rerun(features, edit, **settings)
+    (found,) = counterfactuals(features, [edit], head_recipe(**settings))
+    run, again = forecast_frozen(features, head_recipe(**settings)), rerun(features, edit, head_recipe(**settings))
     assert error(found.before, run.heldout.margins[-1]) <= 1e-7
     assert found.margin.rerun == pytest.approx(
         float((again.heldout.margins[-1] - run.heldout.margins[-1]).mean()), rel=1e-5
@@ -155,7 +165,7 @@ def test_the_record_sets_prediction_beside_the_run() -> None:
 
 def test_the_direct_change_is_minus_the_contributions() -> None:
     _, features = problem()
-    run = forecast(features, **options("gd"))
+    run = forecast_frozen(features, head_recipe(**options("gd")))
     _, heldout = token_spaces(features, 0.5)
     contributions = run.attributed().contributions(heldout)
     for edit, factors in [
@@ -179,8 +189,10 @@ def test_edits_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="a weight and a truth value"):
         Edit(torch.ones(2), torch.zeros(3, dtype=torch.bool))
     with pytest.raises(InputError, match="the edit is of 3 training pairs, and there are 10"):
-        rerun(features, drop(3, [0]))
+        rerun(features, drop(3, [0]), head_recipe())
     with pytest.raises(InputError, match="a whole number of times"):
-        rerun(features, Edit(torch.full((PAIRS,), 0.5), NO_FLIP))
+        rerun(features, Edit(torch.full((PAIRS,), 0.5), NO_FLIP), head_recipe())
     with pytest.raises(InputError, match="leave the functional out"):
-        counterfactuals(features, [], first_order=sensitivity(features, torch.Tensor.mean, steps=1))
+        counterfactuals(
+            features, [], head_recipe(), first_order=sensitivity(features, head_recipe(steps=1), torch.Tensor.mean)
+        )

@@ -15,10 +15,11 @@ from margincast.frozen.engine.kernel import FLUSH
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import Batch, full_batch
-from margincast.recipe.losses import custom_loss, get_loss, sigmoid
-from margincast.recipe.optimizers import AdamW
+from margincast.recipe.losses import custom_loss, get_loss
+from margincast.recipe.optimizers.adamw import AdamW
 from tests.oracles import margins_loop, pull_loop
 from tests.problems import random_space
+from tests.recipes import sigmoid
 from tests.tolerances import TOLERANCE, error
 
 

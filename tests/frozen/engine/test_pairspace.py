@@ -8,9 +8,12 @@ import torch
 from margincast.errors import InputError
 from margincast.frozen.engine.pairspace import choose_form, factor_space, pair_space, simulate_in
 from margincast.recipe.batches import batch_order, full_batch
-from margincast.recipe.losses import get_loss, sigmoid
-from margincast.recipe.optimizers import SGD, AdamW, Optimizer
+from margincast.recipe.losses import get_loss
+from margincast.recipe.optimizer import Optimizer
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.optimizers.sgd import SGD
 from tests.problems import random_space
+from tests.recipes import sigmoid
 from tests.tolerances import error
 
 OPTIMIZERS = [SGD(0.5), SGD(0.3, momentum=0.9), SGD(0.3, momentum=0.5, nesterov=True)]

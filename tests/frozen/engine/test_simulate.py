@@ -16,7 +16,9 @@ from margincast.errors import StatedFailure
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import batch_order, full_batch
-from margincast.recipe.optimizers import SGD, AdamW, Optimizer
+from margincast.recipe.optimizer import Optimizer
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.optimizers.sgd import SGD
 from margincast.recipe.schedule import schedule
 from tests.oracles import train_head
 from tests.problems import random_space

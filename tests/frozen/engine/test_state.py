@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from margincast.frozen.engine.state import TokenSpace
-from margincast.recipe.losses import sigmoid
 from tests.oracles import flow_velocity, kernel_loop, margins_loop, pull_loop
 from tests.problems import random_space
+from tests.recipes import sigmoid
 from tests.tolerances import TOLERANCE, error
 
 FORMULA = TOLERANCE[torch.float64].formula

@@ -11,10 +11,11 @@ from margincast.frozen.tokens import contributions, displacement, forecast_token
 from margincast.frozen.tokens.decomposition import along, velocity
 from margincast.frozen.tokens.displacement import to_drop
 from margincast.recipe.losses import get_loss
-from margincast.recipe.optimizers import SGD
+from margincast.recipe.optimizers.gd import GradientDescent
 from margincast.records import PairSet
 from tests.frozen.tokens.test_decomposition import BETA, PROBLEMS, margins_of, problem
 from tests.problems import make_pairs
+from tests.recipes import head_recipe
 
 
 @settings(deadline=None, max_examples=40)
@@ -41,7 +42,11 @@ def test_blame_is_what_leaving_a_pair_out_gives_back() -> None:
     sets = PairSet(pairs[:7]), PairSet(pairs[7:])
     rate = 1e-4
     forecast = forecast_tokens(
-        train, heldout, sets, reference, beta=BETA, optimizer=SGD(rate, full_batch=True), steps=1, max_grad_norm=0.0
+        train,
+        heldout,
+        sets,
+        reference,
+        head_recipe(beta=BETA, optimizer=GradientDescent(rate), steps=1, max_grad_norm=0.0),
     )
     loss = get_loss("sigmoid", BETA)
     first, second = displacement(train, heldout, forecast, reference, loss)
@@ -60,7 +65,7 @@ def test_blame_is_what_leaving_a_pair_out_gives_back() -> None:
 def test_only_pairs_that_push_down_are_dropped_the_worst_first() -> None:
     train, heldout, reference, _ = problem(8, 13, 6, 7, 5)
     sets = PairSet(make_pairs(9).pairs[:7]), PairSet(make_pairs(9).pairs[7:])
-    forecast = forecast_tokens(train, heldout, sets, reference, beta=BETA, steps=2, batch_size=4)
+    forecast = forecast_tokens(train, heldout, sets, reference, head_recipe(beta=BETA, steps=2, batch_size=4))
     result, _ = displacement(train, heldout, forecast, reference, get_loss("sigmoid", BETA))
     blamed = replace(result, blame=torch.tensor([0.5, -2.0, -1.0, 3.0, -3.0, 0.0, 1.0]))
     assert to_drop(blamed, 0.3) == [4, 1]

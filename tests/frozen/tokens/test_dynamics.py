@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from margincast.errors import InputError
 from margincast.features import features_of
 from margincast.frozen.engine.step import simulate
-from margincast.frozen.forecast import forecast
+from margincast.frozen.forecast import forecast_frozen
 from margincast.frozen.tokens import TokenFeatures, forecast_tokens, token_features
 from margincast.frozen.tokens import forecast as dynamics
 from margincast.frozen.tokens.forecast import head_space
@@ -21,12 +21,15 @@ from margincast.models import LoadedModel
 from margincast.passes.tokenize import encode
 from margincast.recipe.batches import Batch, batch_order
 from margincast.recipe.losses import get_loss
-from margincast.recipe.optimizers import SGD, AdamW, GradientFlow, make_optimizer
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.optimizers.flow import GradientFlow
+from margincast.recipe.optimizers.gd import GradientDescent
+from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet, Trajectory
 from margincast.training.run import train_model
 from tests.frozen.tokens.test_decomposition import BETA, PROBLEMS, margins_of, problem
 from tests.problems import make_pairs
+from tests.recipes import head_recipe
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SETTINGS = {
@@ -82,17 +85,10 @@ def both(
     """Forecast by the full matrix, and real training of the unembedding, with the same settings."""
     train, heldout = PairSet(pairs.pairs[:-6]), PairSet(pairs.pairs[-6:])
     encoding = encode(pairs, loaded.tokenizer, eos=eos)
-    chosen = TrainingSettings(train="head", optimizer=optimizer, **(SETTINGS | more))  # type: ignore[arg-type]
-    names = ("weight_decay", "momentum", "nesterov")
-    made = make_optimizer(optimizer, chosen.learning_rate, **{n: more[n] for n in names if n in more})  # type: ignore[arg-type]
+    chosen = Recipe(train="head", optimizer=optimizer, **(SETTINGS | more))  # type: ignore[arg-type]
     features = token_features(loaded, encoding, train, heldout, cache_dir=folder / "cache")
-    ours = forecast_tokens(
-        features[0], features[1], (train, heldout), loaded.model.get_output_embeddings().weight,
-        beta=chosen.beta, optimizer=made, steps=chosen.max_steps, batch_size=chosen.per_device_train_batch_size,
-        gradient_accumulation_steps=chosen.gradient_accumulation_steps, seed=chosen.seed, eval_steps=chosen.eval_steps,
-        lr_scheduler_type=chosen.lr_scheduler_type, warmup_steps=chosen.warmup_steps,
-        max_grad_norm=chosen.max_grad_norm,
-    )  # fmt: skip
+    head = loaded.model.get_output_embeddings().weight
+    ours = forecast_tokens(features[0], features[1], (train, heldout), head, chosen)
     copied = replace(loaded, model=copy.deepcopy(loaded.model))
     of_training = features_of(copied, encoding, train, heldout, cache_dir=folder / "cache")
     return ours, train_model(copied, encoding, of_training, chosen, folder / "run")
@@ -125,11 +121,10 @@ def test_single_tokens_are_what_the_engine_says_without_the_full_matrix(loaded: 
     train, heldout = PairSet(pairs.pairs[:-6]), PairSet(pairs.pairs[-6:])
     encoding = encode(pairs, loaded.tokenizer, eos=False)
     one = token_features(loaded, encoding, train, heldout, cache_dir=tmp_path)
-    settings = {"beta": 0.3, "optimizer": AdamW(1e-2), "steps": 6, "batch_size": 4, "eval_steps": 2}
-    full = forecast_tokens(
-        one[0], one[1], (train, heldout), loaded.model.get_output_embeddings().weight, **settings  # type: ignore[arg-type]
-    )  # fmt: skip
-    small = forecast(features_of(loaded, encoding, train, heldout, cache_dir=tmp_path), **settings)  # type: ignore[arg-type]
+    recipe = head_recipe(beta=0.3, optimizer=AdamW(1e-2), steps=6, batch_size=4, eval_steps=2)
+    head = loaded.model.get_output_embeddings().weight
+    full = forecast_tokens(one[0], one[1], (train, heldout), head, recipe)
+    small = forecast_frozen(features_of(loaded, encoding, train, heldout, cache_dir=tmp_path), recipe)
     for mine, theirs in ((full.train, small.train), (full.heldout, small.heldout)):
         torch.testing.assert_close(mine.margins, theirs.margins, rtol=1e-5, atol=1e-6)
         assert mine.chosen is not None
@@ -140,19 +135,22 @@ def test_single_tokens_are_what_the_engine_says_without_the_full_matrix(loaded: 
 def flow(train: TokenFeatures, reference: torch.Tensor, rate: float, steps: int) -> torch.Tensor:
     none = PairSet(())
     run = forecast_tokens(
-        train, train, (none, none), reference, beta=BETA, optimizer=GradientFlow(rate), steps=steps, eval_steps=steps
+        train,
+        train,
+        (none, none),
+        reference,
+        head_recipe(beta=BETA, optimizer=GradientFlow(rate), steps=steps, eval_steps=steps),
     )
     return run.train.margins[-1]
 
 
-def test_flow_is_the_limit_of_small_steps_to_fourth_order() -> None:
+def test_flow_is_the_limit_of_small_steps() -> None:
     train, _, reference, _ = problem(5, 9, 6, 5, 4)
     exact = flow(train, reference, 16.0 / 256, 256)
-    errors = [float((flow(train, reference, 16.0 / steps, steps) - exact).abs().max()) for steps in (8, 16, 32)]
-    assert errors[0] / errors[1] > 10
-    assert errors[1] / errors[2] > 10
+    # Its time is learning_rate * steps, however it is cut.
+    assert float((flow(train, reference, 2.0, 8) - exact).abs().max()) <= 1e-7
     space = head_space(train, reference, BETA)
-    small = simulate(space, SGD(16.0 / 4000, True), whole(5, 4000), unembedding=reference)
+    small = simulate(space, GradientDescent(16.0 / 4000), whole(5, 4000), unembedding=reference)
     *_, last = small
     rewards = space.rewards(last)
     largest = float(exact.abs().max())
@@ -168,4 +166,4 @@ def whole(pairs: int, steps: int) -> list[Batch]:
 def test_losses_that_divide_by_length_are_refused(loss_type: str) -> None:
     train, _, reference, _ = problem(5, 9, 6, 5, 4)
     with pytest.raises(InputError, match="length of the response"):
-        forecast_tokens(train, train, (PairSet(()), PairSet(())), reference, loss_type=loss_type)
+        forecast_tokens(train, train, (PairSet(()), PairSet(())), reference, head_recipe(loss_type=loss_type))

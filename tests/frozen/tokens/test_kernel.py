@@ -11,7 +11,7 @@ from margincast.frozen.tokens import TokenFeatures, linearised_margins, sequence
 from margincast.frozen.tokens.forecast import head_space
 from margincast.recipe.batches import batch_order
 from margincast.recipe.losses import get_loss
-from margincast.recipe.optimizers import SGD
+from margincast.recipe.optimizers.sgd import SGD
 from tests.frozen.tokens.test_decomposition import BETA, PROBLEMS, logps, problem
 
 

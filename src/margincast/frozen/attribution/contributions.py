@@ -16,18 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.frozen.attribution.shares import Coefficients, Shares, shares_of
+from margincast.frozen.attribution.shares import Coefficients, Shares, check_attributable, shares_of
 from margincast.frozen.engine.history import record_run
 from margincast.frozen.engine.spaces import refuse_bias, token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.flow.driven import driven_flow
-from margincast.recipe.optimizers import GradientFlow
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features
 
@@ -152,30 +150,34 @@ class Attribution:
         return (slice(first, first + size) for first in range(0, len(rows), size))
 
 
-def attribute(features: Features, *, at: Sequence[int] | None = None, **settings: Any) -> dict[int, Attribution]:
-    """The attribution of all margins after each of the steps `at` (the last), for a run with `forecast`'s settings.
+def attribute(
+    features: Features, recipe: Recipe, *, at: Sequence[int] | None = None, dtype: torch.dtype | None = None
+) -> dict[int, Attribution]:
+    """The attribution of all margins after each of the steps `at` (the last), of the run that `forecast_frozen` tells.
 
     `token_spaces(features, beta)` gives the targets, held-out and training pairs.
 
-    Raises what `forecast` raises, and `InputError` for a step that the run does not have.
+    Raises what `forecast_frozen` raises, and `InputError` for a step that the run does not have and for an optimizer
+    of which it is not known what a pair adds.
     """
-    recipe = Recipe(**settings)
-    train, _ = token_spaces(features, recipe.beta, recipe.dtype)
+    recipe = recipe.for_pairs(len(features.train.pairs))
+    train, _ = token_spaces(features, recipe.beta, dtype)
     refuse_bias(features, recipe.loss)
     return account(train, recipe, features.unembedding, [recipe.steps] if at is None else at)
 
 
 def account(train: TokenSpace, recipe: Recipe, unembedding: Tensor, at: Sequence[int]) -> dict[int, Attribution]:
     """`attribute` for pairs as the state sees them; unembedding: (T, hidden), W0's rows. Runs on the CPU."""
+    check_attributable(recipe.rule)
     wanted = sorted(set(at))
     if not wanted or wanted[0] < 0 or wanted[-1] > recipe.steps:
         raise InputError(f"steps must lie in 0 .. {recipe.steps}, got {list(at)}")
-    train, optimizer, loss = train.to(torch.device("cpu")), recipe.optimizer, recipe.loss
+    train, rule, loss = train.to(torch.device("cpu")), recipe.rule, recipe.loss
     free = 1.0 if loss.reference_free else 0.0
-    if isinstance(optimizer, GradientFlow):
-        # At all recorded steps, as `forecast` asks: which times are asked for decides where integration steps end.
+    if rule.flow:
+        # At all recorded steps, as `forecast_frozen` asks: which times are asked for decides where its steps end.
         steps = sorted({*recipe.recorded, *wanted})
-        times = [optimizer.learning_rate * step for step in steps]
+        times = [rule.learning_rate * step for step in steps]
         flow = driven_flow(train, times, loss, start=unembedding if free else None)
         return {
             step: Attribution(step, train, Coefficients(values), unembedding, free)
@@ -184,14 +186,14 @@ def account(train: TokenSpace, recipe: Recipe, unembedding: Tensor, at: Sequence
         }
     pushes = record_run(
         train,
-        optimizer,
+        rule,
         recipe.batches(len(train)),
         unembedding=unembedding,
         loss=loss,
         factor=recipe.factor,
         max_grad_norm=recipe.max_grad_norm,
     )
-    found = shares_of(pushes, optimizer, train, wanted)
+    found = shares_of(pushes, rule, train, wanted)
     return {step: Attribution(step, train, shares, unembedding, free + kappa) for step, shares, kappa in found}
 
 

@@ -20,8 +20,9 @@ from margincast.frozen.attribution.contributions import Attribution
 from margincast.frozen.attribution.edits import Edit, check_size, edited
 from margincast.frozen.attribution.sensitivity import Sensitivity, sensitivity
 from margincast.frozen.engine.state import TokenSpace
-from margincast.frozen.forecast import Forecast, forecast
+from margincast.frozen.forecast import Forecast, forecast_frozen
 from margincast.recipe.losses import Loss, get_loss
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features
 
 
@@ -94,31 +95,31 @@ def direct_change(attribution: Attribution, targets: TokenSpace, edit: Edit) -> 
     return targets.margins((values[:, None, None] * states).sum(dim=0))
 
 
-def rerun(features: Features, edit: Edit, **settings: Any) -> Forecast:
-    """The forecast of the edited training data, with `forecast`'s settings.
+def rerun(features: Features, edit: Edit, recipe: Recipe) -> Forecast:
+    """The forecast of the edited training data.
 
     Batches are drawn anew where the number of pairs changes, as real training draws them.
 
-    Raises what `forecast` raises, and `InputError` for an edit that is no data set of these pairs.
+    Raises what `forecast_frozen` raises, and `InputError` for an edit that is no data set of these pairs.
     """
-    return forecast(edited(features, edit), **settings)
+    return forecast_frozen(edited(features, edit), recipe)
 
 
 def counterfactuals(
-    features: Features, edits: Sequence[Edit], *, first_order: Sensitivity | None = None, **settings: Any
+    features: Features, edits: Sequence[Edit], recipe: Recipe, *, first_order: Sensitivity | None = None
 ) -> list[Counterfactual]:
-    """What each edit does to the held-out margins after the last step of a run with `forecast`'s settings.
+    """What each edit does to the held-out margins after the last step of the run that `forecast_frozen` tells.
 
-    first_order: `sensitivity(features, **settings)`, where it is known already
+    first_order: `sensitivity(features, recipe)`, where it is known already
 
-    Raises what `forecast` raises, and `InputError` for an edit that is no data set of these pairs.
+    Raises what `forecast_frozen` raises, and `InputError` for an edit that is no data set of these pairs.
     """
-    known = sensitivity(features, **settings) if first_order is None else first_order
+    known = sensitivity(features, recipe) if first_order is None else first_order
     if len(known.values) != len(features.heldout.pairs):
         raise InputError("first_order must be of the held-out margins themselves: leave the functional out")
     found = []
     for edit in edits:
-        run = rerun(features, edit, **settings)
+        run = rerun(features, edit, recipe)
         loss = get_loss(run.loss_type, run.beta, without_reference=True)
         after = run.heldout.margins[-1].double()
         found.append(Counterfactual(edit, loss, known.values, known.values + known.change(edit), after))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from margincast.frozen.engine.state import TokenSpace
-from margincast.recipe.optimizers import Optimizer, Slots
+from margincast.recipe.optimizer import Rule, Slots
 
 
 def margins(state: Tensor, space: TokenSpace, rows: Tensor | None = None) -> Tensor:
@@ -33,15 +33,11 @@ def pull(coefficients: Tensor, space: TokenSpace, rows: Tensor | None = None) ->
 class Smooth:
     """An optimizer whose steps can be differentiated where Adam has not met a gradient yet."""
 
-    optimizer: Optimizer
+    optimizer: Rule
 
     @property
     def learning_rate(self) -> float:
         return self.optimizer.learning_rate
-
-    @property
-    def weight_decay(self) -> float:
-        return self.optimizer.weight_decay
 
     def update(self, gradient: Tensor, weights: Tensor, slots: Slots, step: int, learning_rate: float) -> Tensor:
         change = self.optimizer.update(gradient, weights, slots, step, learning_rate)

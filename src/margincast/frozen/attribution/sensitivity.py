@@ -9,14 +9,13 @@ function of the margins with respect to omega and phi come from reverse mode thr
 coefficients, the clipping factor and Adam's preconditioner react. They add up over pairs; what is left out is the
 second order. With minibatches they hold for the batches as they are: data with fewer pairs is drawn in another order.
 
-The flow is followed by the implicit steps of `horizon`, whose order holds for any J, so J may be held fixed.
+The flow is followed by the implicit steps of `flow.integrate`, whose order holds for any J, so J may be held fixed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,15 +25,13 @@ from margincast.frozen.attribution.reverse import Smooth, margins, pull
 from margincast.frozen.engine.spaces import refuse_bias, token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
-from margincast.frozen.flow.horizon import Stiff, follow
+from margincast.frozen.flow.integrate import follow
+from margincast.frozen.flow.stiff import RANK, Stiff
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
-from margincast.recipe.optimizers import GradientFlow
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features
 
-# Local error of the flow relative to dW, and its implicit directions.
-RTOL, ATOL, RANK = 1e-8, 1e-12, 64
 # Derivatives of so many numbers are carried back in one go.
 TOGETHER = 64
 
@@ -65,14 +62,14 @@ class Sensitivity:
         return self.weights @ (there - 1.0) + self.twins @ turned
 
 
-def sensitivity(features: Features, functional: Functional | None = None, **settings: Any) -> Sensitivity:
-    """Derivatives of numbers made of the held-out margins after the last step of a run with `forecast`'s settings.
+def sensitivity(features: Features, recipe: Recipe, functional: Functional | None = None) -> Sensitivity:
+    """Derivatives of numbers made of the held-out margins after the last step of a run as `forecast_frozen` tells it.
 
     functional: (M,) held-out margins to (F,) numbers, differentiable in PyTorch; left out, the margins themselves
 
-    Raises what `forecast` raises.
+    Raises what `forecast_frozen` raises.
     """
-    recipe, train, heldout = _problem(features, settings)
+    recipe, train, heldout = _problem(features, recipe)
     return sensitivity_of(train, heldout, recipe, unembedding=features.unembedding, functional=functional)
 
 
@@ -99,21 +96,21 @@ def sensitivity_of(
     return Sensitivity(values.detach(), weights, turned)
 
 
-def reweighed(features: Features, edit: Edit, **settings: Any) -> Tensor:
+def reweighed(features: Features, edit: Edit, recipe: Recipe) -> Tensor:
     """Held-out margins, (M,), after the last step, with pairs weighed and flipped in the batches of the unedited run.
 
     Each step's weights are scaled to sum to 1 again. This run is what `sensitivity` differentiates; `rerun` draws the
     batches of the edited data anew, as real training does. On full batches and for the flow the two are the same.
 
-    Raises what `forecast` raises, and `InputError` for an edit of another number of pairs.
+    Raises what `forecast_frozen` raises, and `InputError` for an edit of another number of pairs.
     """
-    recipe, train, heldout = _problem(features, settings)
+    recipe, train, heldout = _problem(features, recipe)
     check_size(edit, len(train))
     return _margins(train, heldout, recipe, features.unembedding, *_parts(edit))
 
 
-def _problem(features: Features, settings: dict[str, Any]) -> tuple[Recipe, TokenSpace, TokenSpace]:
-    recipe = Recipe(**settings)
+def _problem(features: Features, recipe: Recipe) -> tuple[Recipe, TokenSpace, TokenSpace]:
+    recipe = recipe.for_pairs(len(features.train.pairs))
     refuse_bias(features, recipe.loss)
     # In float64 throughout: derivatives through Adam's division are differences of large numbers.
     return recipe, *token_spaces(features, recipe.beta, torch.float64)
@@ -129,13 +126,13 @@ def _margins(
     train: TokenSpace, targets: TokenSpace, recipe: Recipe, unembedding: Tensor, here: Tensor, twins: Tensor
 ) -> Tensor:
     """Margins of the targets after the run with weights omega and phi, differentiable in them."""
-    space, loss, optimizer = _Weighed(train, here, twins), recipe.loss, recipe.optimizer
+    space, loss, optimizer = _Weighed(train, here, twins), recipe.loss, recipe.rule
     start = unembedding.double()
     state = space.zeros()
-    if isinstance(optimizer, GradientFlow):
+    if optimizer.flow:
         flow = _WeighedFlow(space, loss, start if loss.reference_free else None)
         if recipe.steps:
-            state = follow(flow, [optimizer.learning_rate * recipe.steps], RTOL, ATOL)[0][-1]
+            state = follow(flow, [optimizer.learning_rate * recipe.steps])[0][-1]
     else:
         run = simulate(
             space,

@@ -26,7 +26,7 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.frozen.engine.history import Push
 from margincast.frozen.engine.state import TokenSpace
-from margincast.recipe.optimizers import SGD, AdamW, Optimizer, Slots
+from margincast.recipe.optimizer import Optimizer, Slots
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,27 @@ class Preconditioned:
         return out
 
 
+def check_attributable(optimizer: Optimizer) -> None:
+    """Raises `InputError` for an optimizer that neither adds gradients nor divides their running mean."""
+    if not (optimizer.linear or optimizer.flow or optimizer.averaged is not None):
+        raise InputError(
+            f"what a training pair adds under {type(optimizer).__name__} is not known: it neither adds up gradients "
+            "(linear, flow) nor divides a running mean of them (averaged)"
+        )
+
+
 def shares_of(
     pushes: Sequence[Push], optimizer: Optimizer, train: TokenSpace, at: Sequence[int]
 ) -> Iterator[tuple[int, Shares, float]]:
     """For every step number in `at`, ascending: it, what each pair had added by then, and kappa.
 
-    Raises `InputError` for an optimizer other than SGD and AdamW.
+    Raises `InputError` for an optimizer of which that is not known.
     """
-    if isinstance(optimizer, AdamW):
+    check_attributable(optimizer)
+    if optimizer.averaged is not None:
         for step in at:
-            yield step, *_preconditioned(pushes[:step], optimizer, train)
+            yield step, *_preconditioned(pushes[:step], optimizer, optimizer.averaged, train)
         return
-    if not isinstance(optimizer, SGD):
-        raise InputError(f"what a pair adds under {optimizer!r} is not known; use SGD, AdamW or GradientFlow")
     pairs = len(train)
     unit = torch.zeros(pairs + 1, dtype=torch.float64)
     unit[pairs] = 1.0  # W0 in these coordinates
@@ -127,13 +135,15 @@ def shares_of(
             yield step, Coefficients(total[:pairs].clone()), float(total[pairs])
 
 
-def _preconditioned(pushes: Sequence[Push], optimizer: AdamW, train: TokenSpace) -> tuple[Preconditioned, float]:
+def _preconditioned(
+    pushes: Sequence[Push], optimizer: Optimizer, beta1: float, train: TokenSpace
+) -> tuple[Preconditioned, float]:
     remaining, carried, metric = 1.0, torch.zeros(()), []
     for step, push in zip(range(len(pushes), 0, -1), reversed(pushes), strict=True):
         assert push.divisor is not None
-        carried = push.rate * remaining / (1 - optimizer.beta1**step) / push.divisor + optimizer.beta1 * carried
-        metric.append((1 - optimizer.beta1) * carried)
-        remaining *= 1 - push.rate * optimizer.weight_decay
+        carried = push.rate * remaining / (1 - beta1**step) / push.divisor + beta1 * carried
+        metric.append((1 - beta1) * carried)
+        remaining *= 1 - push.rate * optimizer.decay
     rows = torch.cat([torch.zeros(0).long(), *(push.rows for push in pushes)])
     steps = torch.repeat_interleave(torch.tensor([len(push.rows) for push in pushes]).long())
     values = torch.cat([torch.zeros(0).double(), *(push.coefficients for push in pushes)])

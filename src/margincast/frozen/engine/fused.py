@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from margincast.frozen.engine.kernel import BOTH, MARGINS, PULL, visit
-from margincast.recipe.losses import Loss, sigmoid
+from margincast.recipe.losses import Loss
 
 # Rows whose slope torch evaluates at once, when the loss is not compiled in: they stay in the shared cache.
 SLOPE_BYTES = 4 << 20
@@ -92,10 +92,10 @@ def fused_gradient(
     def work(thread: int) -> None:
         def call(mode: int, start: int, stop: int, given: NDArray[Any]) -> None:
             pairs = (visits.rows, visits.plus, visits.minus, visits.sign)
-            visit(mode, start, stop, stored, *pairs, state, betas, margins, given, pulls[thread])
+            visit(mode, start, stop, stored, pairs, state, betas, margins, given, pulls[thread])
 
         first, last = thread * count // threads, (thread + 1) * count // threads
-        if loss is sigmoid:
+        if loss.logistic:
             call(BOTH, first, last, weighted)
             return
         for start in range(first, last, block):
@@ -124,7 +124,7 @@ def fused_pull(features: Tensor, visits: Visits, coefficients: Tensor, tokens: i
     def work(thread: int) -> None:
         first, last = thread * count // threads, (thread + 1) * count // threads
         pairs = (visits.rows, visits.plus, visits.minus, visits.sign)
-        visit(PULL, first, last, stored, *pairs, state, beta, margins, given, pulls[thread])
+        visit(PULL, first, last, stored, pairs, state, beta, margins, given, pulls[thread])
 
     _share(work, threads)
     return torch.from_numpy(pulls.sum(axis=0)[0]).to(coefficients.dtype)

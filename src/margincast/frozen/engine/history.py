@@ -16,7 +16,7 @@ from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
-from margincast.recipe.optimizers import AdamW, Optimizer, Slots
+from margincast.recipe.optimizer import Optimizer, Slots
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,9 @@ class _Watched:
     def learning_rate(self) -> float:
         return self.optimizer.learning_rate
 
-    @property
-    def weight_decay(self) -> float:
-        return self.optimizer.weight_decay
-
     def update(self, gradient: Tensor, weights: Tensor, slots: Slots, step: int, learning_rate: float) -> Tensor:
         change = self.optimizer.update(gradient, weights, slots, step, learning_rate)
         self.rate = learning_rate
-        if isinstance(self.optimizer, AdamW):
-            self.divisor = self.optimizer.divisor(slots["square"], step)
+        if self.optimizer.averaged is not None:
+            self.divisor = self.optimizer.divisor(slots, step)
         return change

@@ -115,13 +115,14 @@ def _add_four(g0: Any, g1: Any, g2: Any, g3: Any, c: Any, o0: Any, o1: Any, o2: 
 
 @_compiled  # type: ignore[untyped-decorator]
 def visit(
-    mode: int, start: int, stop: int, features: Any, rows: Any, plus: Any, minus: Any, sign: Any,
-    state: Any, beta: Any, margins: Any, coefficients: Any, pull: Any,
+    mode: int, start: int, stop: int, features: Any, pairs: Any, state: Any, beta: Any, margins: Any,
+    coefficients: Any, pull: Any,
 ) -> None:  # fmt: skip
     """Visits start..stop. In: weights times beta (BOTH) or those times slopes (PULL), as `coefficients`, (visits, S).
 
     Out: `margins`, (visits, S); `pull`, (S, T, hidden) float64, is added to.
     """
+    rows, plus, minus, sign = pairs
     settings, _, width = state.shape
     real = state.dtype.type
     towards = np.empty((settings, width + APART), state.dtype)  # delta^T dW for the two tokens of the rows at hand

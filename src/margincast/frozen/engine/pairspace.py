@@ -23,7 +23,7 @@ from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
-from margincast.recipe.optimizers import SGD, Optimizer
+from margincast.recipe.optimizer import Optimizer
 
 # How many products of a matrix product cost as much as reading one number from memory, measured on a 2-core x86
 # machine: 60 billion products a second against 5 billion numbers.
@@ -103,7 +103,7 @@ def choose_form(space: TokenSpace, optimizer: Optimizer, steps: int, batch: int,
     Features in 16 bits, and features on another device than the CPU, stay in token space.
     """
     # A loss without a reference needs W0's margins, which are no combination of pairs.
-    combines = isinstance(optimizer, SGD) and not optimizer.weight_decay and not loss.reference_free
+    combines = optimizer.linear and not optimizer.decay and not loss.reference_free
     if not combines or space.features.element_size() < 4 or space.features.device.type != "cpu":
         return "token"
     costs = form_costs(len(space), space.features.shape[1], space.tokens, steps, batch)

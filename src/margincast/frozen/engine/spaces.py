@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
+from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.frozen.engine.state import TokenSpace
 from margincast.recipe.losses import Loss
 from margincast.records import Features, FeatureSet
 
+# Features that would take, in float64, more than this share of the machine's memory are used as they are stored: the
+# operating system maps them from their file and reads the rows that the kernel walks over.
+MEMORY_SHARE = 0.25
+FINITE_ROWS = 4096  # that are checked at once
 
-def token_spaces(features: Features, beta: float, dtype: torch.dtype = torch.float64) -> tuple[TokenSpace, TokenSpace]:
-    """Training and held-out pairs of `features` as the state sees them.
+
+def precision(features: Features) -> torch.dtype:
+    """What a forecast of `features` is calculated in: float64, or what they are stored in where they are that large."""
+    numbers = features.train.hidden.numel() + features.heldout.hidden.numel()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return torch.float64 if 8 * numbers <= MEMORY_SHARE * memory else features.train.hidden.dtype
+
+
+def token_spaces(features: Features, beta: float, dtype: torch.dtype | None = None) -> tuple[TokenSpace, TokenSpace]:
+    """Training and held-out pairs of `features` as the state sees them, in `dtype` or else `precision(features)`.
 
     Raises `InputError` for features the single-token equations do not cover, and for features that are not finite.
     """
@@ -22,10 +37,13 @@ def token_spaces(features: Features, beta: float, dtype: torch.dtype = torch.flo
         )
     refuse_multi_token(features.train.single_token and features.heldout.single_token)
 
+    wanted = precision(features) if dtype is None else dtype
+
     def space(split: FeatureSet, name: str) -> TokenSpace:
-        hidden = split.hidden.to(dtype) * features.scale
-        if not bool(hidden.isfinite().all()):
-            bad = int((~hidden.isfinite().all(dim=1)).nonzero()[0])
+        hidden = split.hidden.to(wanted)
+        hidden = hidden if features.scale == 1.0 else hidden * features.scale
+        bad = _not_finite(hidden)
+        if bad is not None:
             raise InputError(
                 f"the features of {name} pair {split.pairs[bad].id} are not finite; extract them in float32"
             )
@@ -36,6 +54,15 @@ def token_spaces(features: Features, beta: float, dtype: torch.dtype = torch.flo
         return TokenSpace(hidden, chosen, rejected, beta, len(features.tokens))
 
     return space(features.train, "training"), space(features.heldout, "held-out")
+
+
+def _not_finite(hidden: Tensor) -> int | None:
+    """The first row that is not, looked at by blocks."""
+    for start in range(0, len(hidden), FINITE_ROWS):
+        finite = hidden[start : start + FINITE_ROWS].isfinite().all(dim=1)
+        if not bool(finite.all()):
+            return start + int((~finite).nonzero()[0])
+    return None
 
 
 def refuse_multi_token(single_token: bool) -> None:

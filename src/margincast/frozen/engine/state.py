@@ -73,6 +73,10 @@ class TokenSpace:
         """The pairs at `index`, for a minibatch."""
         return TokenSpace(self.features[index], self.chosen[index], self.rejected[index], self.beta, self.tokens)
 
+    def logits(self, state: Tensor) -> Tensor:
+        """g_i^T dW, (pairs, T)."""
+        return torch.cat([self.features[part].to(state.dtype) @ state.T for part in self.blocks()])
+
     def margins(self, state: Tensor) -> Tensor:
         """r_i = beta * delta_i^T dW g_i, (pairs,)."""
         margins = state.new_empty(len(self))

@@ -13,17 +13,17 @@ from torch import Tensor
 from margincast.errors import StatedFailure
 from margincast.frozen.engine.state import Space
 from margincast.recipe.batches import Batch
-from margincast.recipe.losses import Loss, get_loss, sigmoid
-from margincast.recipe.optimizers import Optimizer, Slots
+from margincast.recipe.losses import Loss, get_loss
+from margincast.recipe.optimizer import Rule, Slots
 
 
 def simulate(
     space: Space,
-    optimizer: Optimizer,
+    optimizer: Rule,
     batches: Iterable[Batch],
     *,
     unembedding: Tensor,
-    loss: Loss = sigmoid,
+    loss: Loss | str = "sigmoid",
     factor: Callable[[int], float] = lambda done: 1.0,
     max_grad_norm: float | None = None,
 ) -> Iterator[Tensor]:

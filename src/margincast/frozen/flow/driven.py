@@ -2,7 +2,7 @@
 
     tau dW/dt = sum_i (da_i/dt) delta_i g_i^T,   tau da_i/dt = -(beta/N) f'(r_i)          (Eq. 6-7)
 
-The steps of `horizon`, implicit within the leading directions P, taken by the pairs: with s = da/dt and ds/da = -D K,
+The steps of `integrate`, implicit within the leading directions P, taken by the pairs: with s = da/dt and ds/da = -D K,
 
     a' = a + h s - h D X,   X_i = delta_i^T (dW' - dW) P P^T g_i,   [I + h J] (dW' - dW) P = h sum_i s_i delta_i g_i^T P
 
@@ -20,11 +20,9 @@ from torch import Tensor
 
 from margincast.frozen.engine.fused import fused_gradient, fused_pull, plan_visits
 from margincast.frozen.engine.state import TokenSpace
-from margincast.frozen.flow.horizon import Stiff, follow
-from margincast.recipe.losses import Loss
-
-# Local error of the flow relative to dW and a, and absolute; directions that are treated implicitly.
-RTOL, ATOL, RANK = 1e-9, 1e-12, 64
+from margincast.frozen.flow.integrate import follow
+from margincast.frozen.flow.stiff import RANK, Stiff
+from margincast.recipe.loss import Loss
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class DrivenFlow:
     """The flow at `times`, t >= 0, as sums over pairs.
 
     coefficients: (times, N), a;  states: (times, T, hidden), sum_i a_i delta_i g_i^T; both float64
-    error: (times,) where the loss is convex a bound on the states' distance from the flow, as in `horizon.Flow`
+    error: (times,) where the loss is convex a bound on the states' distance from the flow, as in `states.Flow`
     """
 
     times: tuple[float, ...]
@@ -56,7 +54,7 @@ def driven_flow(
     error = torch.zeros(len(times), dtype=torch.float64)
     first = sum(time == 0.0 for time in times)
     if times[first:]:
-        followed, error[first:], _ = follow(problem, times[first:], RTOL, ATOL)
+        followed, error[first:], _ = follow(problem, times[first:])
         coefficients[first:] = followed[:, problem.numbers :] / problem.length
         for k, both in enumerate(followed, start=first):
             states[k] = space.pull(coefficients[k])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from margincast.features.positions import TokenFeatures
 from margincast.frozen.tokens.decomposition import along, pull, velocity
 from margincast.recipe.losses import Loss
-from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.records import Json, PairSet, SplitTrajectory, Trajectory
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,7 @@ def to_drop(train: Displacement, share: float) -> list[int]:
     return [k for k in order[: round(share * len(order))] if float(train.blame[k]) < 0]
 
 
-def displacement_rows(
-    pairs: tuple[PairSet, PairSet], splits: tuple[Displacement, Displacement]
-) -> list[dict[str, Any]]:
+def displacement_rows(pairs: tuple[PairSet, PairSet], splits: tuple[Displacement, Displacement]) -> list[Json]:
     """The rows of `displacement.jsonl`; `blame` is None for held-out pairs."""
     rows = []
     for name, of_split, split in zip(("train", "heldout"), pairs, splits, strict=True):
@@ -141,9 +138,7 @@ def split_summary(split: Displacement) -> dict[str, float]:
     }
 
 
-def worst_tokens(
-    features: TokenFeatures, train: Displacement, word: Callable[[int], str], count: int
-) -> list[dict[str, Any]]:
+def worst_tokens(features: TokenFeatures, train: Displacement, word: Callable[[int], str], count: int) -> list[Json]:
     """The `count` training tokens, of one side each, that push the falling chosen responses down most."""
     assert train.blame_by_position is not None
     kinds, which = torch.unique(2 * features.target + features.response % 2, return_inverse=True)

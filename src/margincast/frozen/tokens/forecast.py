@@ -6,7 +6,7 @@ response position of its batch, a block of positions at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,16 +16,16 @@ from tqdm import tqdm
 from margincast.errors import InputError
 from margincast.features.positions import TokenFeatures
 from margincast.frozen.engine.step import simulate
+from margincast.frozen.flow.integrate import clock_of, follow
 from margincast.frozen.tokens.decomposition import distributions, log_distributions
-from margincast.recipe.batches import Batch, batch_order, full_batch
-from margincast.recipe.losses import Loss, get_loss, refuse_length_normalized
-from margincast.recipe.optimizers import SGD, AdamW, GradientFlow, Optimizer
-from margincast.recipe.recipe import recorded_steps
-from margincast.recipe.schedule import schedule
+from margincast.recipe.batches import Batch, full_batch
+from margincast.recipe.losses import Loss, refuse_length_normalized
+from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet, SplitTrajectory, Trajectory
 
 # Entries of softmax rows that a step keeps for its second product, 512 MiB in float64; a larger batch makes them twice.
 KEEP = 1 << 26
+FLOW_ORDER = 4  # a step of the flow holds twice as many states, each as large as the unembedding
 
 
 @dataclass(frozen=True)
@@ -101,58 +101,33 @@ def forecast_tokens(
     heldout: TokenFeatures,
     pairs: tuple[PairSet, PairSet],
     unembedding: Tensor,
+    recipe: Recipe,
     *,
     bias: Tensor | None = None,
-    beta: float = 0.01,
-    optimizer: Optimizer | GradientFlow = AdamW(),  # noqa: B008 (a frozen record)
-    steps: int = 60,
-    batch_size: int = 32,
-    gradient_accumulation_steps: int = 1,
-    seed: int = 1234,
-    eval_steps: int = 10,
-    loss_type: str | Loss = "sigmoid",
-    lr_scheduler_type: str = "constant",
-    warmup_steps: int = 0,
-    max_grad_norm: float = 1.0,
     dtype: torch.dtype = torch.float64,
     progress: bool = False,
 ) -> Trajectory:
-    """`frozen.forecast.forecast` for responses of any length, from the features of all their positions.
+    """`frozen.forecast.forecast_frozen` for responses of any length, from the features of all their positions.
 
     pairs: the training and held-out pairs that the features are of;  unembedding, bias: of `features.positions.head_of`
 
-    Memory is that of a few matrices of the shape of the unembedding in `dtype`, four with AdamW, beside the features.
-    Gradient flow takes one Runge-Kutta step of order 4 for each of `steps`.
+    Memory is that of a few matrices of the shape of the unembedding in `dtype`, four with AdamW, beside the features;
+    with gradient flow eight, and one for every recorded step.
 
     Raises `InputError` for a loss that divides log-ratios by the length of the response, which is no function of the
     margin here, `StatedFailure` when the simulated run diverges.
     """
-    loss = get_loss(loss_type, beta, without_reference=True)
+    recipe = recipe.for_pairs(train.pairs)
+    loss, wanted = recipe.loss, recipe.recorded
     refuse_length_normalized(loss, single_token=False)
-    space, others = (head_space(features, unembedding, beta, bias, dtype) for features in (train, heldout))
-    space.check()
-    wanted = recorded_steps(steps, eval_steps)
-    if isinstance(optimizer, GradientFlow):
-        states = _runge_kutta(space, loss, optimizer.learning_rate, steps)
-    else:
-        whole = isinstance(optimizer, SGD) and optimizer.full_batch
-        order = batch_order(train.pairs, batch_size, steps, seed, gradient_accumulation_steps)
-        states = simulate(
-            space,
-            optimizer,
-            full_batch(train.pairs, steps) if whole else order,
-            unembedding=space.unembedding,
-            loss=loss,
-            factor=schedule(lr_scheduler_type, steps, warmup_steps),
-            max_grad_norm=max_grad_norm,
-        )
+    spaces = tuple(head_space(features, unembedding, recipe.beta, bias, dtype) for features in (train, heldout))
+    spaces[0].check()
     # Only rewards are kept: a state is as large as the unembedding.
-    recorded = [tuple(each.unembedding.new_zeros(each.features.pairs, 2) for each in (space, others))]
-    for step, state in enumerate(
-        tqdm(states, desc="forecast", unit="step", total=steps, disable=not progress), start=1
-    ):
+    recorded = [tuple(each.unembedding.new_zeros(each.features.pairs, 2) for each in spaces)]
+    states = tqdm(_states(spaces[0], recipe), desc="forecast", unit="step", total=recipe.steps, disable=not progress)
+    for step, state in states:
         if step in wanted:
-            recorded.append(tuple(each.rewards(state) for each in (space, others)))
+            recorded.append(tuple(each.rewards(state) for each in spaces))
     splits = []
     for mine, of_split in zip(pairs, zip(*recorded, strict=True), strict=True):
         rewards = torch.stack(of_split)
@@ -161,23 +136,46 @@ def forecast_tokens(
         steps=wanted,
         train=splits[0],
         heldout=splits[1],
-        beta=beta,
-        loss_type=loss_type,
+        beta=recipe.beta,
+        loss_type=loss,
         origin="forecast of training the unembedding on a frozen backbone (exact)",
     )
 
 
-def _runge_kutta(space: HeadSpace, loss: Loss, rate: float, steps: int) -> Iterator[Tensor]:
-    """States of gradient flow at times rate, 2 rate ... steps x rate."""
-    (whole,) = full_batch(space.features.pairs, 1)
-    state = space.zeros()
-    for _ in range(steps):
-        k1 = space.gradient(state, loss, whole)
-        k2 = space.gradient(state - rate / 2 * k1, loss, whole)
-        k3 = space.gradient(state - rate / 2 * k2, loss, whole)
-        k4 = space.gradient(state - rate * k3, loss, whole)
-        state = state - rate / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        yield state
+def _states(space: HeadSpace, recipe: Recipe) -> Iterator[tuple[int, Tensor]]:
+    """Steps and the states after them: all steps, or of a flow those that are recorded."""
+    if recipe.rule.flow:
+        steps = recipe.recorded[1:]
+        times = clock_of([recipe.learning_rate * step for step in steps])
+        return zip(steps, follow(_HeadFlow(space, recipe.loss), times, order=FLOW_ORDER)[0], strict=True)
+    run = simulate(
+        space,
+        recipe.rule,
+        recipe.batches(space.features.pairs),
+        unembedding=space.unembedding,
+        loss=recipe.loss,
+        factor=recipe.factor,
+        max_grad_norm=recipe.max_grad_norm,
+    )
+    return enumerate(run, start=1)
+
+
+@dataclass(frozen=True)
+class _HeadFlow:
+    """The flow of the whole dW for `follow`: explicit, as a state is too large to solve in."""
+
+    space: HeadSpace
+    loss: Loss
+
+    def zeros(self) -> Tensor:
+        return self.space.zeros()
+
+    def velocity(self, state: Tensor) -> Tensor:
+        (whole,) = full_batch(self.space.features.pairs, 1)
+        return -self.space.gradient(state, self.loss, whole)
+
+    def implicit(self, state: Tensor) -> Callable[[Tensor, float], Tensor]:
+        return lambda velocity, h: h * velocity
 
 
 def _known(features: TokenFeatures) -> Tensor:

@@ -20,7 +20,7 @@ from margincast.frozen.engine.step import simulate
 from margincast.frozen.tokens.decomposition import distributions
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss, refuse_length_normalized
-from margincast.recipe.optimizers import SGD
+from margincast.recipe.optimizer import Optimizer
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def sequence_kernel(a: TokenFeatures, b: TokenFeatures, unembedding: Tensor, bia
 def linearised_margins(
     train: Tensor,
     heldout: Tensor,
-    optimizer: SGD,
+    optimizer: Optimizer,
     batches: Iterable[Batch],
     loss: Loss,
     beta: float,

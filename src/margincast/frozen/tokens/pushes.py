@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from margincast.features.positions import TokenFeatures
 from margincast.frozen.tokens.decomposition import Contributions, Factors
-from margincast.records import PairSet
+from margincast.records import Json, PairSet
 
 SIDES = ("chosen", "rejected")
 FACTORS = ("cooccurrence", "probability", "correlation", "total")
@@ -22,18 +21,16 @@ def factor_values(factors: Factors, scale: float = 1.0) -> dict[str, Tensor]:
     return {name: getattr(factors, name) * scale for name in FACTORS}
 
 
-def target_tokens(target: TokenFeatures, parts: Contributions, word: Words) -> dict[str, list[dict[str, Any]]]:
+def target_tokens(target: TokenFeatures, parts: Contributions, word: Words) -> dict[str, list[Json]]:
     """Each token of both responses of the target pair, in order, with the rate of its reward by factor."""
     values = {name: value.sum(0).tolist() for name, value in factor_values(parts.by_pair).items()}
-    rows: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    rows: dict[str, list[Json]] = {side: [] for side in SIDES}
     for place, (token, response) in enumerate(zip(target.target.tolist(), target.response.tolist(), strict=True)):
         rows[SIDES[response]].append({"text": word(token), **{name: value[place] for name, value in values.items()}})
     return rows
 
 
-def training_tokens(
-    train: TokenFeatures, parts: Contributions, word: Words, count: int
-) -> dict[str, list[dict[str, Any]]]:
+def training_tokens(train: TokenFeatures, parts: Contributions, word: Words, count: int) -> dict[str, list[Json]]:
     """For each response of the target, the `count` training tokens that push it up most and down most.
 
     A training token is a word of the vocabulary on one side: all its places in chosen (or rejected) responses together.
@@ -58,9 +55,7 @@ def training_tokens(
     return rows
 
 
-def training_pairs(
-    train: TokenFeatures, pairs: PairSet, parts: Contributions, word: Words, count: int
-) -> list[dict[str, Any]]:
+def training_pairs(train: TokenFeatures, pairs: PairSet, parts: Contributions, word: Words, count: int) -> list[Json]:
     """The `count` training pairs that push the target's margin up most and down most, with their tokens' part in it."""
     margins = parts.by_position.total[:, 0] - parts.by_position.total[:, 1]
     by_pair = margins.new_zeros(train.pairs).index_add_(0, train.pair, margins)

@@ -1,4 +1,4 @@
-"""How much is gained over the printed bounds, at several Q? `python -m margincast.theory.gain` prints the table.
+"""How much is gained over the printed bounds, at several Q? `python -m benchmarks.gain` prints the table.
 
 K = 4, l_b = 0.4, no shared tokens, the widest clusters and the largest d the theorems allow: v = 1/(4 sqrt Q), d = 5Q.
 """
