@@ -38,9 +38,9 @@ def some_run() -> Trajectory:
 
 def save(folder: Path) -> Trajectory:
     trajectory = some_run()
-    save_trajectory(folder, trajectory)
+    rows = save_trajectory(folder, trajectory)
     config = {"beta": 0.1, "loss_type": "sigmoid"}
-    write_summary(folder, "forecast", config, trajectory_results(trajectory, seconds=1.5))
+    write_summary(folder, "forecast", config, trajectory_results(trajectory, rows, seconds=1.5))
     return trajectory
 
 
@@ -88,9 +88,12 @@ def test_pairs_say_where_they_come_from(tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite_survive_in_the_tensors(tmp_path: Path) -> None:
     trajectory = some_run()
     trajectory.heldout.margins[2, 0] = float("nan")
-    save_trajectory(tmp_path, trajectory)
+    rows = save_trajectory(tmp_path, trajectory)
     write_summary(
-        tmp_path, "train", {"beta": 0.1, "loss_type": "sigmoid", "train": "all"}, trajectory_results(trajectory, 1.0)
+        tmp_path,
+        "train",
+        {"beta": 0.1, "loss_type": "sigmoid", "train": "all"},
+        trajectory_results(trajectory, rows, 1.0),
     )
     run = load_run(tmp_path)
     assert bool(run.trajectory.heldout.margins[2, 0].isnan())

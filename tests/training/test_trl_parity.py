@@ -13,7 +13,7 @@ from margincast.features import features_of
 from margincast.models import LoadedModel
 from margincast.models.adapter import add_adapter
 from margincast.passes.tokenize import encode
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.recipe import Recipe
 from margincast.records import Pair, PairSet
 from margincast.training.run import train_model
 from tests.tiny import tiny_loaded
@@ -48,7 +48,7 @@ def train_ours(loaded: LoadedModel, pairs: PairSet, folder: Path, **changes: Any
     heldout = PairSet(tuple(Pair(f"h:{i}", "c", f"Another {i}", " good", " other words", "h", i + 1) for i in range(2)))
     encoding = encode(PairSet(pairs.pairs + heldout.pairs), loaded.tokenizer, eos=True)
     features = features_of(loaded, encoding, pairs, heldout, cache_dir=folder / "cache")
-    settings = TrainingSettings(
+    settings = Recipe(
         beta=BETA,
         learning_rate=LEARNING_RATE,
         max_steps=STEPS,
@@ -122,7 +122,7 @@ def test_every_step_of_an_adapter_is_trls(tmp_path: Path, modules: str | None) -
     pairs = some_pairs(18)
     loaded = tiny_loaded()
     lora = {"train": "lora", "lora_r": 4, "lora_dropout": 0.0, "lora_target_modules": modules}
-    adapted = add_adapter(copy.deepcopy(loaded.model), TrainingSettings(**lora, seed=SEED))
+    adapted = add_adapter(copy.deepcopy(loaded.model), Recipe(**lora, seed=SEED))
     theirs = train_trl(adapted, loaded.tokenizer, pairs, tmp_path / "trl")
     ours = train_ours(loaded, pairs, tmp_path, **lora)
     assert_same(ours, theirs, relative=1e-4)

@@ -7,21 +7,21 @@ from typing import Any
 import torch
 
 from margincast.errors import InputError
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.recipe import Recipe
 
 
-def add_adapter(model: Any, settings: TrainingSettings) -> Any:
+def add_adapter(model: Any, recipe: Recipe) -> Any:
     """`model` inside a fresh LoRA adapter, which is all that trains. Raises `InputError` where it cannot have one."""
     from peft import LoraConfig, get_peft_model
 
-    modules = settings.lora_target_modules
+    modules = recipe.lora_target_modules
     names = [name.strip() for name in modules.split(",")] if modules and modules != "all-linear" else modules
-    torch.manual_seed(settings.seed)  # the adapter's first weights
+    torch.manual_seed(recipe.seed)  # the adapter's first weights
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
         target_modules=names,
     )
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,13 @@ class LoadedModel:
 
 
 def load_model(
-    name: str = "smollm2",
+    name: str | Path = "smollm2",
     *,
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     trust_remote_code: bool = False,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
 ) -> LoadedModel:
     """Load `smollm2`, `tiny` (random weights, to try things with), a local folder, or a Hub id, with dropout off.
 
@@ -62,22 +63,37 @@ def load_model(
 
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not known; use one of: {', '.join(DTYPES)}")
-    place = locate(name, cache_dir)
+    name = str(name)
+    place = locate(name, None if cache_dir is None else Path(cache_dir))
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=DTYPES[dtype], **options)
+        loading: Any = AutoModelForCausalLM.from_pretrained(
+            place, dtype=DTYPES[dtype], output_loading_info=True, **options
+        )
+        model, found = loading
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         message = f"model {name!r} cannot be loaded: {first_line(error)}"
         raise InputError(message) if Path(place).is_dir() else StatedFailure(message) from error
-    if model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
+    refuse_other_weights(name, found)
+    if model.get_output_embeddings() is None:
         raise InputError(f"model {name!r} has no unembedding (output embeddings); margincast needs a causal LM")
     disable_dropout(model)
     try:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
-    return LoadedModel(name, _hash(place, model), model.eval(), tokenizer)  # type: ignore[no-untyped-call]
+    return LoadedModel(name, _hash(place, model), model.eval(), tokenizer)
+
+
+def refuse_other_weights(name: str, found: Mapping[str, Any]) -> None:
+    """Raises `InputError` for a checkpoint that lacks weights, which would be random, or has others than its
+    configuration says. found: transformers' loading info"""
+    for kind, what in (("missing_keys", "has no"), ("unexpected_keys", "has weights its config does not know:")):
+        names = sorted(found.get(kind) or ())
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise InputError(f"model {name!r} {what} {', '.join(names[:3])}{more}; it is not the model of its config")
 
 
 def locate(name: str, cache_dir: Path | None = None) -> str:

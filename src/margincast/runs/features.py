@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from margincast.errors import InputError
-from margincast.records import Features, FeatureSet, PairSet
+from margincast.records import Features, FeatureSet, Json, PairSet
 from margincast.runs.layout import FEATURES, FEATURES_HEAD, FEATURES_MANIFEST, FEATURES_PAIRS, SUMMARY
 from margincast.runs.load import pair_of, read_summary
 from margincast.runs.save import pair_row
@@ -24,7 +23,7 @@ from margincast.runs.store import file_sha256, write_jsonl, write_tensors
 
 def keep_features(folder: Path, features: Features) -> None:
     """Write what `features.safetensors`, which lies in `folder` already, does not say."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for name in ("train", "heldout"):
         split: FeatureSet = getattr(features, name)
         for pair, chosen, rejected in zip(split.pairs, split.chosen_ids, split.rejected_ids, strict=True):
@@ -37,11 +36,12 @@ def keep_features(folder: Path, features: Features) -> None:
     write_jsonl(folder / FEATURES_PAIRS, rows)
 
 
-def kept_features(folder: Path) -> Features:
+def kept_features(folder: str | Path) -> Features:
     """The features that a run used, from its folder or, for a stage of a run made of stages, the folder above.
 
     Raises `InputError` when they are not there, of responses of more than one token, or damaged.
     """
+    folder = Path(folder)
     where = next((each for each in (folder, folder.resolve().parent) if (each / FEATURES_HEAD).is_file()), None)
     if where is None and _kind(folder) == "positions":
         raise InputError(
@@ -83,7 +83,7 @@ def kept_features(folder: Path) -> Features:
     )
 
 
-def _split(rows: list[dict[str, Any]], tensors: dict[str, torch.Tensor], name: str) -> FeatureSet:
+def _split(rows: list[Json], tensors: dict[str, torch.Tensor], name: str) -> FeatureSet:
     index = [k for k, row in enumerate(rows) if row["split"] == name]
     if not index or len(rows) != len(tensors["hidden"]):
         raise ValueError(f"{len(rows)} pairs for {len(tensors['hidden'])} features, {len(index)} of them {name}")

@@ -24,6 +24,7 @@ INTERVALS, REHEARSAL, PILOT = "intervals.safetensors", "rehearsal.safetensors", 
 
 # A training run: the log of its steps, its model, and the folder of what it needs until it is finished.
 TRAIN_LOG, MODEL, STATE = "train_log.jsonl", "model", "state"
+LOCK = ".lock"  # of the process that trains there
 
 # What attribute, decompose and reproduce find.
 ATTRIBUTION, ISSUES, SUSPECTS = "attribution.jsonl", "issues.jsonl", "suspects.json"
@@ -36,8 +37,9 @@ HASHED = (
     *(ATTRIBUTION, ISSUES, SUSPECTS, DISPLACEMENT, COSINES, CURVES),
 )
 
-# What a run has written before its first result. A folder of no more than these is left by one that failed there.
-BEFORE_RESULTS = {CONFIG, FEATURES, FEATURES_MANIFEST, FEATURES_HEAD, FEATURES_PAIRS}
+# All that a run leaves in its folder.
+RUN_FILES = {CONFIG, SUMMARY, REPORT, FEATURES, LOCK, *HASHED}
+RUN_FOLDERS = {FIGURES, PILOT, MODEL, STATE, STAGES, LOCKS}
 
 
 def figure_path(folder: Path, name: str) -> Path:

@@ -14,9 +14,19 @@ from safetensors.torch import load_file
 
 from margincast.errors import InputError
 from margincast.recipe.losses import LOSS_PARAMETERS, get_loss
-from margincast.records import Pair, PairSet, SplitTrajectory, Text, Trajectory
+from margincast.records import Json, Pair, PairSet, SplitTrajectory, Text, Trajectory
 from margincast.runs.layout import MARGINS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.store import file_sha256
+
+
+def fitted(summary: Mapping[str, Any]) -> bool:
+    """Whether a run is a forecast of training more than the unembedding, which is not exact.
+
+    Runs from before recipes were those of `train` say so by a `backbone`, or say nothing of what trains.
+    """
+    config = summary["config"]
+    trains = config.get("train", "head") != "head" and config.get("backbone") is None
+    return summary["command"] == "forecast" and (config.get("backbone") == "trained" or trains)
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class Run:
     """A finished forecast or training run, as read from its folder."""
 
     folder: Path
-    summary: dict[str, Any]
+    summary: Json
     trajectory: Trajectory
 
     @property
@@ -32,13 +42,14 @@ class Run:
         """How figures and tables call this run."""
         config = self.summary["config"]
         if self.summary["command"] == "forecast":
-            return f"forecast, {config.get('backbone', 'frozen')} backbone"
+            return f"forecast, {'trained' if fitted(self.summary) else 'frozen'} backbone"
         what = {"all": "all weights", "head": "unembedding only", "lora": "LoRA"}.get(config["train"], config["train"])
         return ", ".join(["training", what, *([config["trainer"]] if "trainer" in config else [])])
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: str | Path) -> Run:
     """Read a finished run. Raises `InputError` when `folder` is not one, saying what is missing or damaged."""
+    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist")
     needed = (SUMMARY, MARGINS, PAIRS)
@@ -68,7 +79,7 @@ def load_run(folder: Path) -> Run:
     return Run(folder, summary, trajectory)
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> Json:
     """The `summary.json` of a finished run whose files are those that it wrote.
 
     Raises `InputError` when there is none, when it is damaged or of another schema, and for the files that are damaged.
@@ -103,7 +114,7 @@ def check_files(folder: Path, summary: Mapping[str, Any]) -> None:
         )
 
 
-def _split(tensors: dict[str, torch.Tensor], rows: Sequence[dict[str, Any]], name: str) -> SplitTrajectory:
+def _split(tensors: dict[str, torch.Tensor], rows: Sequence[Json], name: str) -> SplitTrajectory:
     pairs = PairSet(tuple(pair_of(row) for row in rows if row["split"] == name))
     expected = (len(tensors["steps"]), len(pairs))
     for key in (name, f"{name}_chosen"):

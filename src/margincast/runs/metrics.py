@@ -7,13 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor
 
 from margincast.intervals import mean_interval, proportion
 from margincast.recipe.losses import Loss, get_loss
-from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.records import Json, PairSet, SplitTrajectory, Trajectory
 
 
 def concept_rows(pairs: PairSet) -> dict[str, list[int]]:
@@ -24,7 +23,7 @@ def concept_rows(pairs: PairSet) -> dict[str, list[int]]:
     return rows
 
 
-def metric_rows(trajectory: Trajectory) -> list[dict[str, Any]]:
+def metric_rows(trajectory: Trajectory) -> list[Json]:
     """One row per recorded step, as written to `metrics.jsonl`."""
     loss = get_loss(trajectory.loss_type, trajectory.beta, without_reference=True)
     return [{"step": step, **dict(_at(trajectory, loss, index))} for index, step in enumerate(trajectory.steps)]

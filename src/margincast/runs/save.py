@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from margincast.recipe.losses import get_loss
-from margincast.records import Pair, PairSet, Trajectory
+from margincast.records import Json, Pair, PairSet, Trajectory
 from margincast.runs.layout import HASHED, MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.metrics import concept_results, metric_rows
 from margincast.runs.store import file_sha256, write_json, write_jsonl, write_tensors
 
 
-def environment(device: str = "cpu") -> dict[str, Any]:
+def environment(device: str = "cpu") -> Json:
     """Versions, device and threads that made a result."""
     packages = ("margincast", "torch", "transformers", "numpy", "scipy", "safetensors")
     return {
@@ -38,7 +38,7 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def data_summary(pairs: PairSet, train: PairSet, heldout: PairSet, data: str) -> dict[str, Any]:
+def data_summary(pairs: PairSet, train: PairSet, heldout: PairSet, data: str) -> Json:
     """What `pairs` hold and how they were split, with what was noticed while reading them."""
     return {
         "data": data,
@@ -52,9 +52,7 @@ def data_summary(pairs: PairSet, train: PairSet, heldout: PairSet, data: str) ->
     }
 
 
-def write_summary(
-    folder: Path, command: str, config: dict[str, Any], results: dict[str, Any], **sections: Any
-) -> dict[str, Any]:
+def write_summary(folder: Path, command: str, config: Json, results: Json, **sections: Any) -> Json:
     """Write `summary.json`, the last file of a run's results: a folder that has it is finished.
 
     Its `files` are the SHA-256 of those written before it, by which a reader finds out which one was damaged since.
@@ -72,22 +70,24 @@ def write_summary(
     return summary
 
 
-def trajectory_results(trajectory: Trajectory, seconds: float) -> dict[str, Any]:
+def trajectory_results(trajectory: Trajectory, rows: list[Json], seconds: float) -> Json:
+    """rows: of `save_trajectory`"""
     return {
         "origin": trajectory.origin,
         "numerical_error": trajectory.error,
-        "final": metric_rows(trajectory)[-1],
+        "final": rows[-1],
         "concepts": concept_results(trajectory),
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),
     }
 
 
-def save_trajectory(folder: Path, trajectory: Trajectory) -> None:
-    """Write `metrics.jsonl`, `margins.safetensors` and `pairs.jsonl`."""
-    write_jsonl(folder / METRICS, metric_rows(trajectory))
+def save_trajectory(folder: Path, trajectory: Trajectory) -> list[Json]:
+    """Write `metrics.jsonl`, whose rows are given back, `margins.safetensors` and `pairs.jsonl`."""
+    rows = metric_rows(trajectory)
+    write_jsonl(folder / METRICS, rows)
     tensors = {"steps": torch.tensor(trajectory.steps)}
-    pairs: list[dict[str, Any]] = []
+    pairs: list[Json] = []
     for name, split in (("train", trajectory.train), ("heldout", trajectory.heldout)):
         tensors[name] = split.margins
         if split.chosen is not None:
@@ -102,9 +102,10 @@ def save_trajectory(folder: Path, trajectory: Trajectory) -> None:
     }
     write_tensors(folder / MARGINS, tensors, metadata)
     write_jsonl(folder / PAIRS, pairs)
+    return rows
 
 
-def pair_row(pair: Pair, split: str) -> dict[str, Any]:
+def pair_row(pair: Pair, split: str) -> Json:
     return {
         "id": pair.id,
         "split": split,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,17 +23,19 @@ from margincast.runs.store import write_json, write_tensors
 MARKER = "run.json"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recording:
     """The steps of one run recorded so far, in `folder`.
 
     evaluator: of the rows of `train`, then those of `heldout`
+    kept: what was recorded or read by this process, so that no step is read twice
     """
 
     evaluator: Evaluator
     folder: Path
     train: PairSet
     heldout: PairSet
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def evaluate(self, model: Any, step: int) -> tuple[Tensor, Tensor]:
         """(chosen, rejected) log-probabilities under `model`, (pairs,) each. Raises `StatedFailure` on divergence."""
@@ -43,7 +47,8 @@ class Recording:
         return chosen, rejected
 
     def keep(self, step: int, chosen: Tensor, rejected: Tensor) -> None:
-        write_tensors(self._path(step), {"chosen": chosen, "rejected": rejected})
+        self.kept[step] = {"chosen": chosen, "rejected": rejected}
+        write_tensors(self._path(step), self.kept[step])
 
     def has(self, step: int) -> bool:
         return self._path(step).is_file()
@@ -53,18 +58,35 @@ class Recording:
         for path in self._paths():
             if _step(path) > step:
                 path.unlink()
+                self.kept.pop(_step(path), None)
+
+    def missing(self, steps: Iterable[int]) -> Iterator[int]:
+        """Those of `steps` that are not recorded, or cannot be read."""
+        for step in steps:
+            try:
+                self._read(step)
+            except (OSError, ValueError, SafetensorError):
+                yield step
+
+    def _read(self, step: int) -> dict[str, Tensor]:
+        if step not in self.kept:
+            tensors, pairs = load_file(self._path(step)), len(self.train) + len(self.heldout)
+            if any(tuple(tensors.get(name, torch.zeros(0)).shape) != (pairs,) for name in ("chosen", "rejected")):
+                raise ValueError(f"step {step} is of other pairs")
+            self.kept[step] = tensors
+        return self.kept[step]
 
     def trajectory(self, beta: float, loss_type: str | Loss, origin: str) -> Trajectory:
         """The recorded steps. Step 0 is the reference."""
-        paths = self._paths()
-        tensors = [load_file(path) for path in paths]
+        steps = [_step(path) for path in self._paths()]
+        tensors = [self._read(step) for step in steps]
         # Step 0 went through the same packs as every other step: against it, rounding of the reference cancels.
         referred = 0.0 if get_loss(loss_type, beta, without_reference=True).reference_free else 1.0
         chosen = beta * torch.stack([item["chosen"] - referred * tensors[0]["chosen"] for item in tensors])
         rejected = beta * torch.stack([item["rejected"] - referred * tensors[0]["rejected"] for item in tensors])
         margins, cut = chosen - rejected, len(self.train)
         return Trajectory(
-            steps=tuple(map(_step, paths)),
+            steps=tuple(steps),
             train=SplitTrajectory(self.train, margins[:, :cut], chosen[:, :cut]),
             heldout=SplitTrajectory(self.heldout, margins[:, cut:], chosen[:, cut:]),
             beta=beta,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from margincast.errors import InputError
 from margincast.passes.tokenize import Encoding
-from margincast.records import Features
+from margincast.records import Features, Json
 from margincast.runs.save import pair_row
 from margincast.runs.store import atomic_path, write_jsonl
 
@@ -33,7 +32,7 @@ def write_references(path: Path, features: Features, encoding: Encoding) -> None
     Raises `InputError` for another file than .jsonl and .parquet, and for an encoding without end-of-sequence tokens.
     """
     check_references(path, encoding.eos)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Json] = {}
     for name, split in (("train", features.train), ("heldout", features.heldout)):
         logps = zip(split.pairs, split.reference_chosen.tolist(), split.reference_rejected.tolist(), strict=True)
         for pair, chosen, rejected in logps:

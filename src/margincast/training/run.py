@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import random
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from margincast.errors import InputError
@@ -23,17 +22,20 @@ from margincast.models.adapter import add_adapter
 from margincast.models.load import LoadedModel, untie
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.response_pass import packing_problem
-from margincast.passes.tokenize import Encoding
-from margincast.processes import by_first, everyone, process, processes
+from margincast.passes.tokenize import Encoded, Encoding
+from margincast.processes import by_first, everyone, process, processes, sharded
 from margincast.recipe.losses import refuse_length_normalized
-from margincast.recipe.settings import TrainingSettings, arguments
-from margincast.records import Features, FeatureSet, PairSet, Trajectory
+from margincast.recipe.recipe import Recipe
+from margincast.records import Features, FeatureSet, Trajectory
+from margincast.runs.layout import LOCK, STATE
 from margincast.runs.metrics import metric_rows
 from margincast.runs.store import key_of, write_jsonl
+from margincast.training.checkpoints import last_checkpoint, seal, step_of
 from margincast.training.recording import Recording, claim
-from margincast.training.trainer import MarginTrainer, PairDataset, collate
+from margincast.training.trainer import MarginTrainer, PairDataset, arguments, collate
 
 # Log-probabilities of two passes over the same model differ by rounding alone; more means another model.
+TRAINED = {"all": "all weights", "head": "the unembedding, backbone frozen", "lora": "a LoRA adapter"}
 REFERENCE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 2.0, torch.float16: 0.5}
 
 
@@ -41,12 +43,14 @@ def train_model(
     loaded: LoadedModel,
     encoding: Encoding,
     features: Features,
-    settings: TrainingSettings,
-    folder: Path,
+    recipe: Recipe,
+    folder: str | Path,
     *,
     progress: bool = False,
     save_model: bool = True,
     stop_after: int | None = None,
+    keep_state: bool = False,
+    say: Callable[[str], None] = warnings.warn,
 ) -> Trajectory:
     """Train `loaded` (changed in place) and record margins at step 0, every `eval_steps` and the last step.
 
@@ -54,65 +58,129 @@ def train_model(
     folder: receives `train_log.jsonl`, `model/` when `save_model`, and, while the run goes on, checkpoints and recorded
     steps from which the same call continues after an interruption. All processes of a run must share it.
     stop_after: the step at which to pause, recorded too; `folder` is left as by an interruption there
+    keep_state: leave what an interrupted run needs, for a caller that has more to write before the run is finished and
+    then calls `forget_state`;  say: is told which checkpoints could not be used
 
-    Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not the reference, and when
-    the loss divides log-ratios by the length of responses that are longer than one token.
+
+    Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not the reference, when
+    another process trains in `folder`, and when the loss divides log-ratios by the length of responses that are longer
+    than one token.
     """
-    model = loaded.model
-    loss = settings.loss
-    refuse_length_normalized(loss, features.train.single_token and features.heldout.single_token)
-    dtype = model.get_output_embeddings().weight.dtype
-    if settings.train == "head":
-        head = untie(model)
-        model.requires_grad_(False)
-        # A small step of the unembedding moves its entries, and logits, by less than float32 can hold.
-        head.to(torch.float64).weight.requires_grad_(True)
-    elif settings.train == "lora":
-        model = loaded.model = add_adapter(model, settings)
-    train_pairs, heldout_pairs = features.train.pairs, features.heldout.pairs
-    recorded = spread(train_pairs, settings.record_train)
-    rows = encoding.select(train_pairs).rows
+    folder, recipe = Path(folder), recipe.for_pairs(len(features.train.pairs))
+    recipe.check_trainable()
+    refuse_length_normalized(recipe.loss, features.train.single_token and features.heldout.single_token)
+    dtype = loaded.model.get_output_embeddings().weight.dtype
+    model = prepared(loaded, recipe)
+    recorded, state = features.train.pairs.spread(recipe.recorded_train), folder / STATE
+    rows = encoding.select(features.train.pairs).rows
     packed = packing_problem(model, rows) is None
-    evaluator = Evaluator(
-        (*encoding.select(recorded).rows, *encoding.select(heldout_pairs).rows),
-        packed,
-        frozen_backbone=settings.train == "head",
-    )
-    state = folder / "state"
-    identity = by_first(lambda: _same_run(state, settings, features))
+    followed = (*encoding.select(recorded).rows, *encoding.select(features.heldout.pairs).rows)
+    evaluator = Evaluator(followed, packed, frozen_backbone=recipe.train == "head")
+    identity = by_first(lambda: _same_run(state, recipe, features))
     loaded.hash = f"{loaded.hash}, trained in run {identity}"  # features cached for the old weights are not these
-    what = {"all": "all weights", "head": "the unembedding, backbone frozen", "lora": "a LoRA adapter"}[settings.train]
-    loss_type = loss if loss.parameters else settings.loss_type
-    recording = Recording(evaluator, state, recorded, heldout_pairs)
-    recorder = Recorder(recording, settings, features, stop_after)
-    batch_size = len(rows) if settings.optimizer == "gd" else settings.per_device_train_batch_size * processes()
+    recording = Recording(evaluator, state, recorded, features.heldout.pairs)
+    recorder = Recorder(recording, recipe, features, stop_after)
+    trainer = trainer_of(model, rows, features, recipe, state, packed)
+    for callback in [recorder, *([ProgressBar()] if progress else [])]:
+        trainer.add_callback(callback)
+    recorder.trainer = trainer
+    with claimed(folder):
+        carry_out(trainer, recording, stop_after or recipe.steps, say)
+    model.get_output_embeddings().to(dtype)
+    loss_type = recipe.loss if recipe.loss.parameters else recipe.loss_type
+    trajectory = recording.trajectory(recipe.beta, loss_type, f"training of {TRAINED[recipe.train]}")
+    finish(trainer, loaded, folder, save_model)
+    if not keep_state and trainer.state.global_step == recipe.steps:
+        forget_state(folder)
+    return trajectory
+
+
+def trainer_of(
+    model: Any, rows: Sequence[Encoded], features: Features, recipe: Recipe, state: Path, packed: bool
+) -> MarginTrainer:
+    """The trainer of a run, silent; `rows`: of the training pairs of `features`."""
+    batch_size = len(rows) if recipe.rule.whole_batch else recipe.per_device_train_batch_size * processes()
     trainer = MarginTrainer(
         model=model,
-        args=arguments(settings, state, batch_size, next(model.parameters()).device.type),
+        args=arguments(recipe, state, batch_size, next(model.parameters()).device.type),
         train_dataset=PairDataset(rows, features.train.reference_chosen, features.train.reference_rejected),
         data_collator=collate,
-        callbacks=[recorder, *([ProgressBar()] if progress else [])],
-        loss=loss,
-        beta=settings.beta,
+        recipe=recipe,
         packed=packed,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    recorder.trainer = trainer
-    checkpoint = by_first(lambda: _last_checkpoint(state))
-    if stop_after is None or checkpoint is None or _checkpoint_step(checkpoint) < stop_after:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    model.get_output_embeddings().to(dtype)
-    trajectory = recording.trajectory(settings.beta, loss_type, f"training of {what}")
-    weights = whole_weights(model) if save_model and processes() > 1 else None
+    return trainer
+
+
+def prepared(loaded: LoadedModel, recipe: Recipe) -> Any:
+    """The model with what is to be trained of it, and nothing else, trainable; `loaded` is changed in place."""
+    if recipe.train == "head":
+        head = untie(loaded.model)
+        loaded.model.requires_grad_(False)
+        # A small step of the unembedding moves its entries, and logits, by less than float32 can hold.
+        head.to(torch.float64).weight.requires_grad_(True)
+    elif recipe.train == "lora":
+        loaded.model = add_adapter(loaded.model, recipe)
+    return loaded.model
+
+
+def finish(trainer: MarginTrainer, loaded: LoadedModel, folder: Path, save_model: bool) -> None:
+    """Keep the log and the model of a run that has taken its last step, and nothing of the way there."""
+    weights = whole_weights(loaded.model) if save_model and processes() > 1 else None
     everyone(None)  # all have read what is removed now
-    if process() == 0 and trainer.state.global_step == settings.max_steps:
+    if process() == 0 and trainer.state.global_step == trainer.recipe.steps:
         write_jsonl(folder / "train_log.jsonl", [row for row in trainer.state.log_history if "loss" in row])
         if save_model:
-            model.save_pretrained(folder / "model", state_dict=weights)
+            loaded.model.save_pretrained(folder / "model", state_dict=weights)
             loaded.tokenizer.save_pretrained(folder / "model")
-        shutil.rmtree(state)
-    return trajectory
+
+
+def carry_out(trainer: MarginTrainer, recording: Recording, end: int, say: Callable[[str], None]) -> None:
+    """Train to step `end`, from the last checkpoint that is whole."""
+
+    def missing(step: int) -> Iterator[int]:
+        return recording.missing(each for each in trainer.recipe.recorded if each <= step)
+
+    checkpoint = by_first(lambda: last_checkpoint(recording.folder, missing, say))
+    step = 0 if checkpoint is None else step_of(checkpoint)
+    if checkpoint is not None and step >= trainer.recipe.steps and sharded():
+        # All steps were taken, and the weights lie in parts that only training puts together.
+        checkpoint, step = None, 0
+    if process() == 0:
+        recording.forget_after(-1 if checkpoint is None else step)
+    everyone(None)
+    if checkpoint is None or step < end:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    elif step >= trainer.recipe.steps:
+        # Stopped after its last step: one step more would be one too many.
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder`. Raises `InputError` where one is at work there."""
+    if process() != 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process trains in {folder}; wait for it, or give another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / LOCK).unlink(missing_ok=True)
+
+
+def forget_state(folder: Path) -> None:
+    """Remove what an interrupted run needs: the run in `folder` is finished."""
+    if process() == 0:
+        shutil.rmtree(folder / STATE, ignore_errors=True)
 
 
 def whole_weights(model: Any) -> dict[str, Any]:
@@ -125,30 +193,14 @@ def whole_weights(model: Any) -> dict[str, Any]:
     return {name: weight for name, weight in weights.items() if name in names}
 
 
-def spread(pairs: PairSet, count: int) -> PairSet:
-    """`count` of `pairs`, drawn evenly from every concept by a fixed seed; all when `count` is 0 or too large."""
-    if count <= 0 or count >= len(pairs):
-        return pairs
-    queues = []
-    for concept in pairs.concepts:
-        members = [pair.id for pair in pairs if pair.concept == concept]
-        random.Random(concept).shuffle(members)
-        queues.append(members)
-    ranked = [pair for rank in range(max(map(len, queues))) for queue in queues for pair in queue[rank : rank + 1]]
-    chosen = set(ranked[:count])
-    return PairSet(tuple(pair for pair in pairs if pair.id in chosen))
-
-
 class Recorder(TrainerCallback):
     """Records the pairs of `recording` at step 0, every `eval_steps` and the end. Pauses at `stop_after`."""
 
     trainer: Any
 
-    def __init__(
-        self, recording: Recording, settings: TrainingSettings, features: Features, stop_after: int | None
-    ) -> None:
+    def __init__(self, recording: Recording, recipe: Recipe, features: Features, stop_after: int | None) -> None:
         self.recording = recording
-        self.settings = settings
+        self.recipe = recipe
         self.features = features
         self.stop_after = stop_after
 
@@ -157,11 +209,16 @@ class Recorder(TrainerCallback):
             self._record(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        ends = (self.settings.max_steps, self.stop_after)
-        if state.global_step % self.settings.eval_steps == 0 or state.global_step in ends:
+        ends = (self.recipe.steps, self.stop_after)
+        if state.global_step % self.recipe.eval_steps == 0 or state.global_step in ends:
             self._record(state.global_step)
         if state.global_step == self.stop_after:
             control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        everyone(None)  # all have written their part
+        if process() == 0:
+            seal(self.recording.folder / f"checkpoint-{state.global_step}")
 
     def _record(self, step: int) -> None:
         chosen, rejected = self.recording.evaluate(self.trainer.model, step)
@@ -175,14 +232,14 @@ class Recorder(TrainerCallback):
 
     def _report(self) -> None:
         """Held-out metrics of the last recorded step, for the trackers of `report_to`."""
-        row = metric_rows(self.recording.trajectory(self.settings.beta, self.settings.loss, ""))[-1]
+        row = metric_rows(self.recording.trajectory(self.recipe.beta, self.recipe.loss, ""))[-1]
         wanted = self.trainer.control.should_log  # the trainer takes every log for its own of this step
         self.trainer.log({name: value for name, value in row.items() if name.startswith("eval_")})
         self.trainer.control.should_log = wanted
 
     def _check_reference(self, chosen: Tensor, rejected: Tensor) -> None:
         # Mixed precision rounds the pass at step 0, which the reference, extracted before, did not go through.
-        allowed = REFERENCE_TOLERANCE[torch.bfloat16 if self.settings.bf16 else self.trainer.model.dtype]
+        allowed = REFERENCE_TOLERANCE[torch.bfloat16 if self.recipe.bf16 else self.trainer.model.dtype]
         for name, now, before in (
             ("chosen", chosen, self._reference("reference_chosen")),
             ("rejected", rejected, self._reference("reference_rejected")),
@@ -220,34 +277,21 @@ class ProgressBar(TrainerCallback):
         self.bar.close()
 
 
-def _same_run(state: Path, settings: TrainingSettings, features: Features) -> str:
+def _same_run(state: Path, recipe: Recipe, features: Features) -> str:
     """Make `state` the folder of this very run: what another run left there is removed. Returns the run's identity."""
-    loss = settings.loss
+    loss = recipe.loss
     # A loss of one's own has no more than a name: what it does at some margins tells two of the same name apart.
     probe = loss.value(torch.linspace(-4.0, 4.0, 17, dtype=torch.float64)).tolist()
-    named = {**asdict(settings), "loss_type": loss.name, "loss": probe, "processes": processes()}
+    named = {**_named(recipe), "loss_type": loss.name, "loss": probe, "processes": processes()}
     identity = key_of([named, features.model_hash, *(_fingerprint(s) for s in (features.train, features.heldout))])
     claim(state, identity)
     return identity
 
 
+def _named(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's settings; an optimizer of one's own as what it says of itself."""
+    return {**asdict(recipe), "optimizer": repr(recipe.rule)}
+
+
 def _fingerprint(split: FeatureSet) -> Sequence[Any]:
     return [split.pairs.fingerprint, [list(ids) for ids in (*split.chosen_ids, *split.rejected_ids)]]
-
-
-def _checkpoint_step(folder: str) -> int:
-    return int(folder.rpartition("-")[2])
-
-
-def _last_checkpoint(state: Path) -> str | None:
-    """The newest checkpoint that was written whole (its last file, the trainer's state, can be read)."""
-    for folder in sorted(state.glob("checkpoint-*"), key=lambda path: -_checkpoint_step(path.name)):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-            for path in folder.glob("*.safetensors"):
-                load_file(path)
-        except (OSError, ValueError, SafetensorError):
-            shutil.rmtree(folder)
-            continue
-        return str(folder)
-    return None

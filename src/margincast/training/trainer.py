@@ -4,17 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from margincast.passes.response_pass import response_pass
 from margincast.passes.tokenize import Encoded
-from margincast.recipe.losses import Loss
+from margincast.recipe.recipe import Recipe
+from margincast.training.checkpoints import KEPT
+from margincast.training.step import decaying, rewards
+
+
+def arguments(recipe: Recipe, state: Path, batch_size: int, device: str) -> TrainingArguments:
+    """`recipe` as `MarginTrainer` takes it. batch_size: of all processes together; state: its folder."""
+    return TrainingArguments(
+        output_dir=str(state),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        max_steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.rule.decay,
+        lr_scheduler_type=recipe.lr_scheduler_type,
+        warmup_steps=recipe.warmup,
+        max_grad_norm=recipe.max_grad_norm,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        activation_checkpointing=recipe.gradient_checkpointing,
+        bf16=recipe.bf16,
+        report_to=recipe.report_to,
+        use_cpu=device == "cpu",
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=recipe.eval_steps,
+        save_total_limit=KEPT,
+        logging_steps=1,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,10 +89,9 @@ class MarginTrainer(Trainer):
     number of processes goes through the same batches in the same order, also the smaller last one of an epoch.
     """
 
-    def __init__(self, *, loss: Loss, beta: float, packed: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.loss = loss
-        self.beta = beta
+    def __init__(self, *, recipe: Recipe, packed: bool, **kwargs: Any) -> None:
+        super().__init__(optimizer_cls_and_kwargs=recipe.rule.torch_optimizer(), **kwargs)
+        self.recipe = recipe
         self.packed = packed
         self.model_accepts_loss_kwargs = False
         self._metrics: dict[str, list[float]] = {}
@@ -73,6 +104,9 @@ class MarginTrainer(Trainer):
             loader.batch_sampler.even_batches = False
         return loader
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        return decaying(model)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
@@ -83,25 +117,20 @@ class MarginTrainer(Trainer):
         weight = self.args.world_size / len(whole) if mine else 0.0
         mine = mine or [0]
         result = response_pass(model, [whole[index] for index in mine], self.packed)
-        references = inputs["ref_chosen_logps"][mine], inputs["ref_rejected_logps"][mine]
-        if self.state.global_step == 0:
-            # Before the first update the policy is the reference: from the same pass, so that margins are exactly 0.
-            references = result.chosen.detach(), result.rejected.detach()
-        if self.loss.reference_free:
-            references = torch.zeros_like(result.chosen), torch.zeros_like(result.rejected)
-        chosen = self.beta * (result.chosen - references[0])
-        rejected = self.beta * (result.rejected - references[1])
-        margins = chosen - rejected
+        reference = inputs["ref_chosen_logps"][mine], inputs["ref_rejected_logps"][mine]
+        first = self.state.global_step == 0
+        found = rewards(result, reference, self.recipe.loss, self.recipe.beta, first)
+        margins = found.margins
         for name, values in {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
+            "rewards/chosen": found.chosen,
+            "rewards/rejected": found.rejected,
             "rewards/margins": margins,
             "rewards/accuracies": (margins > 0).float(),
             "logps/chosen": result.chosen,
             "logps/rejected": result.rejected,
         }.items():
             self._metrics.setdefault(name, []).append(weight * float(values.detach().sum()))
-        return weight * self.loss.value(margins).sum()
+        return weight * self.recipe.loss.value(margins).sum()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:

@@ -19,8 +19,8 @@ from margincast.passes.evaluate import Evaluator
 from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import encode
 from margincast.recipe.losses import LOSS_PARAMETERS, Loss, get_loss
-from margincast.recipe.settings import TrainingSettings
-from margincast.records import PairSet
+from margincast.recipe.recipe import Recipe
+from margincast.records import Json, PairSet
 from margincast.runs.layout import SUMMARY
 from margincast.runs.save import data_summary, save_trajectory, trajectory_results, write_summary
 from margincast.runs.store import key_of
@@ -134,14 +134,14 @@ class MarginCallback(TrainerCallback):
         what, origin = trained_part(model)
         loss_type = self.loss if self.loss.parameters else self.loss.name
         trajectory = self.recording.trajectory(args.beta, loss_type, f"training of {origin} by TRL's DPOTrainer")
-        save_trajectory(self.out, trajectory)
+        rows = save_trajectory(self.out, trajectory)
         config = {**_settings(args), **self.loss.parameters, "loss_type": self.loss.name, "beta": args.beta}
         config |= {"train": what, "trainer": "TRL's DPOTrainer", "max_steps": state.max_steps, "eval_steps": self.every}
         write_summary(
             self.out,
             "train",
             config,
-            trajectory_results(trajectory, time.monotonic() - self.started),
+            trajectory_results(trajectory, rows, time.monotonic() - self.started),
             data=data_summary(
                 PairSet(self.train.pairs + self.heldout.pairs), self.train, self.heldout, "given to MarginCallback"
             ),
@@ -180,9 +180,9 @@ def trained_part(model: Any) -> tuple[str, str]:
     return ("part", "some of the weights") if frozen else ("all", "all weights")
 
 
-def _settings(args: Any) -> dict[str, Any]:
+def _settings(args: Any) -> Json:
     """The trainer's settings that `margincast train` has too, as JSON can hold them. Those of the loss are not here:
     a DPOConfig has all of them, whichever its loss takes."""
-    names = [field.name for field in fields(TrainingSettings) if field.name not in LOSS_PARAMETERS]
+    names = [field.name for field in fields(Recipe) if field.name not in LOSS_PARAMETERS]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return {name: value.value if isinstance(value, Enum) else value for name, value in given.items()}
