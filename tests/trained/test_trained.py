@@ -17,8 +17,8 @@ from margincast.frozen.engine.state import TokenSpace
 from margincast.passes.tokenize import encode
 from margincast.recipe.batches import batch_order
 from margincast.recipe.losses import get_loss
-from margincast.recipe.optimizers import AdamW
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.recipe import Recipe
 from margincast.records import Pair, PairSet
 from margincast.trained.amplitude import AmplitudeLaw
 from margincast.trained.answers import _extrapolate
@@ -27,9 +27,9 @@ from margincast.trained.growth import GrowthLaw
 from margincast.trained.laws import (
     Laws,
     PilotLaw,
+    PilotMargins,
     Plan,
     Responses,
-    Seen,
     ShapeLaw,
     effective_forecast,
     fitted,
@@ -40,7 +40,7 @@ from margincast.trained.laws import (
 from margincast.trained.noise import Noise, drawn_accuracies, drawn_runs, interval
 from margincast.trained.offset import OffsetLaw, kinds_of, offset_path, parted
 from margincast.trained.rehearsal import proportional_batches, rehearse, size_of
-from margincast.trained.rehearsed import RehearsalLaw, levelled
+from margincast.trained.rehearsal_law import RehearsalLaw, levelled
 from margincast.trained.shape import Spectrum, side_by_side, token_spectra
 from margincast.trained.time import UNIT, learning_rates, merged
 from margincast.training.run import train_model
@@ -122,7 +122,7 @@ def test_a_rehearsal_in_all_steps_is_the_run_itself(tmp_path: Path) -> None:
     loaded = tiny_loaded()
     encoding = encode(pairs, loaded.tokenizer, eos=False)
     features = features_of(loaded, encoding, train, heldout, cache_dir=tmp_path / "cache")
-    how = TrainingSettings(
+    how = Recipe(
         beta=0.1, learning_rate=1e-3, max_steps=4, per_device_train_batch_size=5, eval_steps=2,
         lr_scheduler_type="linear", max_grad_norm=0.5,
     )  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_rehearsal_in_all_steps_is_the_run_itself(tmp_path: Path) -> None:
 
 @given(batch=st.integers(1, 300), steps=st.integers(2, 300), share=st.floats(0.01, 1.0))
 def test_a_rehearsal_takes_its_share(batch: int, steps: int, share: float) -> None:
-    how = TrainingSettings(max_steps=steps, per_device_train_batch_size=batch)
+    how = Recipe(max_steps=steps, per_device_train_batch_size=batch)
     count, size = size_of(how, share)
     assert 2 <= count <= max(2, steps)
     assert size == batch or size >= 8
@@ -149,7 +149,7 @@ def test_a_rehearsal_takes_its_share(batch: int, steps: int, share: float) -> No
 
 @given(steps=st.integers(1, 30), total=st.integers(30, 60), name=st.sampled_from(["constant", "linear", "cosine"]))
 def test_merged_steps_go_as_far(steps: int, total: int, name: str) -> None:
-    rates = learning_rates(0.5, name, total)
+    rates = learning_rates(Recipe(learning_rate=0.5, lr_scheduler_type=name, max_steps=total))
     assert len(merged(rates, steps)) == steps
     assert sum(merged(rates, steps)) == pytest.approx(sum(rates))
 
@@ -332,7 +332,7 @@ def test_pairs_that_training_does_not_take_teach_nothing() -> None:
     hidden, layers = torch.randn(60, 8, generator=generator), torch.randn(60, 2, 8, generator=generator)
     chosen = torch.randint(2, (60,), generator=generator)
     features = make_features(torch.randn(2, 8, generator=generator), hidden, chosen, 1 - chosen, 20)
-    settings = TrainingSettings(train="all", beta=0.1, max_steps=5, per_device_train_batch_size=4, eval_steps=5)
+    settings = Recipe(train="all", beta=0.1, max_steps=5, per_device_train_batch_size=4, eval_steps=5)
     taken = plan_of(settings, 40).taken
     others = torch.tensor([row for row in range(40) if row not in taken.tolist()])
     assert len(taken) == len(others) == 20
@@ -377,7 +377,7 @@ def test_a_pilot_as_long_as_the_run_is_the_run() -> None:
     margins = 5.0 + torch.randn(20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     told = effective_forecast(
         token_spectra(train, heldout)[0], path, who, plan, replace(LAWS, rehearsal=None),
-        seen=Seen(margins, 10),
+        pilot_margins=PilotMargins(margins, 10),
     )  # fmt: skip
     assert error((told.rest + told.shift)[-1], margins) <= 1e-12
 

@@ -11,7 +11,7 @@ from scipy.optimize import curve_fit
 from torch import Tensor
 
 from margincast.intervals import Estimate
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features
 from margincast.trained.forecast import TrainedForecast, deep_spaces, plan_of, responses_of
 from margincast.trained.laws import fitted, frozen_shape
@@ -50,23 +50,23 @@ class Pairs:
     limit: float | None
 
 
-def more_pairs(features: Features, settings: TrainingSettings, forecast: TrainedForecast) -> Pairs | None:
+def more_pairs(features: Features, recipe: Recipe, forecast: TrainedForecast) -> Pairs | None:
     """What more pairs of this kind would give, by what fewer give. None where features alone cannot say, and where
     training takes more pairs than the frozen shape does.
 
     Concepts keep their shares. The subsets of a size are averaged over a few draws.
     """
-    taken = plan_of(settings, len(features.train.pairs)).taken
+    taken = plan_of(recipe, len(features.train.pairs)).taken
     if forecast.spectrum is None or len(taken) > LARGEST:
         return None
-    train, heldout = deep_spaces(features, settings.beta, taken)
+    train, heldout = deep_spaces(features, recipe.beta, taken)
     train, concepts = train.rows(taken), responses_of(features, features.train).concepts[taken]
-    who, laws = responses_of(features, features.heldout), fitted(rehearsed=False)
-    nats = float(forecast.heldout.margins[-1].double().mean()) / settings.beta
+    responses, laws = responses_of(features, features.heldout), fitted(rehearsed=False)
+    nats = float(forecast.heldout.margins[-1].double().mean()) / recipe.beta
     generator = torch.Generator().manual_seed(0)
 
     def accuracy(spectrum: Spectrum) -> float:
-        return float((frozen_shape(spectrum, who, laws.shape, max(nats, 0.1)) > 0).double().mean())
+        return float((frozen_shape(spectrum, responses, laws.shape, max(nats, 0.1)) > 0).double().mean())
 
     counts, found = [], []
     for share in SHARES:

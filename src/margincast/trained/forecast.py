@@ -16,17 +16,14 @@ from margincast.errors import InputError
 from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.intervals import Estimate
-from margincast.recipe.batches import batch_order
-from margincast.recipe.optimizers import AdamW
-from margincast.recipe.recipe import recorded_steps
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, PairSet, SplitTrajectory, Trajectory
 from margincast.runs.metrics import concept_rows
 from margincast.trained.laws import (
     Laws,
+    PilotMargins,
     Plan,
     Responses,
-    Seen,
     effective_forecast,
     fitted,
     shared_path,
@@ -76,12 +73,12 @@ class TrainedForecast(Trajectory):
 
 def forecast_trained(
     features: Features,
-    settings: TrainingSettings,
+    recipe: Recipe,
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
 ) -> TrainedForecast:
-    """What training by `settings` will do to margins, at step 0, every `eval_steps` and the last.
+    """What training by `recipe` will do to margins, at step 0, every `eval_steps` and the last.
 
     features: of the untrained model;  rehearsal: of this run (`rehearse`), None forecasts from features alone
     pilot: some first steps of this run as trained, its last recorded one at most the last of the run
@@ -89,103 +86,127 @@ def forecast_trained(
     Raises `InputError` for settings that a path length does not describe, for responses of several tokens without a
     rehearsal, and for a pilot of other pairs.
     """
-    check_settings(settings)
-    plan = plan_of(settings, len(features.train.pairs))
+    check_recipe(recipe)
+    recipe = recipe.for_pairs(len(features.train.pairs))
+    plan = plan_of(recipe, len(features.train.pairs))
     laws = fitted(rehearsal is not None)
-    who = responses_of(features, features.heldout)
-    spaces = token_spaces(features, settings.beta) if single_token(features) else None
+    responses = responses_of(features, features.heldout)
+    spaces = token_spaces(features, recipe.beta, torch.float64) if single_token(features) else None
     if spaces is None and rehearsal is None:
         raise InputError(
             "responses of several tokens cannot be forecast from features alone here; let the forecast rehearse "
             "(--pilot above 0)"
         )
-    told = None if rehearsal is None else rehearsal.heldout.double() / settings.beta
-    seen = None if pilot is None else seen_in(pilot, features, settings)
-    own = other = None
-    path = torch.zeros(len(plan.lengths), len(who.chosen), dtype=torch.float64)
+    rehearsed = None if rehearsal is None else rehearsal.heldout.double() / recipe.beta
+    pilot_margins = None if pilot is None else pilot_margins_in(pilot, features, recipe)
+    spectra: tuple[Spectrum, Spectrum] | None = None
+    path = torch.zeros(len(plan.lengths), len(responses.chosen), dtype=torch.float64)
     if spaces is not None:
-        deep = deep_spaces(features, settings.beta, plan.taken)
-        own, other = token_spectra(deep[0].rows(plan.taken), *deep)
-        path = shared_path(spaces[0], who, plan, laws.offset)
-    made = effective_forecast(other, path, who, plan, laws, told, seen)
-    noise = noise_of(laws, None if told is None else float(who.part(told).rest.mean()), seen, settings.max_steps)
-    steps = recorded_steps(settings.max_steps, settings.eval_steps)
-    at = torch.tensor(steps)
-    rest, shift, lengths = made.rest[at], made.shift[at], plan.lengths[at]
-    rows = concept_rows(features.heldout.pairs)
+        deep = deep_spaces(features, recipe.beta, plan.taken)
+        train_spectrum, heldout_spectrum = token_spectra(deep[0].rows(plan.taken), *deep)
+        spectra = train_spectrum, heldout_spectrum
+        path = shared_path(spaces[0], responses, plan, laws.offset)
+    heldout_shape = None if spectra is None else spectra[1]
+    effective = effective_forecast(heldout_shape, path, responses, plan, laws, rehearsed, pilot_margins)
+    reached = None if rehearsed is None else float(responses.part(rehearsed).rest.mean())
+    noise = noise_of(laws, reached, pilot_margins, recipe.steps)
+    at = torch.tensor(recipe.recorded)
+    rest, shift = effective.rest[at], effective.shift[at] + start_of(recipe, features.heldout)
+    drawn = intervals_of(features.heldout.pairs, rest, shift, plan.lengths[at], responses, noise, recipe.beta)
+    train = SplitTrajectory(PairSet(()), torch.zeros(len(at), 0, dtype=torch.float64))
+    if spaces is not None and spectra is not None:
+        train = train_split(features, spaces[0], spectra, plan, laws, effective.rest, recipe)
+    return TrainedForecast(
+        steps=recipe.recorded,
+        train=train,
+        heldout=SplitTrajectory(features.heldout.pairs, recipe.beta * (rest + shift)),
+        beta=recipe.beta,
+        loss_type=recipe.loss if recipe.loss.parameters else recipe.loss_type,
+        origin=origin_of(recipe, features, plan, rehearsal, pilot),
+        spectrum=heldout_shape,
+        length=sum(plan.learning_rates),
+        tested=tested_paths(plan.lora),
+        **vars(drawn),
+    )
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """What drawn runs say of a forecast; fields as in `TrainedForecast`."""
+
+    bands: Mapping[str, Band]
+    low: Tensor
+    high: Tensor
+    draws: Tensor
+    worst: Mapping[str, float]
+
+
+def intervals_of(
+    pairs: PairSet, rest: Tensor, shift: Tensor, lengths: Tensor, responses: Responses, noise: Noise, beta: float
+) -> Intervals:
+    """Runs that could come are drawn around the forecast, `noise` wide; of them medians, intervals and who is last.
+
+    rest, shift: (steps, pairs) parts of the margins over beta;  lengths: (steps,) path lengths
+    """
+    rows = concept_rows(pairs)
     sizes = torch.tensor([len(members) for members in rows.values()])
     accuracies = drawn_accuracies(learned(rest + shift, rows.values()), sizes, lengths / lengths[-1], noise)
     quantiles = torch.tensor([0.5 - LEVEL / 2, 0.5 + LEVEL / 2], dtype=torch.float64)
     bounds: list[Tensor] = []
-    groups = {**rows, "": list(range(len(who.chosen)))}
+    groups = {**rows, "": list(range(len(pairs)))}
     margins: dict[str, list[Estimate]] = {name: [] for name in groups}
-    for draws in drawn_runs(rest, shift, lengths, who.concepts, who.kinds, noise):
-        bounds.append(torch.quantile(settings.beta * draws, quantiles, dim=0))
+    for draws in drawn_runs(rest, shift, lengths, responses.concepts, responses.kinds, noise):
+        bounds.append(torch.quantile(beta * draws, quantiles, dim=0))
         for name, members in groups.items():
-            margins[name].append(interval(settings.beta * draws[:, members].mean(1)))
+            margins[name].append(interval(beta * draws[:, members].mean(1)))
     bands = {
         name: Band(tuple(map(interval, accuracies[..., place].T)), tuple(margins[name]))
         for place, name in enumerate(groups)
     }
     least = torch.nn.functional.one_hot(accuracies[:, -1, :-1].argmin(1), len(rows)).double().mean(0)
     low, high = torch.stack(bounds, dim=1)
-    return TrainedForecast(
-        steps=steps,
-        train=train_split(features, spaces, own, other, plan, laws, made.rest, settings.beta, at),
-        heldout=SplitTrajectory(features.heldout.pairs, settings.beta * (rest + shift)),
-        beta=settings.beta,
-        loss_type=settings.loss if settings.loss.parameters else settings.loss.name,
-        origin=origin_of(settings, features, plan, rehearsal, pilot),
-        bands=bands,
-        low=low,
-        high=high,
-        draws=accuracies[..., -1],
-        worst=dict(zip(rows, least.tolist(), strict=True)),
-        spectrum=other,
-        length=sum(plan.learning_rates),
-        tested=tested_paths(plan.lora),
-    )
+    return Intervals(bands, low, high, accuracies[..., -1], dict(zip(rows, least.tolist(), strict=True)))
 
 
-def noise_of(laws: Laws, reached: float | None, seen: Seen | None, max_steps: int) -> Noise:
+def noise_of(laws: Laws, reached: float | None, pilot_margins: PilotMargins | None, max_steps: int) -> Noise:
     """The noise of this forecast. reached: nats that the rehearsal reached"""
     noise, sizes = laws.noise, ("amplitude", "early", "concept")
     if reached is not None and laws.rehearsal is not None:
         noise = noise.times(laws.rehearsal.doubt(reached), *sizes)
-    if seen is not None:  # what the pilot has shown is not to be guessed
-        noise = noise.times(1.0 - seen.step / max_steps, *sizes, "accuracy", "accuracy_early")
+    if pilot_margins is not None:  # what the pilot has shown is not to be guessed
+        noise = noise.times(1.0 - pilot_margins.step / max_steps, *sizes, "accuracy", "accuracy_early")
     return noise
 
 
-def check_settings(settings: TrainingSettings) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Raises `InputError` for settings that a path length does not describe."""
-    if settings.train == "head":
-        raise InputError("with --train head the backbone is frozen: use --backbone frozen, which is exact")
-    if settings.optimizer not in ("adamw", "adam"):
+    if recipe.train == "head":
+        raise InputError("with train head the backbone is frozen, and the forecast exact: `forecast_frozen`")
+    if not recipe.rule.path_known:
         raise InputError(
-            f"forecasts of a trained backbone know adamw and adam, not {settings.optimizer}: how far a run gets is its "
+            f"forecasts of a trained backbone know adamw and adam, not {recipe.optimizer}: how far a run gets is its "
             "learning rate times its steps only where steps do not depend on the size of the gradient"
         )
 
 
-def plan_of(settings: TrainingSettings, pairs: int) -> Plan:
-    rates = learning_rates(
-        settings.learning_rate, settings.lr_scheduler_type, settings.max_steps, settings.warmup_steps
-    )
-    batches = batch_order(
-        pairs, settings.per_device_train_batch_size, settings.max_steps, settings.seed,
-        settings.gradient_accumulation_steps,
-    )  # fmt: skip
-    optimizer = AdamW(settings.learning_rate, settings.adam_beta1, settings.adam_beta2, settings.adam_epsilon)
-    return Plan(tuple(rates), tuple(batches), optimizer, settings.loss, settings.train == "lora")
+def plan_of(recipe: Recipe, pairs: int) -> Plan:
+    recipe = recipe.for_pairs(pairs)
+    rule, batches = recipe.rule.without_decay(), tuple(recipe.batches(pairs))
+    return Plan(tuple(learning_rates(recipe)), batches, rule, recipe.loss, recipe.train == "lora")
 
 
-def rescaled(rehearsal: Rehearsal, features: Features, old: TrainingSettings, new: TrainingSettings) -> Rehearsal:
+def start_of(recipe: Recipe, split: FeatureSet) -> Tensor:
+    """Where margins over beta start, (pairs,): at 0, or at the model's own log-ratios without a reference."""
+    ratios = (split.reference_chosen - split.reference_rejected).double()
+    return ratios if recipe.loss.reference_free else torch.zeros_like(ratios)
+
+
+def rescaled(rehearsal: Rehearsal, features: Features, old: Recipe, new: Recipe) -> Rehearsal:
     """The rehearsal of `old` as one of `new` is expected to be: the runs' ends differ as features alone have it."""
     laws = fitted(rehearsed=True)
     if laws.rehearsal is None or not single_token(features):
         raise InputError("settings can be compared for responses of one token")
-    law, plans = laws.rehearsal, [plan_of(settings, len(features.train.pairs)) for settings in (old, new)]
+    law, plans = laws.rehearsal, [plan_of(each, len(features.train.pairs)) for each in (old, new)]
     alone, beside = ([plan.amplitude(each) for plan in plans] for each in (laws.amplitude, law.amplitude))
     margins = rehearsal.heldout.double() / old.beta
     reached = max(float(responses_of(features, features.heldout).part(margins).rest.mean()), SMALL)
@@ -226,7 +247,7 @@ def responses_of(features: Features, split: FeatureSet) -> Responses:
     return Responses(chosen, rejected, concepts)
 
 
-def seen_in(pilot: Trajectory, features: Features, settings: TrainingSettings) -> Seen:
+def pilot_margins_in(pilot: Trajectory, features: Features, recipe: Recipe) -> PilotMargins:
     """The last recorded step of `pilot`. Raises `InputError` where it is of other pairs, or has not begun."""
     rows = {pair.id: row for row, pair in enumerate(pilot.heldout.pairs)}
     missing = [pair.id for pair in features.heldout.pairs if pair.id not in rows]
@@ -235,39 +256,41 @@ def seen_in(pilot: Trajectory, features: Features, settings: TrainingSettings) -
             f"the pilot did not record held-out pair {missing[0]} and {len(missing) - 1} more: give the run the same "
             "data, --holdout and --seed"
         )
-    steps = [step for step in pilot.steps if 0 < step <= settings.max_steps]
+    steps = [step for step in pilot.steps if 0 < step <= recipe.steps]
     if not steps:
         raise InputError("the pilot has no recorded step after step 0")
     order = [rows[pair.id] for pair in features.heldout.pairs]
     margins = pilot.heldout.margins[pilot.steps.index(steps[-1])][order]
-    return Seen(margins.double() / pilot.beta, steps[-1])
+    return PilotMargins(margins.double() / pilot.beta - start_of(recipe, features.heldout), steps[-1])
 
 
 def train_split(
-    features: Features, spaces: tuple[TokenSpace, TokenSpace] | None, own: Spectrum | None, other: Spectrum | None,
-    plan: Plan, laws: Laws, heldout: Tensor, beta: float, at: Tensor,
+    features: Features, train: TokenSpace, spectra: tuple[Spectrum, Spectrum], plan: Plan, laws: Laws,
+    heldout: Tensor, recipe: Recipe,
 ) -> SplitTrajectory:  # fmt: skip
-    """Training pairs, as large against held-out ones as the frozen shape has them. None are forecast without one."""
-    if spaces is None or own is None or other is None:
-        return SplitTrajectory(PairSet(()), torch.zeros(len(at), 0, dtype=torch.float64))
-    who = responses_of(features, features.train)
+    """Training pairs, as large against held-out ones as the frozen shape has them.
+
+    spectra: of training and of held-out pairs;  heldout: (steps + 1, pairs) forecast over beta without offsets
+    """
+    responses = responses_of(features, features.train)
     alpha, ridge = laws.shape.of(float(heldout[-1].mean())), laws.shape.ridge
-    size = responses_of(features, features.heldout).part(other.shape(alpha, ridge)).rest.mean().abs()
-    shape = who.part(own.shape(alpha, ridge)).rest / size
+    size = responses_of(features, features.heldout).part(spectra[1].shape(alpha, ridge)).rest.mean().abs()
+    shape = responses.part(spectra[0].shape(alpha, ridge)).rest / size
     x = plan.lengths / plan.lengths[-1]
-    path = shared_path(spaces[0], who, plan, laws.offset) * laws.offset.fading(x)[:, None]
+    path = shared_path(train, responses, plan, laws.offset) * laws.offset.fading(x)[:, None]
     margins = heldout.mean(1, keepdim=True) * shape + path
-    return SplitTrajectory(features.train.pairs, beta * margins[at])
+    margins = margins[torch.tensor(recipe.recorded)] + start_of(recipe, features.train)
+    return SplitTrajectory(features.train.pairs, recipe.beta * margins)
 
 
 def origin_of(
-    settings: TrainingSettings, features: Features, plan: Plan, rehearsal: Rehearsal | None, pilot: Trajectory | None
+    recipe: Recipe, features: Features, plan: Plan, rehearsal: Rehearsal | None, pilot: Trajectory | None
 ) -> str:
-    what = "a LoRA adapter" if settings.train == "lora" else "all weights"
+    what = "a LoRA adapter" if recipe.train == "lora" else "all weights"
     pairs, read = len(features.train.pairs), min(len(plan.taken), LARGEST)
     known = ["frozen features" + (f" of {read} of {pairs} training pairs" if read < pairs else "")]
     if rehearsal is not None:
         known.append(f"a rehearsal that saw {rehearsal.pairs} pairs")
     if pilot is not None:
-        known.append(f"a pilot of {max(step for step in pilot.steps if step <= settings.max_steps)} steps")
+        known.append(f"a pilot of {max(step for step in pilot.steps if step <= recipe.steps)} steps")
     return f"forecast of training {what}, from {', '.join(known[:-1]) + ' and ' if known[1:] else ''}{known[-1]}"

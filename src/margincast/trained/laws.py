@@ -23,12 +23,13 @@ from torch import Tensor
 from margincast.frozen.engine.state import TokenSpace
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
-from margincast.recipe.optimizers import AdamW
+from margincast.recipe.optimizer import Optimizer
+from margincast.records import Json
 from margincast.trained.amplitude import ALPHA, AmplitudeLaw, spread_of
 from margincast.trained.growth import GrowthLaw
 from margincast.trained.noise import Noise
 from margincast.trained.offset import Kind, OffsetLaw, Parts, kinds_of, offset_path, parted
-from margincast.trained.rehearsed import RehearsalLaw, levelled
+from margincast.trained.rehearsal_law import RehearsalLaw, levelled
 from margincast.trained.shape import Spectrum, unit
 from margincast.trained.time import ADAPTER_UNIT, UNIT
 
@@ -81,9 +82,9 @@ def tested_paths(lora: bool) -> tuple[float, float]:
     return low, high
 
 
-def _constants() -> dict[str, Any]:
+def _constants() -> Json:
     text = files("margincast.trained").joinpath("constants.json").read_text("utf-8")
-    values: dict[str, Any] = json.loads(text)
+    values: Json = json.loads(text)
     return values
 
 
@@ -93,11 +94,11 @@ def laws_from(values: Mapping[str, Any]) -> Laws:
         "offset": OffsetLaw, "amplitude": AmplitudeLaw, "growth": GrowthLaw, "shape": ShapeLaw, "pilot": PilotLaw,
         "noise": Noise,
     }  # fmt: skip
-    parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in kinds.items()}
-    told = values["rehearsal"]
-    if told is not None:
-        told = RehearsalLaw(**{**told, "amplitude": AmplitudeLaw(**told["amplitude"])})
-    return Laws(**parts, rehearsal=told)
+    parts: Json = {name: kind(**values[name]) for name, kind in kinds.items()}
+    rehearsal = values["rehearsal"]
+    if rehearsal is not None:
+        rehearsal = RehearsalLaw(**{**rehearsal, "amplitude": AmplitudeLaw(**rehearsal["amplitude"])})
+    return Laws(**parts, rehearsal=rehearsal)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Plan:
 
     learning_rates: Sequence[float]
     batches: Sequence[Batch]
-    optimizer: AdamW
+    optimizer: Optimizer
     loss: Loss
     lora: bool = False
 
@@ -150,7 +151,7 @@ class Responses:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PilotMargins:
     """What a pilot showed after `step` steps. margins: (pairs,) over beta"""
 
     margins: Tensor
@@ -168,72 +169,74 @@ class EffectiveForecast:
     shift: Tensor
 
 
-def shared_path(train: TokenSpace, who: Responses, plan: Plan, law: OffsetLaw) -> Tensor:
+def shared_path(train: TokenSpace, responses: Responses, plan: Plan, law: OffsetLaw) -> Tensor:
     """The shift that follows from the batch order, (steps + 1, pairs) in nats."""
     if plan.lora:  # an adapter begins at 0 and moves nothing at first; its offsets are not those of all weights
-        return torch.zeros(len(plan.lengths), len(who.chosen), dtype=torch.float64)
+        return torch.zeros(len(plan.lengths), len(responses.chosen), dtype=torch.float64)
     logits = offset_path(
         train.chosen, train.rejected, train.tokens, plan.batches, plan.learning_rates, plan.optimizer, plan.loss,
         train.beta, law,
     )  # fmt: skip
-    return logits[:, who.chosen] - logits[:, who.rejected]
+    return logits[:, responses.chosen] - logits[:, responses.rejected]
 
 
 def effective_forecast(
-    features: Spectrum | None, path: Tensor, who: Responses, plan: Plan, laws: Laws, told: Tensor | None = None,
-    seen: Seen | None = None,
+    features: Spectrum | None, path: Tensor, responses: Responses, plan: Plan, laws: Laws,
+    rehearsal_margins: Tensor | None = None, pilot_margins: PilotMargins | None = None,
 ) -> EffectiveForecast:  # fmt: skip
     """What `plan` will do to margins when every weight trains, at every step.
 
     features: of these pairs against the training pairs, None where there is only a rehearsal
     path: (steps + 1, pairs) shift that follows from the batch order
-    told: (pairs,) margins over beta at the end of a rehearsal;  seen: a pilot
+    rehearsal_margins: (pairs,) over beta, at the end of a rehearsal;  pilot_margins: of a pilot
     """
     x = plan.lengths / plan.lengths[-1]
     shift = path * laws.offset.fading(x)[:, None]
-    spread = shape_spread(features, who, laws.shape)
+    spread = shape_spread(features, responses, laws.shape)
     level: Tensor | None
-    if told is None or laws.rehearsal is None:
+    if rehearsal_margins is None or laws.rehearsal is None:
         if features is None:
             raise ValueError("a forecast needs features or a rehearsal")
         end = plan.amplitude(laws.amplitude, spread)
-        shape = level = frozen_shape(features, who, laws.shape, end)
+        shape = level = frozen_shape(features, responses, laws.shape, end)
     else:
-        law, parts = laws.rehearsal, who.part(told.double())
+        law, parts = laws.rehearsal, responses.part(rehearsal_margins.double())
         end = law.at(float(parts.rest.mean()), plan.amplitude(law.amplitude, spread))
         shape, level = unit(parts.rest), None
         if features is not None:
-            shape, level = law.mixed(parts.rest, frozen_shape(features, who, laws.shape, end), who.concepts)
-        shift = shift + x[:, None] * law.offsets(parts, None if features is None else who.concepts)
+            shape, level = law.mixed(parts.rest, frozen_shape(features, responses, laws.shape, end), responses.concepts)
+        shift = shift + x[:, None] * law.offsets(parts, None if features is None else responses.concepts)
     rest = end * shape
     if level is not None:
         # As many pairs learned as `level` has them, in the order that offsets make, and as large as before.
-        ends = levelled(rest + shift[-1], level, who.concepts)
+        ends = levelled(rest + shift[-1], level, responses.concepts)
         rest = ends * ((end + shift[-1].mean()) / ends.mean()).clamp(1.0 / LARGEST, LARGEST) - shift[-1]
-    made = EffectiveForecast(laws.growth.factors(x, end)[:, None] * rest, shift)
-    return made if seen is None else corrected(made, who, x, seen, laws.pilot)
+    effective = EffectiveForecast(laws.growth.factors(x, end)[:, None] * rest, shift)
+    return effective if pilot_margins is None else corrected(effective, responses, x, pilot_margins, laws.pilot)
 
 
-def frozen_shape(features: Spectrum, who: Responses, law: ShapeLaw, end: float) -> Tensor:
+def frozen_shape(features: Spectrum, responses: Responses, law: ShapeLaw, end: float) -> Tensor:
     """h of a run that ends at `end` nats, (pairs,) without offsets and with a mean of 1."""
-    return unit(who.part(features.shape(law.of(end), law.ridge)).rest)
+    return unit(responses.part(features.shape(law.of(end), law.ridge)).rest)
 
 
-def shape_spread(features: Spectrum | None, who: Responses, law: ShapeLaw) -> float:
+def shape_spread(features: Spectrum | None, responses: Responses, law: ShapeLaw) -> float:
     """sigma of `amplitude`; where there are no features, that of a shape that spreads as far as its mean is."""
-    return 1.0 if features is None else spread_of(unit(who.part(features.shape(ALPHA, law.ridge)).rest))
+    return 1.0 if features is None else spread_of(unit(responses.part(features.shape(ALPHA, law.ridge)).rest))
 
 
-def corrected(made: EffectiveForecast, who: Responses, x: Tensor, seen: Seen, law: PilotLaw) -> EffectiveForecast:
-    """`made` after a pilot: the gap between it and what the pilot saw counts by how much of the run the pilot was."""
-    part = float(x[seen.step] / x[-1])
-    parts = who.part(seen.margins.double())
-    expected, reached = float(made.rest[seen.step].mean()), float(parts.rest.mean())
+def corrected(
+    effective: EffectiveForecast, responses: Responses, x: Tensor, pilot_margins: PilotMargins, law: PilotLaw
+) -> EffectiveForecast:
+    """`effective` after a pilot: the gap between it and what the pilot showed counts by its part of the run."""
+    part = float(x[pilot_margins.step] / x[-1])
+    parts = responses.part(pilot_margins.margins.double())
+    expected, reached = float(effective.rest[pilot_margins.step].mean()), float(parts.rest.mean())
     factor = (max(reached, 0.05) / max(expected, 0.05)) ** (part**law.amplitude)
-    shapes = unit(made.rest[-1]), unit(parts.rest)
+    shapes = unit(effective.rest[-1]), unit(parts.rest)
     shape = shapes[0] + part**law.shape * (shapes[1] - shapes[0])
-    rest = factor * made.rest.mean(1, keepdim=True) * shape
+    rest = factor * effective.rest.mean(1, keepdim=True) * shape
     # Offsets wander: a gap stays as long as the pilot was, and is forgotten later.
     kept = (part / x.clamp_min(part)) ** law.offset
-    gap = parts.shift - made.shift[seen.step]
-    return EffectiveForecast(rest, made.shift + (kept * (x > 0))[:, None] * gap)
+    gap = parts.shift - effective.shift[pilot_margins.step]
+    return EffectiveForecast(rest, effective.shift + (kept * (x > 0))[:, None] * gap)

@@ -96,18 +96,18 @@ def interval(draws: Tensor) -> Estimate:
     return Estimate(value, low, high)
 
 
-def drawn_accuracies(told: Tensor, sizes: Tensor, x: Tensor, noise: Noise, seed: int = 0) -> Tensor:
+def drawn_accuracies(forecast_shares: Tensor, sizes: Tensor, x: Tensor, noise: Noise, seed: int = 0) -> Tensor:
     """Accuracies of `DRAWS` runs around those of a forecast, (draws, steps, concepts + 1); of all pairs last.
 
-    told: (steps, concepts) shares of pairs with a positive margin;  sizes: (concepts,) pairs of each
+    forecast_shares: (steps, concepts) shares of pairs with a positive margin;  sizes: (concepts,) pairs of each
     x: (steps,) parts of the path that are behind; at 0 nothing is learned, and nothing unknown
     """
     generator = torch.Generator().manual_seed(seed)
-    count = told.shape[1]
+    count = forecast_shares.shape[1]
     of_run, own = (torch.randn(DRAWS, n, generator=generator, dtype=torch.float64) for n in (1, count))
     missed = math.sqrt(noise.common) * of_run + math.sqrt(1.0 - noise.common) * own
     size = (noise.accuracy + noise.accuracy_early * (1.0 - x.double())) * (x > 0)
-    drawn = told.double() + size[:, None] * spread_of(told.double()) * missed[:, None, :]
+    drawn = forecast_shares.double() + size[:, None] * spread_of(forecast_shares.double()) * missed[:, None, :]
     drawn = drawn.clamp(0.0, 1.0)
     every = drawn @ (sizes.double() / sizes.sum())
     return torch.cat([drawn, every[..., None]], dim=-1)

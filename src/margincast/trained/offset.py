@@ -21,7 +21,7 @@ from torch import Tensor
 
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
-from margincast.recipe.optimizers import AdamW
+from margincast.recipe.optimizer import Optimizer
 from margincast.trained.time import UNIT
 
 
@@ -46,7 +46,7 @@ def offset_path(
     tokens: int,
     batches: Iterable[Batch],
     learning_rates: Sequence[float],
-    optimizer: AdamW,
+    optimizer: Optimizer,
     loss: Loss,
     beta: float,
     law: OffsetLaw,

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,11 +22,12 @@ from margincast.errors import InputError, StatedFailure
 from margincast.models.adapter import add_adapter
 from margincast.models.load import LoadedModel
 from margincast.passes.evaluate import Evaluator
-from margincast.passes.response_pass import packing_problem, response_pass
+from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoding
-from margincast.recipe.settings import TrainingSettings
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet
 from margincast.trained.time import learning_rates, merged
+from margincast.training.step import take_step, torch_optimizer
 
 PARTS, FEWEST = 4, 8  # a batch of training becomes up to 4 batches of rehearsal, of no fewer than 8 pairs
 
@@ -42,69 +43,70 @@ class Rehearsal:
     pairs: int
 
 
-def size_of(settings: TrainingSettings, share: float) -> tuple[int, int]:
+def size_of(recipe: Recipe, share: float) -> tuple[int, int]:
     """(steps, pairs of a batch) of a rehearsal that takes `share` of the pairs that training takes."""
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    batch = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     parts = max(1, min(PARTS, batch // FEWEST))
-    return max(2, min(round(share * settings.max_steps) * parts, settings.max_steps)), batch // parts
+    return max(2, min(round(share * recipe.steps) * parts, recipe.steps)), batch // parts
 
 
 def rehearse(
     loaded: LoadedModel,
     encoding: Encoding,
     features: Features,
-    settings: TrainingSettings,
+    recipe: Recipe,
     steps: int,
     batch_size: int,
     *,
     seed: int = 0,
     progress: bool = False,
 ) -> Rehearsal:
-    """Rehearse the run of `settings` in `steps` steps of `batch_size` pairs. `loaded` is left as it is.
+    """Rehearse the run of `recipe` in `steps` steps of `batch_size` pairs. `loaded` is left as it is.
 
     Raises `InputError` for settings that a path length does not describe, `StatedFailure` when the rehearsal diverges.
     """
-    if settings.optimizer not in ("adamw", "adam") or settings.train == "head":
+    recipe = recipe.for_pairs(len(features.train.pairs))
+    if not recipe.rule.path_known or recipe.train == "head":
         raise InputError("a rehearsal is of all weights or an adapter trained by adamw or adam")
     if steps < 2:
         raise InputError(f"a rehearsal takes at least 2 steps, got {steps}")
-    network = copy.deepcopy(loaded.model)
-    if settings.train == "lora":
-        network = add_adapter(network, settings)
-    rows, heldout = encoding.select(features.train.pairs).rows, encoding.select(features.heldout.pairs).rows
-    packed = packing_problem(network, rows) is None
-    evaluator = Evaluator(heldout, packed, frozen_backbone=False)
-    reference = (features.train.reference_chosen - features.train.reference_rejected).float()
     batches = proportional_batches(features.train, batch_size, steps, seed)
-    rates = merged(
-        learning_rates(settings.learning_rate, settings.lr_scheduler_type, settings.max_steps, settings.warmup_steps),
-        steps,
+    chosen, rejected = rehearsed_logps(
+        loaded, encoding, features, recipe, batches, merged(learning_rates(recipe), steps), progress
     )
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        weights,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    for batch, rate in tqdm(zip(batches, rates, strict=True), "rehearse", steps, disable=not progress):
-        network.train()
-        with torch.autocast(network.device.type, torch.bfloat16, enabled=settings.bf16):
-            result = response_pass(network, [rows[index] for index in batch], packed)
-            margin = settings.beta * (result.chosen - result.rejected - reference[batch].to(result.chosen.device))
-            loss = settings.loss.value(margin).mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
-    chosen, rejected = evaluator(network)
     before = features.heldout.reference_chosen - features.heldout.reference_rejected
-    margins = settings.beta * (chosen - rejected - before.double())
+    margins = recipe.beta * (chosen - rejected - before.double())
     if not bool(margins.isfinite().all()):
         raise StatedFailure("the rehearsal diverged: its steps are longer than training's; rehearse in more steps")
     return Rehearsal(margins, len({row for batch in batches for row in batch}))
+
+
+def rehearsed_logps(
+    loaded: LoadedModel,
+    encoding: Encoding,
+    features: Features,
+    recipe: Recipe,
+    batches: Sequence[Sequence[int]],
+    learning_rates: Sequence[float],
+    progress: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Held-out log-probabilities (chosen, rejected), (pairs,) each, after a step on each of `batches`, which are rows
+    of the training pairs, with its learning rate."""
+    model = copy.deepcopy(loaded.model)
+    if recipe.train == "lora":
+        model = add_adapter(model, recipe)
+    rows, heldout = encoding.select(features.train.pairs).rows, encoding.select(features.heldout.pairs).rows
+    packed = packing_problem(model, rows) is None
+    evaluator = Evaluator(heldout, packed, frozen_backbone=False)
+    optimizer = torch_optimizer(model, recipe.rule)
+    reference = features.train.reference_chosen.float(), features.train.reference_rejected.float()
+    steps = tqdm(zip(batches, learning_rates, strict=True), "rehearse", len(batches), disable=not progress)
+    for number, (batch, rate) in enumerate(steps):
+        index = list(batch)
+        here = [(reference[0][index], reference[1][index])]
+        pairs = [[rows[row] for row in index]]
+        take_step(model, optimizer, pairs, here, recipe, rate, first=number == 0, packed=packed)
+    return evaluator(model)
 
 
 def proportional_batches(train: FeatureSet, size: int, steps: int, seed: int) -> list[list[int]]:

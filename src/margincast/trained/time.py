@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from margincast.recipe.schedule import schedule
+from margincast.recipe.recipe import Recipe
 
 UNIT = 1e-5  # learning rate in whose steps path lengths are given: numbers of the size of a run's steps
 ADAPTER_UNIT = 2e-4  # the same for LoRA, whose learning rates are about twenty times as large
 
 
-def learning_rates(learning_rate: float, scheduler: str, steps: int, warmup_steps: int = 0) -> list[float]:
-    """The learning rate of each of `steps` steps. Raises `InputError` for an unknown scheduler."""
-    factor = schedule(scheduler, steps, warmup_steps)
-    return [learning_rate * factor(done) for done in range(steps)]
+def learning_rates(recipe: Recipe) -> list[float]:
+    """The learning rate of each step."""
+    return [recipe.learning_rate * recipe.factor(done) for done in range(recipe.steps)]
 
 
 def merged(rates: Sequence[float], steps: int) -> list[float]:

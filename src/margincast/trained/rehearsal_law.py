@@ -51,9 +51,9 @@ class RehearsalLaw:
         """A run's shape, from the frozen one and from margins over beta of its rehearsal without offsets, weighed
         twice: for the order of pairs, and for how many are learned. (pairs,) with a mean of 1 each."""
         order, level = (trusted(rehearsed, concepts, nats) for nats in (self.order, self.level))
-        told = unit(rehearsed)
+        rehearsal_margins = unit(rehearsed)
         ordered = order * rehearsed / spread(rehearsed) + (1.0 - order) * frozen / spread(frozen)
-        return unit(ordered), unit(level * told + (1.0 - level) * frozen)
+        return unit(ordered), unit(level * rehearsal_margins + (1.0 - level) * frozen)
 
     def offsets(self, parts: Parts, concepts: Tensor | None) -> Tensor:
         """What the run's end has of the offsets of a rehearsal, (pairs,). concepts: None where it is all there is
