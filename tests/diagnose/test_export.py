@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from margincast.diagnose import Suspects, apply_changes, plan_changes, write_cleaned
-from margincast.diagnose.suspects import KINDS
+from margincast.diagnose.kinds import kinds
 from margincast.errors import InputError
 from tests.problems import make_pairs
 
@@ -18,7 +18,7 @@ def suspects(**scores: dict[int, float]) -> Suspects:
     rows: list[dict[str, Any]] = []
     for k, pair in enumerate(pairs):
         row: dict[str, Any] = {"id": pair.id, "source": pair.source, "line": pair.line}
-        for kind in KINDS:
+        for kind in kinds():
             row[f"{kind}_score"] = scores.get(kind, {}).get(k, 0.0)
             row[f"is_{kind}_issue"] = row[f"{kind}_score"] > 0.5
         row |= {"duplicate_of": f"p{k ^ 1}", "conflict_of": f"p{k ^ 1}"}

@@ -6,8 +6,9 @@ import torch
 from margincast.diagnose import interaction
 from margincast.frozen.attribution.contributions import attribute
 from margincast.frozen.engine.spaces import token_spaces
-from margincast.recipe.optimizers import SGD
+from margincast.recipe.optimizers.sgd import SGD
 from tests.problems import make_features
+from tests.recipes import head_recipe
 
 
 def test_cells_are_sums_of_contributions() -> None:
@@ -17,7 +18,7 @@ def test_cells_are_sums_of_contributions() -> None:
     unembedding = torch.randn(7, 5, generator=generator).double()
     features = make_features(unembedding, hidden, chosen, (chosen + 1) % 4, heldout=8)
     settings = {"beta": 0.5, "optimizer": SGD(0.1), "steps": 6, "batch_size": 4}
-    found = attribute(features, at=(3, 6), **settings)
+    found = attribute(features, head_recipe(**settings), at=(3, 6))
     matrix = interaction(features, found.values(), 0.5)
     assert matrix.steps == (3, 6)
     train, heldout = features.train, features.heldout

@@ -8,10 +8,11 @@ from sklearn.metrics import roc_auc_score
 
 from margincast.diagnose.calibrate import fit_noise
 from margincast.diagnose.kernel import pair_points
+from margincast.diagnose.kinds import kinds
 from margincast.diagnose.learning import harm
 from margincast.diagnose.leave_one_out import spectrum_of
 from margincast.diagnose.mislabel import mislabelled_in
-from margincast.diagnose.suspects import KINDS, Suspects, find_issues
+from margincast.diagnose.suspects import Suspects, find_issues
 from margincast.diagnose.treatment import treatment
 from margincast.errors import InputError
 from tests.diagnose.helpers import made, two_concepts
@@ -36,7 +37,7 @@ def test_scores_are_in_the_unit_interval_and_rows_say_where(found: tuple[Suspect
     suspects, _ = found
     for line, row in enumerate(suspects.issues, start=1):
         assert (row["id"], row["source"], row["line"]) == (f"p{line - 1}", "made.jsonl", line)
-        for kind in KINDS:
+        for kind in kinds():
             assert 0.0 <= row[f"{kind}_score"] <= 1.0
             assert isinstance(row[f"is_{kind}_issue"], bool)
 

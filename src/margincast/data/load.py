@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from margincast.data.readers import Row, Source, shorten
-from margincast.data.shapes import RowError, check_string, read_texts
+from margincast.data.shapes import read_texts
 from margincast.data.sources import find_sources
+from margincast.data.texts import RowError, check_string
 from margincast.errors import InputError
 from margincast.records import Pair, PairSet, Text
 
 
 def load_pairs(
-    data: str,
+    data: str | Path,
     *,
-    persona_dir: Path | None = None,
+    persona_dir: str | Path | None = None,
     concept_column: str | None = None,
     on_bad_row: Literal["fail", "skip"] = "fail",
     revision: str | None = None,
@@ -42,7 +43,8 @@ def load_pairs(
     pairs: list[Pair] = []
     bad: list[str] = []
     columns_found: dict[str, None] = {}
-    for source in find_sources(data, persona_dir, revision):
+    personas = None if persona_dir is None else Path(persona_dir)
+    for source in find_sources(str(data), personas, revision):
         line = 0
         for row in source.rows():
             line = row.line

@@ -2,12 +2,14 @@
 
 from margincast.diagnose.export import Change, apply_changes, plan_changes, write_cleaned, write_pairs
 from margincast.diagnose.interaction import Interaction, interaction
-from margincast.diagnose.suspects import KINDS, Suspects, find_issues
+from margincast.diagnose.kinds import KINDS, SuspectKind
+from margincast.diagnose.suspects import Suspects, find_issues
 
 __all__ = [
     "KINDS",
     "Change",
     "Interaction",
+    "SuspectKind",
     "Suspects",
     "apply_changes",
     "find_issues",

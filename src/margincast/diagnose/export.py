@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from margincast.diagnose.suspects import KINDS, MEANINGS, Suspects
+from margincast.diagnose.kinds import kinds as known_kinds
+from margincast.diagnose.suspects import Suspects
 from margincast.errors import InputError
 from margincast.records import Pair
 from margincast.runs.store import write_jsonl
 
 ACTIONS = ("drop", "flip", "weight")
-FLIPPED = ("mislabel", "conflict")  # issues that exchanging chosen and rejected can mend
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def plan_changes(
     """
     if action not in ACTIONS:
         raise InputError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
-    wrong = [kind for kind in kinds if kind not in KINDS]
+    wrong = [kind for kind in kinds if kind not in known_kinds()]
     if wrong or not kinds:
-        raise InputError(f"issues are {', '.join(KINDS)}, got {', '.join(wrong) or 'none'}")
-    unmended = [kind for kind in kinds if kind not in FLIPPED]
+        raise InputError(f"issues are {', '.join(known_kinds())}, got {', '.join(wrong) or 'none'}")
+    unmended = [kind for kind in kinds if not known_kinds()[kind].flippable]
     if action == "flip" and unmended:
         raise InputError(f"exchanging the responses does not mend {', '.join(unmended)}; drop or weight these")
     if share is not None and (threshold is not None or len(kinds) != 1):
@@ -80,11 +80,12 @@ def apply_changes(pairs: Sequence[Pair], changes: Sequence[Change]) -> tuple[lis
     return left, weights
 
 
-def write_cleaned(path: Path, pairs: Sequence[Pair], heldout: Sequence[Pair], changes: Sequence[Change]) -> None:
+def write_cleaned(path: str | Path, pairs: Sequence[Pair], heldout: Sequence[Pair], changes: Sequence[Change]) -> None:
     """Write the cleaned training `pairs` to `path`, and beside it what was changed and the untouched held-out pairs.
 
     `NAME.jsonl` is for TRL, `NAME.heldout.jsonl` for judging what it trains, `NAME.changes.jsonl` for people.
     """
+    path = Path(path)
     left, weights = apply_changes(pairs, changes)
     weighted = any(change.action == "weight" for change in changes)
     write_pairs(path, left, weights if weighted else None)
@@ -92,7 +93,7 @@ def write_cleaned(path: Path, pairs: Sequence[Pair], heldout: Sequence[Pair], ch
     write_jsonl(path.with_suffix(".changes.jsonl"), [asdict(change) for change in changes])
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair], weights: Sequence[float] | None = None) -> None:
+def write_pairs(path: str | Path, pairs: Sequence[Pair], weights: Sequence[float] | None = None) -> None:
     """Write `pairs` for TRL, in their order, with a column `weight` where `weights` are given."""
     from margincast.runs.save import pair_row
 
@@ -102,7 +103,7 @@ def write_pairs(path: Path, pairs: Sequence[Pair], weights: Sequence[float] | No
     ]
     if weights is not None:
         rows = [{**row, "weight": weight} for row, weight in zip(rows, weights, strict=True)]
-    write_jsonl(path, rows)
+    write_jsonl(Path(path), rows)
 
 
 def _chosen(suspects: Suspects, kind: str, threshold: float | None, share: float | None) -> list[Mapping[str, Any]]:
@@ -144,6 +145,6 @@ def _change(row: Mapping[str, Any], kind: str, action: str) -> Change:
         issue=kind,
         score=score,
         weight={"drop": 0.0, "flip": 1.0, "weight": 1.0 - score}[action],
-        reason=f"{kind} {score:.3f}: {MEANINGS[kind]}{about}",
+        reason=f"{kind} {score:.3f}: {known_kinds()[kind].meaning}{about}",
         partner=partner,
     )

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from margincast.frozen.attribution.contributions import Attribution
 from margincast.frozen.engine.spaces import token_spaces
-from margincast.records import Features
+from margincast.records import Features, Json
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Interaction:
     raw: Tensor
     without_shared: Tensor
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Json:
         return {
             "steps": list(self.steps),
             "trained": list(self.trained),

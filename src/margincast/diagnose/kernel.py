@@ -2,9 +2,9 @@
 
     K_ij = (delta_i^T delta_j) k(ghat_i, ghat_j) (1 + b [same concept]) / (2 (1 + b))
 
-(science.md, Eq. 8) with k(x, y) = x^T y, or exp(-|x - y|^2 / (2 w^2)) of width w, which lets the boundary between
-preferred responses bend. b joins a shared model of all concepts (b = 0) to one model for each (b large). A constant
-beside k gives every pair of response tokens an offset of its own, shared by a concept.
+the kernel C of the pairs (Eq. 10) with k(x, y) = x^T y, or exp(-|x - y|^2 / (2 w^2)) of width w, which lets the
+boundary between preferred responses bend. b joins a shared model of all concepts (b = 0) to one model for each (b
+large). A constant beside k gives every pair of response tokens an offset of its own, shared by a concept.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from margincast.records import PairSet, Text
 
 BLOCK = 1024
 
+SAME_WORDS = 0.3  # share of words that rewordings have in common
+
 
 @dataclass(frozen=True)
 class Neighbours:

@@ -11,68 +11,61 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from margincast.diagnose.kernel import KernelSettings, pair_points
-from margincast.diagnose.learning import harm, unlearnable
+from margincast.diagnose.kinds import Evidence, Scores, kinds
 from margincast.diagnose.mislabel import mislabelled
-from margincast.diagnose.neighbours import Neighbours, conflicts, duplicates
 from margincast.diagnose.treatment import treatment
 from margincast.errors import InputError
-from margincast.records import FeatureSet, PairSet
+from margincast.frozen.forecast import Forecast
+from margincast.records import Features, FeatureSet, Json, PairSet, Shown
 from margincast.runs.store import plain, write_json, write_text
 
-KINDS = ("mislabel", "duplicate", "conflict", "unlearnable", "harm")
-MEANINGS = {
-    "mislabel": "probability that chosen and rejected are exchanged, foreseen from all other pairs",
-    "duplicate": "cosine to the nearest pair of the same preference; 1: the same prompt",
-    "conflict": "cosine to the nearest pair of the opposite preference; 1: the same prompt",
-    "unlearnable": "share of the run during which the pair is not learned though it is trained on",
-    "harm": "share of the pair's push on its own concept's other pairs that is downward",
-}
-# More likely wrong than right; as close as rewordings were on persona statements, with a third of their words the
-# same; never learned by the time at which generalisation is best; pushes its own concept down more than up, and further
-# from half than chance would by DEVIATIONS.
-THRESHOLDS = {"mislabel": 0.5, "duplicate": 0.9, "conflict": 0.9, "unlearnable": 1.0, "harm": 0.5}
-SAME_WORDS, DEVIATIONS = 0.3, 2.0
 ISSUES, SETTINGS = "issues.jsonl", "suspects.json"
 
 
-@dataclass(frozen=True)
-class Suspects:
+@dataclass(frozen=True, repr=False)
+class Suspects(Shown):
     """Scores of training pairs. `issues`: one row per pair, in their order, as `issues.jsonl` holds them.
 
     settings: what the scores were computed with; `noise_rate` per concept is the estimated share of wrong labels
     """
 
+    presenter: ClassVar[str] = "suspects"
+
     pairs: PairSet
     issues: tuple[Mapping[str, Any], ...]
     settings: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
+        return f"Suspects(of {len(self.pairs)} pairs: {counts})"
+
     def worst(self, kind: str, count: int = 10) -> list[Mapping[str, Any]]:
-        """The `count` rows with the largest scores of `kind`, one of `KINDS`, largest first."""
-        if kind not in KINDS:
-            raise InputError(f"there is no issue {kind!r}; use one of {', '.join(KINDS)}")
+        """The `count` rows with the largest scores of `kind`, one of `kinds()`, largest first."""
+        if kind not in kinds():
+            raise InputError(f"there is no issue {kind!r}; use one of {', '.join(kinds())}")
         return sorted(self.issues, key=lambda row: -row[f"{kind}_score"])[:count]
 
     def counts(self) -> dict[str, int]:
         """How many pairs are flagged, by kind."""
-        return {kind: sum(row[f"is_{kind}_issue"] for row in self.issues) for kind in KINDS}
+        return {kind: sum(row[f"is_{kind}_issue"] for row in self.issues) for kind in kinds()}
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """Counts, worst examples with their texts, and settings, for JSON and for pages."""
         texts = {pair.id: pair for pair in self.pairs}
         worst = {
             kind: [{**row, **_texts(texts, row, kind)} for row in self.worst(kind) if row[f"{kind}_score"] > 0]
-            for kind in KINDS
+            for kind in kinds()
         }
         return {
             "pairs": len(self.issues),
             "counts": self.counts(),
-            "meanings": MEANINGS,
-            "thresholds": THRESHOLDS,
+            "meanings": {name: kind.meaning for name, kind in kinds().items()},
+            "thresholds": {name: kind.threshold for name, kind in kinds().items()},
             "worst": worst,
             "settings": dict(self.settings),
         }
@@ -81,8 +74,8 @@ class Suspects:
         """The worst examples of every kind, as text."""
         lines = []
         summary = self.summary()
-        for kind in KINDS:
-            lines.append(f"{kind}: {summary['counts'][kind]} of {len(self.issues)} pairs. Score: {MEANINGS[kind]}.")
+        for kind, known in kinds().items():
+            lines.append(f"{kind}: {summary['counts'][kind]} of {len(self.issues)} pairs. Score: {known.meaning}.")
             for row in summary["worst"][kind][:count]:
                 mark = "*" if row[f"is_{kind}_issue"] else " "
                 beside = f" | {row['partner_id']}: {row['partner_text']}" if row.get("partner_id") else ""
@@ -126,12 +119,19 @@ def write_issues(path: Path, suspects: Suspects) -> None:
     write_text(path, "".join(line + "\n" for line in lines))
 
 
-def find_issues(train: FeatureSet, *, settings: KernelSettings | None = None, seed: int = 0) -> Suspects:
-    """Score every training pair. settings: of the kernel; None chooses them by leave-one-out loss.
+def find_issues(
+    features: Features | FeatureSet | Forecast, *, settings: KernelSettings | None = None, seed: int = 0
+) -> Suspects:
+    """Score every training pair of `features` or of an exact forecast, or every pair of one split.
+
+    settings: of the kernel; None chooses them by leave-one-out loss
 
     Time: the cube of the pairs up to 4,096 of them, then proportional. Raises `InputError` for responses of more than
     one token, whose pairs `diagnose.mislabel.mislabelled_in` takes with a kernel of their own, and below three pairs.
     """
+    if isinstance(features, Forecast):
+        features = features.features
+    train = features.train if isinstance(features, Features) else features
     if not train.single_token:
         raise InputError(
             "a response has more than one token, and suspects are found among single-token responses; "
@@ -144,14 +144,7 @@ def find_issues(train: FeatureSet, *, settings: KernelSettings | None = None, se
     concepts = train.pairs.concepts
     points = pair_points(train, treatment(train.hidden)(train.hidden), concepts)
     found = mislabelled(points, settings, seed)
-    near = {"duplicate": duplicates(points, train.pairs), "conflict": conflicts(points, train.pairs)}
-    downward, chance = harm(points)
-    scores: dict[str, Tensor] = {
-        "mislabel": found.probability,
-        **{kind: neighbours.score for kind, neighbours in near.items()},
-        "unlearnable": unlearnable(found.spectrum, found.ridge),
-        "harm": downward,
-    }
+    scores = {name: kind.score(Evidence(train, points, found)) for name, kind in kinds().items()}
     kernel = found.kernel or KernelSettings()
     used = {
         "kernel_width": kernel.width,
@@ -160,36 +153,30 @@ def find_issues(train: FeatureSet, *, settings: KernelSettings | None = None, se
         "noise_rate": dict(zip(concepts, found.noise.rate.tolist(), strict=True)),
         "margin_slope": dict(zip(concepts, found.noise.slope.tolist(), strict=True)),
     }
-    return Suspects(train.pairs, tuple(_rows(train.pairs, scores, found.margins, near, chance)), used)
+    return Suspects(train.pairs, tuple(_rows(train.pairs, scores, found.margins)), used)
 
 
-def _rows(
-    pairs: PairSet, scores: Mapping[str, Tensor], margins: Tensor, near: Mapping[str, Neighbours], chance: Tensor
-) -> Sequence[Mapping[str, Any]]:
-    flags = {kind: value > THRESHOLDS[kind] for kind, value in scores.items()}
-    flags["harm"] = scores["harm"] > THRESHOLDS["harm"] + DEVIATIONS * chance
-    flags["unlearnable"] = scores["unlearnable"] >= THRESHOLDS["unlearnable"]
-    for kind, neighbours in near.items():
-        flags[kind] &= (neighbours.overlap >= SAME_WORDS) | (neighbours.score >= 1.0)
-    values = {kind: value.tolist() for kind, value in scores.items()}
+def _rows(pairs: PairSet, scores: Mapping[str, Scores], margins: Tensor) -> Sequence[Mapping[str, Any]]:
+    values = {kind: found.score.tolist() for kind, found in scores.items()}
     rows = []
     for row, pair in enumerate(pairs):
-        issue: dict[str, Any] = {"id": pair.id, "concept": pair.concept, "source": pair.source, "line": pair.line}
-        for kind in KINDS:
+        issue: Json = {"id": pair.id, "concept": pair.concept, "source": pair.source, "line": pair.line}
+        for kind, found in scores.items():
             issue[f"{kind}_score"] = min(max(values[kind][row], 0.0), 1.0)
-            issue[f"is_{kind}_issue"] = bool(flags[kind][row])
+            issue[f"is_{kind}_issue"] = bool(found.flag[row])
         issue["left_out_margin"] = float(margins[row])
-        for kind, neighbours in near.items():
-            partner = int(neighbours.partner[row])
-            issue[f"{kind}_of"] = pairs[partner].id if partner >= 0 else None
-            issue[f"{kind}_word_overlap"] = float(neighbours.overlap[row])
+        for kind, found in scores.items():
+            if found.neighbours is not None:
+                partner = int(found.neighbours.partner[row])
+                issue[f"{kind}_of"] = pairs[partner].id if partner >= 0 else None
+                issue[f"{kind}_word_overlap"] = float(found.neighbours.overlap[row])
         rows.append(issue)
     return rows
 
 
-def _texts(pairs: Mapping[str, Any], row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _texts(pairs: Mapping[str, Any], row: Mapping[str, Any], kind: str) -> Json:
     """The pair's own text, and its partner's where the issue is about two."""
-    result: dict[str, Any] = {"text": shown(pairs[row["id"]])}
+    result: Json = {"text": shown(pairs[row["id"]])}
     partner = row.get(f"{kind}_of")
     if partner:
         result |= {"partner_id": partner, "partner_text": shown(pairs[partner])}

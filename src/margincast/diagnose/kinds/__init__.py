@@ -1,0 +1,59 @@
+"""Which kinds of suspect are there? One module a kind: what its score means, how it is had, from when it is an issue.
+
+A kind of another package is an entry point of the group `margincast.suspects`: a `SuspectKind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from margincast.diagnose.kernel import PairPoints
+from margincast.diagnose.mislabel import Mislabelled
+from margincast.diagnose.neighbours import Neighbours
+from margincast.records import FeatureSet
+from margincast.registry import Registry
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of the training pairs: their features, their places in the pair kernel, their left-out margins."""
+
+    train: FeatureSet
+    points: PairPoints
+    left_out: Mislabelled
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of every pair: score, (pairs,) in [0, 1]; flag, (pairs,) whether it is an issue
+    neighbours: the pair that it is about beside this one, where it is about two
+    """
+
+    score: Tensor
+    flag: Tensor
+    neighbours: Neighbours | None = None
+
+
+@dataclass(frozen=True)
+class SuspectKind:
+    """meaning: of a score, in a few words;  threshold: from which it is an issue, other conditions aside
+    flippable: whether exchanging chosen and rejected can mend it;  rank: its place in tables
+    """
+
+    meaning: str
+    threshold: float
+    score: Callable[[Evidence], Scores]
+    flippable: bool = False
+    rank: int = 50
+
+
+KINDS: Registry[SuspectKind] = Registry("issue", "margincast.diagnose.kinds", "margincast.suspects")
+"""The kinds of suspect by name. `KINDS.register(name)` enters a `SuspectKind`."""
+
+
+def kinds() -> dict[str, SuspectKind]:
+    """All kinds by name, in the order of tables."""
+    return dict(sorted(KINDS.all().items(), key=lambda item: item[1].rank))

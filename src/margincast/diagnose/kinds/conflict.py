@@ -1,0 +1,26 @@
+"""Another pair says the opposite. Flagged: as close as rewordings were on persona statements, with a third of the
+words the same."""
+
+from __future__ import annotations
+
+from margincast.diagnose.kinds import KINDS, Evidence, Scores, SuspectKind
+from margincast.diagnose.neighbours import SAME_WORDS, conflicts
+
+THRESHOLD = 0.9
+
+
+def _score(evidence: Evidence) -> Scores:
+    near = conflicts(evidence.points, evidence.train.pairs)
+    flag = (near.score > THRESHOLD) & ((near.overlap >= SAME_WORDS) | (near.score >= 1.0))
+    return Scores(near.score, flag, near)
+
+
+KINDS.register("conflict")(
+    SuspectKind(
+        "cosine to the nearest pair of the opposite preference; 1: the same prompt",
+        THRESHOLD,
+        _score,
+        flippable=True,
+        rank=2,
+    )
+)
