@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from margincast.features import extract, extract_features, features_of
 from margincast.features.cache import FEATURES, MANIFEST
 from margincast.models import LoadedModel
+from margincast.passes.budgets import Budgets
 from margincast.passes.packing import distinct_tokens
 from margincast.passes.tokenize import Encoded, encode
 from margincast.records import Features, PairSet
@@ -41,9 +42,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     original = extract.response_pass
 
-    def counted(model: Any, batch: Sequence[Encoded], packed: bool = True, layers: Sequence[int] = ()) -> Any:
+    def counted(model: Any, batch: Sequence[Encoded], *more: Any, **named: Any) -> Any:
         seen.extend(pair.prompt for pair in batch)
-        return original(model, batch, packed, layers)
+        return original(model, batch, *more, **named)
 
     monkeypatch.setattr(extract, "response_pass", counted)
     return seen
@@ -59,7 +60,7 @@ def assert_same(ours: Features, theirs: Features, tolerance: float) -> None:
 
 
 def test_features_are_the_models_own_numbers(loaded: LoadedModel, tmp_path: Path) -> None:
-    features = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    features = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False)
     assert features.logits == "linear"
     assert features.scale == 1.0
     weight = loaded.model.get_output_embeddings().weight
@@ -82,17 +83,17 @@ def test_features_are_the_models_own_numbers(loaded: LoadedModel, tmp_path: Path
 
 
 def test_multi_token_responses_leave_the_token_rows_empty(loaded: LoadedModel, tmp_path: Path) -> None:
-    features = extract_features(loaded, TRAIN, HELDOUT, eos=True, cache_dir=tmp_path)
+    features = extract_features(loaded, TRAIN, HELDOUT, eos=True, cache_dir=tmp_path, layers=False)
     assert not features.train.single_token
     assert features.tokens.tolist() == []
     assert features.unembedding.shape == (0, 24)
 
 
 def test_a_second_call_reads_the_cache(loaded: LoadedModel, tmp_path: Path, computed: list[Any]) -> None:
-    first = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    first = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False)
     assert len(computed) == len(PAIRS)
     computed.clear()
-    assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path), first, 0.0)
+    assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False), first, 0.0)
     assert computed == []
 
 
@@ -104,7 +105,7 @@ def test_inner_layers_are_kept_on_request_and_the_rest_need_not_be_made_again(
     assert deep.train.layers.shape == (18, len(extract.inner_layers(loaded.model)), 24)
     assert deep.train.select(PairSet(TRAIN.pairs[3:5])).layers.tolist() == deep.train.layers[3:5].tolist()  # type: ignore[union-attr]
     computed.clear()
-    plain = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    plain = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False)
     assert computed == []
     assert plain.train.layers is None
     assert_same(plain, deep, 0.0)
@@ -112,7 +113,7 @@ def test_inner_layers_are_kept_on_request_and_the_rest_need_not_be_made_again(
 
 @pytest.mark.parametrize("change", ["model", "split", "tokens", "text"])
 def test_other_inputs_are_computed_anew(change: str, loaded: LoadedModel, tmp_path: Path, computed: list[Any]) -> None:
-    extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False)
     computed.clear()
     model, train, eos = loaded, TRAIN, None
     if change == "model":
@@ -123,20 +124,20 @@ def test_other_inputs_are_computed_anew(change: str, loaded: LoadedModel, tmp_pa
         eos = True
     else:
         train = PairSet((dataclasses.replace(TRAIN[0], prompt="Another prompt?\n"), *TRAIN.pairs[1:]))
-    extract_features(model, train, HELDOUT, eos=eos, cache_dir=tmp_path)
+    extract_features(model, train, HELDOUT, eos=eos, cache_dir=tmp_path, layers=False)
     assert len(computed) == len(train) + len(HELDOUT)
 
 
 def test_a_damaged_file_is_made_again_with_the_same_numbers(
     loaded: LoadedModel, tmp_path: Path, computed: list[Any]
 ) -> None:
-    first = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    first = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False)
     computed.clear()
     (path,) = tmp_path.glob(f"features/*/{FEATURES}")
     content = bytearray(path.read_bytes())
     content[-3] ^= 64
     path.write_bytes(content)
-    assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path), first, 0.0)
+    assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False), first, 0.0)
     assert len(computed) == len(PAIRS)
     assert path.read_bytes() != content
 
@@ -144,25 +145,24 @@ def test_a_damaged_file_is_made_again_with_the_same_numbers(
 def test_a_killed_extraction_is_continued_not_repeated(
     loaded: LoadedModel, tmp_path: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "undisturbed")
+    eager = Budgets(pack_tokens=40, save_seconds=-1.0)  # keep every pack as soon as it is done
+    whole = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "undisturbed", layers=False, budgets=eager)
     computed.clear()
-    monkeypatch.setattr(extract, "PACK_TOKENS", 40)
-    monkeypatch.setattr(extract, "PART_SECONDS", -1.0)  # keep every pack as soon as it is done
     counted = extract.response_pass
 
-    def killed(model: Any, batch: Sequence[Encoded], packed: bool = True) -> Any:
+    def killed(model: Any, batch: Sequence[Encoded], *more: Any, **named: Any) -> Any:
         if len(computed) >= 10:
             raise KeyboardInterrupt
-        return counted(model, batch, packed)
+        return counted(model, batch, *more, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(extract, "response_pass", killed)
         with pytest.raises(KeyboardInterrupt):
-            extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+            extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False, budgets=eager)
     before = list(computed)
     assert 10 <= len(before) < len(PAIRS)
     computed.clear()
-    continued = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    continued = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False, budgets=eager)
     assert not set(before) & set(computed)
     assert len(before) + len(computed) == len(PAIRS)
     assert_same(continued, whole, FORWARD)
@@ -170,35 +170,37 @@ def test_a_killed_extraction_is_continued_not_repeated(
 
 
 @pytest.mark.parametrize("budget", [1, 40, 10_000])
-def test_the_size_of_packs_leaves_the_numbers_unchanged(
-    budget: int, loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "usual")
-    monkeypatch.setattr(extract, "PACK_TOKENS", budget)
-    assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path), usual, FORWARD)
+def test_the_size_of_packs_leaves_the_numbers_unchanged(budget: int, loaded: LoadedModel, tmp_path: Path) -> None:
+    usual = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "usual", layers=False)
+    small = Budgets(pack_tokens=budget)
+    assert_same(
+        extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False, budgets=small), usual, FORWARD
+    )
 
 
 def test_a_model_that_takes_no_packs_gives_the_same_features_and_says_why(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    packed = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    packed = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "packed", layers=False)
     assert not recwarn.list
     monkeypatch.setattr(extract, "packing_problem", lambda model, rows: "made up")
-    assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path), packed, FORWARD)
-    assert len(list(tmp_path.glob("features/*"))) == 2
+    padded = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "padded", layers=False)
+    assert_same(padded, packed, FORWARD)
     (warning,) = recwarn.list
     message = "tiny llama 0 is given padded batches, which are slower than packed ones: made up"
     assert str(warning.message) == message
     told: list[str] = []
     encoding = encode(PAIRS, loaded.tokenizer)
-    features_of(loaded, encoding, TRAIN, HELDOUT, cache_dir=tmp_path, say=told.append)
+    features_of(loaded, encoding, TRAIN, HELDOUT, cache_dir=tmp_path / "told", say=told.append)
     assert told == [message]
+    features_of(loaded, encoding, TRAIN, HELDOUT, cache_dir=tmp_path / "told", say=told.append)
+    assert told == [message]  # what is kept is read, and the model not asked
 
 
 def test_the_progress_bar_counts_distinct_tokens(
     loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, progress=True)
+    extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, progress=True, layers=False)
     rows = encode(PAIRS, loaded.tokenizer).rows
     total = distinct_tokens([sequence for row in rows for sequence in row.inputs])
     last = capsys.readouterr().err.split("\r")[-1]
@@ -215,24 +217,25 @@ import torch
 import torch.distributed as dist
 from margincast.errors import StatedFailure
 from margincast.features import extract, extract_features
+from margincast.passes.budgets import Budgets
 from margincast.runs.store import write_tensors
 from tests.features.test_extract import HELDOUT, TRAIN
 from tests.tiny import tiny_loaded
 
 rank, world, folder, cache = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
 torch.set_num_threads(1)
-extract.PACK_TOKENS = 40
+small = Budgets(pack_tokens=40)
 computed = 0
 original = extract.response_pass
-def counted(model, batch, packed):
+def counted(model, batch, packed, **more):
     global computed
     computed += len(batch)
-    return original(model, batch, packed)
+    return original(model, batch, packed, **more)
 extract.response_pass = counted
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world,
                         timeout=timedelta(seconds=60))
 try:
-    features = extract_features(tiny_loaded(), TRAIN, HELDOUT, cache_dir=cache)
+    features = extract_features(tiny_loaded(), TRAIN, HELDOUT, cache_dir=cache, layers=False, budgets=small)
     print(computed)
     splits = {"train": features.train, "heldout": features.heldout}
     write_tensors(folder / f"result-{rank}.safetensors", {
@@ -263,11 +266,9 @@ def launch(folder: Path, caches: list[Path]) -> list[tuple[int, str]]:
     return [(worker.returncode, out.strip() or err) for worker, (out, err) in zip(workers, outputs, strict=True)]
 
 
-def test_two_processes_share_the_work_and_have_one_result(
-    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(extract, "PACK_TOKENS", 40)  # as the workers
-    alone = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "alone")
+def test_two_processes_share_the_work_and_have_one_result(loaded: LoadedModel, tmp_path: Path) -> None:
+    small = Budgets(pack_tokens=40)  # as the workers
+    alone = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "alone", layers=False, budgets=small)
     cache = tmp_path / "cache"
     results = launch(tmp_path, [cache, cache])
     assert [code for code, _ in results] == [0, 0], results
@@ -300,21 +301,20 @@ def test_two_runs_at_once_make_features_once(tmp_path: Path) -> None:
 def test_two_processes_go_on_where_one_was_killed(
     loaded: LoadedModel, tmp_path: Path, computed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract, "PACK_TOKENS", 40)
-    monkeypatch.setattr(extract, "PART_SECONDS", -1.0)
-    alone = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "alone")
+    eager = Budgets(pack_tokens=40, save_seconds=-1.0)
+    alone = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "alone", layers=False, budgets=eager)
     computed.clear()
     counted = extract.response_pass
 
-    def killed(model: Any, batch: Sequence[Encoded], packed: bool = True) -> Any:
+    def killed(model: Any, batch: Sequence[Encoded], *more: Any, **named: Any) -> Any:
         if len(computed) >= 10:
             raise KeyboardInterrupt
-        return counted(model, batch, packed)
+        return counted(model, batch, *more, **named)
 
     cache = tmp_path / "cache"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(extract, "response_pass", killed)
-        extract_features(loaded, TRAIN, HELDOUT, cache_dir=cache)
+        extract_features(loaded, TRAIN, HELDOUT, cache_dir=cache, layers=False, budgets=eager)
     results = launch(tmp_path, [cache, cache])
     assert [code for code, _ in results] == [0, 0], results
     assert len(computed) + sum(int(out) for _, out in results) == len(PAIRS)
@@ -336,3 +336,15 @@ def test_features_are_put_into_the_run_folder_on_request(loaded: LoadedModel, tm
     for _ in range(2):  # computed, then cached
         features_of(loaded, encoding, TRAIN, HELDOUT, cache_dir=tmp_path / "cache", copy_to=tmp_path / "run")
         assert {path.name for path in (tmp_path / "run").iterdir()} == {FEATURES, "features.manifest.json"}
+
+
+def test_cached_features_ask_the_model_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loaded = tiny_loaded()
+    first = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
+    assert first.train.layers is not None
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(loaded.model, "forward", refuse)
+    assert_same(extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path), first, 0.0)

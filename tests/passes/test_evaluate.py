@@ -7,6 +7,7 @@ import torch
 
 from margincast.models import untie
 from margincast.passes import evaluate
+from margincast.passes.budgets import Budgets
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.tokenize import encode
 from tests.oracles import response_logp
@@ -31,9 +32,8 @@ def test_it_gives_the_models_log_probabilities_in_the_order_of_the_rows(packed: 
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "all weights"])
-def test_an_unchanged_model_gives_the_same_numbers_to_the_bit(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "PACK_TOKENS", 60)
-    model, evaluator = tiny_model("llama"), Evaluator(ROWS, True, frozen)
+def test_an_unchanged_model_gives_the_same_numbers_to_the_bit(frozen: bool) -> None:
+    model, evaluator = tiny_model("llama"), Evaluator(ROWS, True, frozen, Budgets(pack_tokens=60))
     first, second = evaluator(model), evaluator(model)
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])

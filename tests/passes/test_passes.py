@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from margincast.passes import response_pass as passes
+from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.passes.response_pass import (
     check_logits,
     decoder_layers,
@@ -218,10 +218,10 @@ def test_rows_point_at_the_position_before_each_response_token() -> None:
         assert hidden.shape[1] == 24
 
 
-def loss_and_gradients(model: Any, batch: Sequence[Encoded] = BATCH) -> torch.Tensor:
+def loss_and_gradients(model: Any, batch: Sequence[Encoded] = BATCH, budgets: Budgets = BUDGETS) -> torch.Tensor:
     """Of log-probabilities that all have another weight: (1 + parameters,), the loss first."""
     model.zero_grad()
-    result = response_pass(model, batch)
+    result = response_pass(model, batch, budgets=budgets)
     weights = torch.linspace(0.5, 1.5, len(batch), dtype=result.chosen.dtype)
     loss = weights @ (result.chosen - 0.7 * result.rejected)
     loss.backward()
@@ -240,16 +240,15 @@ def biased(architecture: str) -> Any:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma2"])
 @pytest.mark.parametrize("height", [1, 3, 7])
-def test_blocks_of_logits_change_nothing(architecture: str, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_logits_change_nothing(architecture: str, height: int) -> None:
     """Tied or not, with bias, scale and cap; BATCH predicts from 11 positions, so 7 leaves a last block of its own."""
     model = biased(architecture)
     whole = loss_and_gradients(model)
-    monkeypatch.setattr(passes, "LOGIT_KEEP", 0)
-    monkeypatch.setattr(passes, "LOGIT_BLOCK", height * model.config.vocab_size)
-    assert error(loss_and_gradients(model), whole) <= TOLERANCE[torch.float64].formula
-    kept = response_pass(model, BATCH)
+    small = Budgets(logit_keep=0, logit_block=height * model.config.vocab_size)
+    assert error(loss_and_gradients(model, budgets=small), whole) <= TOLERANCE[torch.float64].formula
+    kept = response_pass(model, BATCH, budgets=small)
     with torch.no_grad():
-        assert error(response_pass(model, BATCH).chosen, kept.chosen) <= TOLERANCE[torch.float64].formula
+        assert error(response_pass(model, BATCH, budgets=small).chosen, kept.chosen) <= TOLERANCE[torch.float64].formula
 
 
 class Widest(TorchDispatchMode):
@@ -270,15 +269,14 @@ class Widest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
-def test_no_more_logits_than_a_block_exist_at_once(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_logits_than_a_block_exist_at_once(packed: bool) -> None:
     """Forward or backward: not all 8 positions from which the responses of BATCH[1:3] are predicted (12 padded)."""
     model = tiny_model("gpt_neox")
 
     def rows(keep: int) -> int:
-        monkeypatch.setattr(passes, "LOGIT_KEEP", keep)
-        monkeypatch.setattr(passes, "LOGIT_BLOCK", 4 * model.config.vocab_size)
+        small = Budgets(logit_keep=keep, logit_block=4 * model.config.vocab_size)
         with Widest(model.get_output_embeddings().weight) as widest:
-            result = response_pass(model, BATCH[1:3], packed)
+            result = response_pass(model, BATCH[1:3], packed, budgets=small)
             (result.chosen - result.rejected).sum().backward()
         return widest.rows
 
@@ -287,15 +285,15 @@ def test_no_more_logits_than_a_block_exist_at_once(packed: bool, monkeypatch: py
     assert rows(tokens - 1) == 4
 
 
-def test_batches_that_are_cheaper_apart_are_computed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_that_are_cheaper_apart_are_computed_apart() -> None:
     model = tiny_model("gpt2", dtype=torch.float64)
     whole, gradients = response_pass(model, BATCH), loss_and_gradients(model)
     for packed in (True, False):
-        monkeypatch.setattr(passes, "PACK_TOKENS", 8)
-        parts = response_pass(model, BATCH, packed)
+        parts = response_pass(model, BATCH, packed, budgets=Budgets(pack_tokens=8))
         for name in ("chosen", "rejected", "hidden"):
             assert error(getattr(parts, name), getattr(whole, name)) <= TOLERANCE[torch.float64].forward
-    assert error(loss_and_gradients(model), gradients) <= TOLERANCE[torch.float64].forward
+    apart = loss_and_gradients(model, budgets=Budgets(pack_tokens=8))
+    assert error(apart, gradients) <= TOLERANCE[torch.float64].forward
 
 
 def test_a_model_wrapped_for_training_over_processes_is_passed_through(tmp_path: Path) -> None:
@@ -320,7 +318,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
-from margincast.passes import response_pass as passes
+from margincast.passes.budgets import Budgets
 from margincast.runs.store import write_tensors
 from tests.passes.test_passes import BATCH, loss_and_gradients
 from tests.tiny import tiny_model
@@ -329,10 +327,10 @@ rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
                         timeout=timedelta(seconds=60))
-passes.PACK_TOKENS = (8, 2048)[rank]
+budgets = Budgets(pack_tokens=(8, 2048)[rank])
 model = DistributedDataParallel(tiny_model("llama"))
 for _ in range(2):
-    result = loss_and_gradients(model, (BATCH, BATCH[1:3])[rank])
+    result = loss_and_gradients(model, (BATCH, BATCH[1:3])[rank], budgets)
 if rank == 0:
     write_tensors(folder / "result.safetensors", {"gradients": result[1:]})
 dist.destroy_process_group()

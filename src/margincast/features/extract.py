@@ -6,6 +6,7 @@ of the packs and leaves it in the cache; the first one assembles them, and all o
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from margincast.errors import StatedFailure
-from margincast.features.cache import CacheKey, FeatureCache, fill
+from margincast.features.cache import LAYOUT, CacheKey, FeatureCache, fill
 from margincast.models.load import LoadedModel, default_cache_dir, load_model
-from margincast.passes.packing import PACK_TOKENS, distinct_tokens, plan_packs
+from margincast.passes.budgets import BUDGETS, Budgets
+from margincast.passes.packing import distinct_tokens, plan_packs
 from margincast.passes.response_pass import (
     PassResult,
     check_logits,
@@ -33,8 +35,8 @@ from margincast.passes.response_pass import (
 from margincast.passes.tokenize import Encoded, Encoding, encode
 from margincast.processes import everyone, process, processes
 from margincast.records import Features, FeatureSet, PairSet
+from margincast.runs.store import key_of, write_json
 
-PART_SECONDS = 20.0
 INNER = 6  # layers are kept: each is much like its neighbours
 
 
@@ -48,16 +50,16 @@ class Kept:
 
     kind: str
     height: Callable[[Encoded], int]
-    lines: Callable[[Any, Sequence[Encoded], bool], dict[str, Tensor]]
+    lines: Callable[[Any, Sequence[Encoded], bool, Budgets], dict[str, Tensor]]
     parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def _pair_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
-    return _lines(response_pass(model, batch, packed))
+def _pair_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
+    return _lines(response_pass(model, batch, packed, budgets=budgets))
 
 
-def _deep_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
-    return _lines(response_pass(model, batch, packed, inner_layers(model)))
+def _deep_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
+    return _lines(response_pass(model, batch, packed, inner_layers(model), budgets))
 
 
 def _lines(result: PassResult) -> dict[str, Tensor]:
@@ -90,26 +92,30 @@ def extract_features(
     *,
     eos: bool | None = None,
     max_length: int = 1024,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     progress: bool = False,
-    layers: bool = False,
+    layers: bool = True,
+    budgets: Budgets = BUDGETS,
 ) -> Features:
     """Features and reference log-probabilities of both splits under `model` (a name or a `LoadedModel`).
 
     Cached under `cache_dir`: a second call reads them, an interrupted one is continued, a damaged file is made again.
-    `eos` and `max_length` as in `features.tokenize.encode`. `layers`: keep what inner layers put out too, which
-    `forecast_trained` needs.
+    `eos` and `max_length` as in `passes.tokenize.encode`. `layers`: keep what inner layers put out too, which forecasts
+    of training all weights need, where every response is one token.
 
     Warns, with the reason, when the model cannot be given packed batches and gets padded ones.
 
     Raises `InputError` for pairs that the model cannot read, as `encode` does; `StatedFailure` when several processes
     extract and do not see the same cache.
     """
-    cache_dir = cache_dir or default_cache_dir()
+    cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
     loaded = load_model(model, cache_dir=cache_dir) if isinstance(model, str) else model
     both = PairSet(train.pairs + heldout.pairs)
     encoding = encode(both, loaded.tokenizer, eos=eos, max_length=max_length, context=loaded.context)
-    return features_of(loaded, encoding, train, heldout, cache_dir=cache_dir, progress=progress, layers=layers)
+    layers = layers and encoding.single_token
+    return features_of(
+        loaded, encoding, train, heldout, cache_dir=cache_dir, progress=progress, layers=layers, budgets=budgets
+    )
 
 
 def features_of(
@@ -123,19 +129,33 @@ def features_of(
     copy_to: Path | None = None,
     say: Callable[[str], None] = warnings.warn,
     layers: bool = False,
+    budgets: Budgets = BUDGETS,
 ) -> Features:
     """`extract_features` for pairs that are already encoded.
 
     copy_to: receives the features and their manifest
     say: is told once why batches are padded, where they are
-    layers: whether to keep what inner layers put out, too
+    layers: whether to keep what inner layers put out, too;  budgets: of passes
     """
     kept = DEEP if layers else PAIRS
     tensors = kept_tensors(
-        loaded, encoding, train, heldout, kept, cache_dir=cache_dir, progress=progress, copy_to=copy_to, say=say
-    )
+        loaded, encoding, train, heldout, kept, cache_dir=cache_dir, progress=progress, copy_to=copy_to, say=say,
+        budgets=budgets,
+    )  # fmt: skip
     rows = (*encoding.select(train).rows, *encoding.select(heldout).rows)
-    return _assemble(loaded, encoding, rows, train, heldout, tensors, check_logits(loaded.model, rows))
+    return _assemble(loaded, encoding, rows, train, heldout, tensors, known_logits(loaded, rows, cache_dir))
+
+
+def known_logits(loaded: LoadedModel, rows: Sequence[Encoded], cache_dir: Path) -> str:
+    """`check_logits` of the model, whose answer is kept beside its features."""
+    path = cache_dir / "checks" / f"logits-{key_of([loaded.hash, LAYOUT])[:32]}.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["logits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = check_logits(loaded.model, rows)
+    if process() == 0:
+        write_json(path, {"logits": found})
+    return found
 
 
 def kept_tensors(
@@ -149,13 +169,11 @@ def kept_tensors(
     progress: bool = False,
     copy_to: Path | None = None,
     say: Callable[[str], None] = warnings.warn,
+    budgets: Budgets = BUDGETS,
 ) -> dict[str, Tensor]:
     """What `kept` says of training then held-out pairs, cached or from the model. Arguments of `features_of`."""
     rows = (*encoding.select(train).rows, *encoding.select(heldout).rows)
-    problem = next(filter(None, everyone(packing_problem(loaded.model, rows))), None)
-    if problem and process() == 0:
-        say(f"{loaded.name} is given padded batches, which are slower than packed ones: {problem}")
-    key = CacheKey(
+    packed = CacheKey(
         model_hash=loaded.hash,
         dtype=str(next(loaded.model.parameters()).dtype),
         train=train.fingerprint,
@@ -163,17 +181,26 @@ def kept_tensors(
         eos=encoding.eos,
         max_length=encoding.max_length,
         chat_template=getattr(loaded.tokenizer, "chat_template", None) if train.pairs[0].conversational else None,
-        packed=problem is None,
+        packed=True,
         kind=kept.kind,
     )
-    cache = FeatureCache(cache_dir, key)
-    tensors = _cached(cache)
+    # Looked for before the model is asked anything: what was made is used, however it was made.
+    for key in (packed, replace(packed, packed=False)):
+        cache = FeatureCache(cache_dir, key)
+        tensors = _cached(cache)
+        if tensors is not None:
+            break
     if tensors is None:
+        problem = next(filter(None, everyone(packing_problem(loaded.model, rows))), None)
+        if problem and process() == 0:
+            say(f"{loaded.name} is given padded batches, which are slower than packed ones: {problem}")
+        key = replace(packed, packed=problem is None)
+        cache = FeatureCache(cache_dir, key)
         with cache.claimed() if process() == 0 else nullcontext():
             everyone(None)  # this run is the only one at it
             tensors = _cached(cache)  # another run may have made it meanwhile
             if tensors is None:
-                tensors = _extract(loaded, rows, kept, cache, problem is None, progress)
+                tensors = _extract(loaded, rows, kept, cache, problem is None, progress, budgets)
                 for kind, names in kept.parts.items() if process() == 0 else ():
                     FeatureCache(cache_dir, replace(key, kind=kind)).save({name: tensors[name] for name in names})
     if copy_to is not None and process() == 0:
@@ -189,7 +216,13 @@ def _cached(cache: FeatureCache) -> dict[str, Tensor] | None:
 
 @torch.no_grad()
 def _extract(
-    loaded: LoadedModel, rows: Sequence[Encoded], kept: Kept, cache: FeatureCache, packed: bool, progress: bool
+    loaded: LoadedModel,
+    rows: Sequence[Encoded],
+    kept: Kept,
+    cache: FeatureCache,
+    packed: bool,
+    progress: bool,
+    budgets: Budgets,
 ) -> dict[str, Tensor]:
     from tqdm import tqdm
 
@@ -197,7 +230,7 @@ def _extract(
     offsets = [0, *accumulate(map(kept.height, rows))]
     done = everyone(_lines_of(cache.load_parts() if rank == 0 else []))[0]
     todo = [index for index in range(len(rows)) if offsets[index] not in done]
-    plan = plan_packs([rows[index].inputs for index in todo], PACK_TOKENS, packed)
+    plan = plan_packs([rows[index].inputs for index in todo], budgets.pack_tokens, packed)
     share = [[todo[k] for k in members] for members in plan[rank::count]]
     tokens = [distinct_tokens([ids for index in members for ids in rows[index].inputs]) for members in share]
     fresh: list[dict[str, Tensor]] = []
@@ -206,11 +239,13 @@ def _extract(
     hide = not progress or rank > 0
     with tqdm(total=sum(tokens), unit="token", unit_scale=True, desc=name, disable=hide) as bar:
         for number, members in enumerate(share):
-            if time.monotonic() - last_saved > PART_SECONDS and fresh:
+            if time.monotonic() - last_saved > budgets.save_seconds and fresh:
                 _save_part(cache, fresh)
                 fresh, last_saved = [], time.monotonic()
             where = torch.cat([torch.arange(offsets[index], offsets[index + 1]) for index in members])
-            fresh.append({"rows": where, **kept.lines(loaded.model, [rows[index] for index in members], packed)})
+            fresh.append(
+                {"rows": where, **kept.lines(loaded.model, [rows[index] for index in members], packed, budgets)}
+            )
             bar.update(tokens[number])
     if rank > 0 and fresh:
         _save_part(cache, fresh)

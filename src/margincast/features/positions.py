@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.features.extract import Kept, kept_tensors
+from margincast.features.extract import Kept, kept_tensors, known_logits
 from margincast.models.load import LoadedModel
+from margincast.passes.budgets import Budgets
 from margincast.passes.response_pass import (
-    LOGIT_BLOCK,
-    check_logits,
     hidden_states,
     logit_transform,
     token_logps,
@@ -95,7 +94,7 @@ def token_features(
 
     Raises `InputError` for a model whose logits are not linear in the unembedding.
     """
-    logits = check_logits(loaded.model, encoding.rows)
+    logits = known_logits(loaded, encoding.rows, cache_dir)
     if logits != "linear":
         raise InputError(f"the logits of {loaded.name} are {logits}: the decomposition is of logits linear in W")
     tensors = kept_tensors(
@@ -116,11 +115,11 @@ def token_features(
     return splits[0], splits[1]
 
 
-def _position_lines(model: Any, batch: Sequence[Encoded], packed: bool) -> dict[str, Tensor]:
+def _position_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
     hidden, where = hidden_states(model, batch, packed)
     order = torch.argsort(where.response, stable=True)
     mine, target = hidden[where.row[order]], where.target[order]
-    height = max(1, LOGIT_BLOCK // len(head_weight(model)))
+    height = max(1, budgets.logit_block // len(head_weight(model)))
     blocks = [slice(start, start + height) for start in range(0, len(mine), height)]
     reference = [token_logps(model, mine[rows], torch.arange(len(target[rows])), target[rows]) for rows in blocks]
     return {"hidden": mine.cpu(), "reference": torch.cat(reference).double().cpu()}

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margincast.passes.packing import PACK_TOKENS, plan_packs
+from margincast.passes.budgets import BUDGETS, Budgets
+from margincast.passes.packing import plan_packs
 from margincast.passes.response_pass import Rows, hidden_states, response_logps
 from margincast.passes.tokenize import Encoded
 from margincast.processes import everyone, process, processes
@@ -27,6 +28,7 @@ class Evaluator:
     rows: Sequence[Encoded]
     packed: bool
     frozen_backbone: bool
+    budgets: Budgets = BUDGETS
     _kept: dict[int, tuple[Tensor, Tensor, Rows]] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -36,12 +38,14 @@ class Evaluator:
         model.eval()
         chosen = torch.zeros(len(self.rows), dtype=torch.float64)
         rejected = torch.zeros(len(self.rows), dtype=torch.float64)
-        plan = plan_packs([row.inputs for row in self.rows], PACK_TOKENS, self.packed)
+        plan = plan_packs([row.inputs for row in self.rows], self.budgets.pack_tokens, self.packed)
         for start in range(0, len(plan), processes()):
             number = min(start + process(), len(plan) - 1)
             members = plan[number]
             hidden, position, rows = self._states(model, number, [self.rows[index] for index in members])
-            chosen_part, rejected_part = response_logps(model, hidden, position, rows, len(members))
+            chosen_part, rejected_part = response_logps(
+                model, hidden, position, rows, len(members), budgets=self.budgets
+            )
             chosen[members] = chosen_part.double().cpu()
             rejected[members] = rejected_part.double().cpu()
         model.train(was_training)

@@ -19,8 +19,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-# Most distinct tokens of one forward pass.
-PACK_TOKENS = 2048
 # What a forward pass of n nodes costs is near PASS_NODES + n + n^2 / MASK_NODES, in units of one node without the mask:
 # measured on the shape of SmolLM2, 32 to 2,000 nodes on one core (2.8 ms a node at 128, 3.3 at 1,000, 4.4 at 2,000).
 # A backward pass adds up every weight's gradient once a pack, which is why PASS_NODES is twice what a forward asks for.

@@ -19,16 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from margincast.errors import InputError
-from margincast.passes.packing import PACK_TOKENS, Pack, common_prefix, pack, plan_packs
+from margincast.passes.budgets import BUDGETS, Budgets
+from margincast.passes.packing import Pack, common_prefix, pack, plan_packs
 from margincast.passes.tokenize import Encoded
 
 SELF_CHECK_PAIRS = 3
 SELF_CHECK_TOKENS = 64
-# Logits that a batch may keep for its backward pass, 512 MiB in float32. A batch with more of them makes them twice,
-# LOGIT_BLOCK at a time (64 MiB): 1.8 times the time of keeping them (1,500 positions x 49,152 tokens, one core), and
-# memory no longer grows with the batch.
-LOGIT_KEEP = 1 << 27
-LOGIT_BLOCK = 1 << 24
 # How far packed and padded log-probabilities of one response token may be apart. On SmolLM2 rounding makes 9e-6 in
 # float32 and 0.2 in bfloat16, where a model that ignores the mask is off by more than 3.
 PACKING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.8, torch.float16: 0.1}
@@ -68,21 +64,27 @@ def unwrapped(model: Any) -> Any:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def response_pass(model: Any, batch: Sequence[Encoded], packed: bool = True, layers: Sequence[int] = ()) -> PassResult:
+def response_pass(
+    model: Any,
+    batch: Sequence[Encoded],
+    packed: bool = True,
+    layers: Sequence[int] = (),
+    budgets: Budgets = BUDGETS,
+) -> PassResult:
     """Log-probabilities and features of `batch`, row by row, in as few forward passes as are worth it.
 
     layers: whose outputs are kept, counted from 0
 
     `model` may be a `DistributedDataParallel`, which then is called once, however many passes there are.
     """
-    plan = plan_packs([pair.inputs for pair in batch], PACK_TOKENS, packed)
+    plan = plan_packs([pair.inputs for pair in batch], budgets.pack_tokens, packed)
     predicted = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
-    recompute = predicted * _vocabulary(model) > LOGIT_KEEP
+    recompute = predicted * _vocabulary(model) > budgets.logit_keep
     # Each pass through a DistributedDataParallel talks to the other processes, whose batch may be another number of
     # packs: one pass prepares it for the backward pass, the others go to the model itself.
     models = [model] + [unwrapped(model)] * (len(plan) - 1)
     parts = [
-        _one_pass(each, [batch[index] for index in members], packed, recompute, layers)
+        _one_pass(each, [batch[index] for index in members], packed, recompute, layers, budgets)
         for each, members in zip(models, plan, strict=True)
     ]
     place = torch.argsort(torch.tensor([index for members in plan for index in members]))
@@ -95,18 +97,29 @@ def response_pass(model: Any, batch: Sequence[Encoded], packed: bool = True, lay
 
 
 def _one_pass(
-    model: Any, batch: Sequence[Encoded], packed: bool, recompute: bool = False, layers: Sequence[int] = ()
+    model: Any,
+    batch: Sequence[Encoded],
+    packed: bool,
+    recompute: bool = False,
+    layers: Sequence[int] = (),
+    budgets: Budgets = BUDGETS,
 ) -> PassResult:
     with layer_outputs(model, layers) as outputs:
         hidden, rows = hidden_states(model, batch, packed)
     used, position = torch.unique(rows.row, return_inverse=True)
-    logps = response_logps(model, hidden[used], position, rows, len(batch), recompute)
+    logps = response_logps(model, hidden[used], position, rows, len(batch), recompute, budgets)
     inner = torch.stack([output.flatten(0, -2)[rows.first] for output in outputs], dim=1) if layers else None
     return PassResult(*logps, hidden[rows.first], inner)
 
 
 def response_logps(
-    model: Any, hidden: Tensor, position: Tensor, rows: Rows, pairs: int, recompute: bool = False
+    model: Any,
+    hidden: Tensor,
+    position: Tensor,
+    rows: Rows,
+    pairs: int,
+    recompute: bool = False,
+    budgets: Budgets = BUDGETS,
 ) -> tuple[Tensor, Tensor]:
     """Summed log-probabilities of chosen and rejected responses, (pairs,) each, from predicting hidden states.
 
@@ -114,7 +127,7 @@ def response_logps(
     recompute: make the logits again in the backward pass rather than keep them
     """
     whole = torch.is_grad_enabled() and not recompute
-    height = len(hidden) if whole else max(1, LOGIT_BLOCK // _vocabulary(model))
+    height = len(hidden) if whole else max(1, budgets.logit_block // _vocabulary(model))
     blocks, members = [], []
     for start in range(0, len(hidden), height):
         mine = ((position >= start) & (position < start + height)).nonzero()[:, 0]
