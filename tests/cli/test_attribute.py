@@ -17,7 +17,9 @@ SETTINGS = ("--max_steps", 6, "--eval_steps", 3, "--optimizer", "gd", "--learnin
 @pytest.fixture(scope="module")
 def forecast(model_folder: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "forecast"
-    outcome = run("forecast", data_folder, "--model", model_folder, *SETTINGS, "--out", folder, "--quiet")
+    outcome = run(
+        "forecast", data_folder, "--model", model_folder, "--train", "head", *SETTINGS, "--out", folder, "--quiet"
+    )
     assert outcome.status == 0, outcome
     return folder
 

@@ -1,5 +1,6 @@
 """Whatever is wrong is said in one line on stderr, with the right status, and no half-made run is left behind."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,20 +112,20 @@ def test_data_that_are_not_there(forecast: Callable[..., Outcome], data_folder: 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--holdout", 0), ("--holdout", "between 0 and 1", "got 0")),
-        (("--holdout", 1.5), ("--holdout", "between 0 and 1", "got 1.5")),
-        (("--holdout", "nan"), ("--holdout", "got nan")),
-        (("--learning_rate", -1), ("--learning_rate", "positive", "got -1")),
-        (("--learning_rate", "inf"), ("--learning_rate", "positive", "got inf")),
-        (("--beta", 0), ("--beta", "positive", "got 0")),
+        (("--holdout", 0), ("holdout", "between 0 and 1", "got 0")),
+        (("--holdout", 1.5), ("holdout", "between 0 and 1", "got 1.5")),
+        (("--holdout", "nan"), ("holdout", "got nan")),
+        (("--learning_rate", -1), ("learning_rate", "positive", "got -1")),
+        (("--learning_rate", "inf"), ("learning_rate", "positive", "got inf")),
+        (("--beta", 0), ("beta", "positive", "got 0")),
         (("--beta", "x"), ("--beta", "number")),
-        (("--max_steps", 0), ("--max_steps",)),
-        (("--per_device_train_batch_size", 0), ("--per_device_train_batch_size",)),
-        (("--eval_steps", 0), ("--eval_steps",)),
-        (("--seed", -1), ("--seed",)),
-        (("--seed", 2**32), ("--seed",)),
+        (("--max_steps", 0), ("max_steps",)),
+        (("--per_device_train_batch_size", 0), ("per_device_train_batch_size",)),
+        (("--eval_steps", 0), ("eval_steps",)),
+        (("--seed", -1), ("seed", "at least 0")),
+        (("--seed", 2**32), ("seed", "at most 4294967295, got 4294967296")),
         (("--seed", 1.5), ("--seed",)),
-        (("--optimizer", "adagrad"), ("--optimizer", "adagrad", "'adamw'")),
+        (("--optimizer", "adagrad"), ("optimizer", "adagrad", "adamw")),
         (("--loss_type", "nonsense"), ("nonsense", "sigmoid")),
         (("--momentum", 0.9, "--optimizer", "adamw"), ("momentum", "adamw")),
         (("--bta", 1), ("--bta", "--beta")),
@@ -151,8 +152,15 @@ def test_flow_cannot_train(data_folder: Path, model_folder: Path, here: Path) ->
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("beta: 0.1\nlerning_rate: 1\n", ("forecast has no option 'lerning_rate'",)),
-        ("record_train: 5\n", ("forecast has no option 'record_train'",)),
+        (
+            "beta: 0.1\nlerning_rate: 1\nepochs: 2\n",
+            ("no option 'lerning_rate' here (did you mean learning_rate?)", "'epochs'"),
+        ),
+        ("save_model: true\n", ("no option 'save_model'",)),
+        ("seed: true\n", ("seed takes no True",)),
+        ("bf16: 1\n", ("bf16 takes true or false",)),
+        ("beta: 0.1\nbeta: 0.2\n", ("beta is given twice",)),
+        ("beta: &b 0.1\nseed: *b\n", ("aliases",)),
         ("beta: [1\n b", ("is not YAML",)),
         ("- beta\n", ("must hold names and values",)),
         ("", ("must hold names and values",)),
@@ -291,3 +299,41 @@ def test_what_needs_the_hub_is_a_stated_failure(words: Words, says: tuple[str, .
     outcome = run_program(*words, "--out", "out", HF_HUB_OFFLINE="1", HF_HOME=str(here / "hub"))
     refused(outcome, *says, status=1)
     assert not Path("out").exists()
+
+
+def test_data_that_are_missing_cost_nothing_that_is_there(data_folder: Path, model_folder: Path, here: Path) -> None:
+    """`--no_resume` once removed the folder, a person's own files in it included, before it looked for the data."""
+    words = ("--model", model_folder, "--max_steps", 1, "--no_save_model", "--out", "out")
+    moved = Path("moved")
+    shutil.copytree(data_folder, moved)
+    assert run("train", moved, *words).status == 0
+    Path("out", "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    moved.rename("gone")
+    refused(run("train", moved, *words, "--no_resume"), "moved", "no such file or folder")
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    Path("gone").rename(moved)
+    assert run("train", moved, *words, "--no_resume").status == 0
+    assert Path("out", "notes.txt").read_text() == "mine"
+
+
+def test_an_export_does_not_take_the_place_of_the_data(data_folder: Path, model_folder: Path, here: Path) -> None:
+    Path("pairs.jsonl").write_bytes(next(data_folder.iterdir()).read_bytes())
+    before = Path("pairs.jsonl").read_bytes()
+    words = ("pairs.jsonl", "--model", model_folder, "--train", "head", "--max_steps", 1)
+    assert run("forecast", *words, "--out", "run").status == 0
+    refused(run("attribute", "run", "--export", "pairs.jsonl", "--out", "out"), "that is the data themselves")
+    assert Path("pairs.jsonl").read_bytes() == before
+    assert not Path("out").exists()
+
+
+def test_a_model_without_some_of_its_weights_is_refused(data_folder: Path, model_folder: Path, here: Path) -> None:
+    """They were random once, and other numbers in every process."""
+    shutil.copytree(model_folder, "deeper")
+    config = json.loads(Path("deeper", "config.json").read_text())
+    Path("deeper", "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    outcome = run("forecast", data_folder, "--model", "./deeper", "--train", "head", "--out", "out")
+    refused(outcome, "model './deeper' has no model.layers.2", "it is not the model of its config")
+    Path("deeper", "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    outcome = run("forecast", data_folder, "--model", "./deeper", "--train", "head", "--out", "out")
+    refused(outcome, "has weights its config does not know: model.layers.1")

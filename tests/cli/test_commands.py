@@ -73,7 +73,7 @@ def runs(inputs: Words, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     made: dict[str, Path] = {}
     words: dict[str, Words] = {
         "inspect": ("inspect", *inputs),
-        "forecast": ("forecast", *inputs, *SETTINGS),
+        "forecast": ("forecast", *inputs, "--train", "head", *SETTINGS),
         "train-all": ("train", *inputs, *SETTINGS),
         "train-head": ("train", *inputs, "--train", "head", *SETTINGS),
     }
@@ -253,7 +253,7 @@ def test_quiet_prints_nothing_even_when_a_model_is_saved(inputs: Words, tmp_path
 def test_forecast_is_training_of_the_head(optimizer: str, rate: str, inputs: Words, tmp_path: Path) -> None:
     words = (*inputs, "--optimizer", optimizer, "--learning_rate", rate, "--beta", 0.1, "--max_steps", 8)
     words = (*words, "--eval_steps", 3, "--per_device_train_batch_size", 16, "--seed", 0, "--quiet")
-    succeed("forecast", *words, "--out", tmp_path / "forecast")
+    succeed("forecast", *words, "--train", "head", "--out", tmp_path / "forecast")
     succeed("train", *words, "--train", "head", "--no_save_model", "--out", tmp_path / "train")
     forecast, training = margins(tmp_path / "forecast"), margins(tmp_path / "train")
     assert forecast["steps"].tolist() == training["steps"].tolist() == [0, 3, 6, 8]
@@ -274,7 +274,7 @@ def test_forecast_is_training_of_the_head_for_responses_of_many_tokens(
     path = write_rows(tmp_path / "many.jsonl", rows)
     words = (path, "--model", model_folder, eos, "--learning_rate", 1e-2, "--beta", 0.1, "--max_steps", 6)
     words = (*words, "--eval_steps", 3, "--per_device_train_batch_size", 8, "--weight_decay", 0.1, "--quiet")
-    succeed("forecast", *words, "--out", tmp_path / "forecast")
+    succeed("forecast", *words, "--train", "head", "--out", tmp_path / "forecast")
     succeed("train", *words, "--train", "head", "--no_save_model", "--out", tmp_path / "train")
     forecast, training = margins(tmp_path / "forecast"), margins(tmp_path / "train")
     for split in ("train", "heldout", "train_chosen", "heldout_chosen"):

@@ -9,7 +9,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from margincast.recipe.losses import LOSS_NAMES, get_loss
+from margincast.recipe.losses import LOSSES, get_loss
 from margincast.runs.load import load_run
 from margincast.runs.metrics import metric_rows
 from tests.cli.helpers import run
@@ -42,7 +42,7 @@ def inputs(model_folder: Path, data_folder: Path) -> Words:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_forecast_is_what_training_the_head_does(name: str, inputs: Words, tmp_path: Path) -> None:
-    for command, more in (("forecast", ()), ("train", ("--train", "head", "--no_save_model"))):
+    for command, more in (("forecast", ("--train", "head")), ("train", ("--train", "head", "--no_save_model"))):
         outcome = run(command, *inputs, *more, *STEPS, *CASES[name], "--out", tmp_path / command)
         assert (outcome.status, outcome.err) == (0, "")
     foreseen, trained = (load_file(tmp_path / command / "margins.safetensors") for command in ("forecast", "train"))
@@ -55,7 +55,7 @@ def test_the_forecast_is_what_training_the_head_does(name: str, inputs: Words, t
 @pytest.mark.parametrize("name", CASES)
 def test_a_saved_run_knows_its_loss(name: str, inputs: Words, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert run("forecast", *inputs, *STEPS, *CASES[name], "--out", out).status == 0
+    assert run("forecast", *inputs, *STEPS, *CASES[name], "--train", "head", "--out", out).status == 0
     loaded = load_run(out)
     written = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert metric_rows(loaded.trajectory) == written
@@ -89,7 +89,7 @@ def test_training_with_simpo_records_margins_without_the_reference(inputs: Words
 
 def test_a_forecast_of_simpo_is_what_training_the_head_gives(inputs: Words, tmp_path: Path) -> None:
     words = (*inputs, "--loss_type", "simpo", "--beta", 2.0, *STEPS, "--learning_rate", 0.01)
-    assert run("forecast", *words, "--out", tmp_path / "forecast").status == 0
+    assert run("forecast", *words, "--train", "head", "--out", tmp_path / "forecast").status == 0
     assert run("train", *words, "--train", "head", "--no_save_model", "--out", tmp_path / "real").status == 0
     ours, real = (load_file(tmp_path / name / "margins.safetensors") for name in ("forecast", "real"))
     for name in ("train", "heldout", "train_chosen", "heldout_chosen"):
@@ -104,13 +104,13 @@ def test_a_forecast_of_simpo_is_what_training_the_head_gives(inputs: Words, tmp_
     "words, message",
     [
         (("--loss_type", "nca_pair"), "'nca_pair' is not a function of the margin"),
-        (("--loss_type", "dpo"), "use one of: sigmoid, hinge"),
+        (("--loss_type", "dpo"), "did you mean cdpo? use one of: cdpo, discopop"),
         (("--label_smoothing", 0.1), "cdpo"),
         (("--loss_type", "exo_pair"), "label_smoothing above 0"),
         (("--optimizer", "adam", "--weight_decay", 0.1), "belongs to adamw"),
-        (("--momentum", 0.9), "belong to sgd and gd"),
+        (("--momentum", 0.9), "momentum belongs to gd, sgd"),
         (("--optimizer", "sgd", "--nesterov"), "nesterov needs a momentum"),
-        (("--optimizer", "sgd", "--adam_beta1", 0.5), "belong to adamw and adam"),
+        (("--optimizer", "sgd", "--adam_beta1", 0.5), "adam_beta1 belongs to adam, adamw"),
         (("--adam_beta2", 1.0), r"adam_beta2 must lie in [0, 1)"),
     ],
 )
@@ -126,5 +126,5 @@ def test_settings_that_do_not_fit_are_refused_before_any_work(
 
 def test_help_lists_the_losses() -> None:
     text = " ".join(run("forecast", "--help").out.split())
-    for name in LOSS_NAMES:
+    for name in LOSSES.names:
         assert name in text

@@ -1,4 +1,4 @@
-"""`margincast forecast --backbone trained`: every flag of it, what it writes, what it refuses, and going on with it."""
+"""`margincast forecast` of training all weights or an adapter: its flags, files and refusals, and going on with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def inputs(model_folder: Path, data_folder: Path) -> Words:
 
 
 def forecast(inputs: Words, *words: object) -> Outcome:
-    return run("forecast", *inputs, "--backbone", "trained", *words)
+    return run("forecast", *inputs, *words)
 
 
 def summary(out: Path) -> dict[str, object]:
@@ -113,13 +113,13 @@ def test_train_goes_on_from_the_pilot(what: str, inputs: Words, tmp_path: Path, 
 
 def test_what_it_does_not_know_is_refused(inputs: Words, tmp_path: Path) -> None:
     for words, reason in (
-        (("--train", "head"), "exact"),
+        (("--backbone", "frozen", "--train", "lora"), "--backbone frozen trains the unembedding alone"),
+        (("--backbone", "trained", "--train", "head"), "--backbone trained trains more"),
         (("--optimizer", "sgd"), "adamw and adam, not sgd"),
         (("--pilot", "soon"), "--pilot soon"),
         (("--pilot", 21), "from 1 to 20 steps"),
         (("--pilot", 2.5), "from 1 to 20 steps"),
         (("--pilot", tmp_path), "is not a finished"),
-        (("--rehearsal", 0.01), "less than one step"),
         (("--sweep", "seed=1,2"), "--sweep seed=1,2"),
         (("--sweep", "beta=a"), "numbers with commas"),
         (("--sweep", "beta=0.1,-0.1"), "beta"),
@@ -133,9 +133,9 @@ def test_what_it_does_not_know_is_refused(inputs: Words, tmp_path: Path) -> None
         assert reason in done.err
         assert len(done.err.strip().splitlines()) == 1
         assert not (out / "summary.json").exists()
-    frozen = run("forecast", *inputs, "--pilot", 3, "--out", tmp_path / "frozen")
+    frozen = run("forecast", *inputs, "--train", "head", "--pilot", 3, "--out", tmp_path / "frozen")
     assert frozen.status == 2
-    assert "--pilot belongs to --backbone trained" in frozen.err
+    assert "--pilot is of forecasts that are not exact" in frozen.err
 
 
 def test_a_path_that_no_run_behind_the_constants_had_is_said(rehearsed: Path, inputs: Words, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from margincast.cli.job import open_job
+from margincast.cli.options import OutputOptions
 from margincast.errors import InputError
 from margincast.report.figures import run_curves, save_figure
 from margincast.report.page import PageFigure, PageTable, Section, render_page
@@ -98,11 +99,11 @@ def forecast_folder(folder: Path, concepts: list[str], last: float = 1.0, heldou
     """A finished forecast of made-up margins, as the command would have left it."""
     run = trajectory(concepts, heldout, last=last)
     settings = {"data": HOSTILE[0], "beta": run.beta, "loss_type": run.loss_type}
-    job = open_job("forecast", {**settings, "out": folder, "json_": False, "quiet": True})
-    save_trajectory(folder, run)
+    job = open_job("forecast", OutputOptions(out=folder, quiet=True), **settings)
+    rows = save_trajectory(folder, run)
     save_figure(run_curves(run), folder / "figures", "curves")
     data = {"concepts": {name: {"train": 4, "heldout": heldout} for name in concepts}}
-    write_summary(folder, "forecast", job.config, trajectory_results(run, 1.0), data=data)
+    write_summary(folder, "forecast", job.config, trajectory_results(run, rows, 1.0), data=data)
     return folder
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from margincast.cli import options as opt
 from margincast.cli.job import Job, open_job
+from margincast.cli.options import OutputOptions
 from margincast.errors import InputError
+from margincast.recipe.fields import option
+from margincast.recipe.recipe import Recipe
+from margincast.records import Json
 
 if TYPE_CHECKING:
     from margincast.diagnose import Suspects
@@ -18,67 +21,54 @@ if TYPE_CHECKING:
 
 SHOW, EXPORT = "What to show", "Export"
 EFFECTS = 10  # training pairs of each direction
+ACTIONS = ("drop", "flip", "weight")
 
 
-class Action(StrEnum):
-    drop = "drop"
-    flip = "flip"
-    weight = "weight"
+def issue_names() -> tuple[str, ...]:
+    from margincast.registry import Registry
+
+    return Registry("issue", "margincast.diagnose.kinds", "margincast.suspects").names
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeOptions:
+    """What to show of an attribution, and what to export."""
+
+    pair: str | None = option(None, "Id of a pair: which training pairs make its margin", SHOW)
+    top: int = option(10, "Training pairs to keep of every held-out pair", SHOW, least=1)
+    export: Path | None = option(None, "A .jsonl file for the cleaned training pairs, for TRL", EXPORT)
+    action: str = option(
+        "drop",
+        "{choices}: drop suspects, exchange their responses, or give them a `weight` of 1 - score",
+        EXPORT,
+        choices=lambda: ACTIONS,
+    )
+    issues: str = option(
+        "mislabel", "Which kinds, separated by commas: {choices}", EXPORT, choices=issue_names, open=True
+    )
+    threshold: float | None = option(
+        None, "Change pairs with a score above this [default: those flagged]", EXPORT, least=0.0, most=1.0
+    )
+    share: float | None = option(None, "Change this share of pairs, the worst of one kind", EXPORT, least=0.0, most=1.0)
+
+    def __post_init__(self) -> None:
+        if self.export and self.export.suffix.lower() != ".jsonl":
+            raise InputError(f"--export {self.export}: give a .jsonl file")
+        plain = AttributeOptions
+        said = (getattr(self, name) != getattr(plain, name) for name in ("action", "issues", "threshold", "share"))
+        if not self.export and any(said):
+            raise InputError("--action, --issues, --threshold and --share say what --export changes; give it a file")
+
+    def changes(self) -> Json:
+        """The settings of `plan_changes`."""
+        kinds = [kind.strip() for kind in self.issues.split(",") if kind.strip()]
+        return {"action": self.action, "kinds": kinds, "threshold": self.threshold, "share": self.share}
 
 
 def attribute(
     run: Annotated[Path, typer.Argument(help="Folder of a finished forecast or training run")],
-    pair: Annotated[
-        str | None,
-        typer.Option("--pair", help="Id of a pair: which training pairs make its margin", rich_help_panel=SHOW),
-    ] = None,
-    top: Annotated[
-        int, typer.Option("--top", min=1, help="Training pairs to keep of every held-out pair", rich_help_panel=SHOW)
-    ] = 10,
-    export: Annotated[
-        Path | None,
-        typer.Option("--export", help="A .jsonl file for the cleaned training pairs, for TRL", rich_help_panel=EXPORT),
-    ] = None,
-    action: Annotated[
-        Action,
-        typer.Option(
-            "--action",
-            help="Drop suspects, exchange their responses, or give them a `weight` of 1 - score",
-            rich_help_panel=EXPORT,
-        ),
-    ] = Action.drop,
-    issues: Annotated[
-        str,
-        typer.Option(
-            "--issues",
-            help="Which kinds, separated by commas: mislabel, duplicate, conflict, unlearnable, harm",
-            rich_help_panel=EXPORT,
-        ),
-    ] = "mislabel",
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--threshold",
-            min=0.0,
-            max=1.0,
-            help="Change pairs with a score above this [default: those flagged]",
-            rich_help_panel=EXPORT,
-        ),
-    ] = None,
-    share: Annotated[
-        float | None,
-        typer.Option(
-            "--share",
-            min=0.0,
-            max=1.0,
-            help="Change this share of pairs, the worst of one kind",
-            rich_help_panel=EXPORT,
-        ),
-    ] = None,
-    out: opt.Out = None,
-    resume: opt.Resume = True,
-    json_: opt.Json = False,
-    quiet: opt.Quiet = False,
+    options: AttributeOptions,
+    output: OutputOptions,
 ) -> None:
     """Say which training pairs make or break each held-out margin, and which are suspect; export a cleaned data set.
 
@@ -86,22 +76,29 @@ def attribute(
 
     Example: margincast attribute runs/forecast-... --export cleaned.jsonl
     """
-    job = open_job("attribute", locals())
-    if export and export.suffix.lower() != ".jsonl":
-        raise InputError(f"--export {export}: give a .jsonl file")
-    if not export and (threshold is not None or share is not None or action != Action.drop or issues != "mislabel"):
-        raise InputError("--action, --issues, --threshold and --share say what --export changes; give it a file")
+    from margincast.diagnose import Suspects, plan_changes
+    from margincast.records import PairSet
+
+    job = open_job("attribute", output, options, run=str(run))
     summary, features = read_run(run)
-    config = job.config
-    if pair is not None and pair not in {each.id for part in (features.train, features.heldout) for each in part.pairs}:
+    pair, parts = options.pair, (features.train, features.heldout)
+    if pair is not None and pair not in {each.id for part in parts for each in part.pairs}:
         raise InputError(f"--pair {pair}: {run} has no such pair; ids are like {features.heldout.pairs[0].id}")
-    if export:
-        check_export(config)
+    if options.export:
+        _refuse_overwriting(options.export, features)
+        plan_changes(Suspects(PairSet(()), (), {}), **options.changes())  # refuses what cannot be planned
     job.write_config()
-    job.done(run_attribution(job, summary, features))
+    job.done(run_attribution(job, summary, features, options))
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], Features]:
+def _refuse_overwriting(path: Path, features: Features) -> None:
+    """Raises `InputError` where the export would take the place of the data that it is made from."""
+    sources = {pair.source for part in (features.train, features.heldout) for pair in part.pairs}
+    if any(Path(source).exists() and path.resolve() == Path(source).resolve() for source in sources):
+        raise InputError(f"--export {path}: that is the data themselves; give another file")
+
+
+def read_run(folder: Path) -> tuple[Json, Features]:
     """The summary of a finished forecast or training run, and the features it used. Raises `InputError`."""
     from margincast.frozen.engine.spaces import token_spaces
     from margincast.report.sections import read_summary
@@ -120,50 +117,56 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Features]:
     return summary, features
 
 
-def check_export(config: dict[str, Any]) -> None:
-    """Refuse an export that cannot be planned, before any work. Raises `InputError`."""
-    from margincast.diagnose import Suspects, plan_changes
-    from margincast.records import PairSet
-
-    plan_changes(Suspects(PairSet(()), (), {}), **export_settings(config))
-
-
-def export_settings(config: dict[str, Any]) -> dict[str, Any]:
-    kinds = [kind.strip() for kind in config["issues"].split(",") if kind.strip()]
-    return {"action": config["action"], "kinds": kinds, "threshold": config["threshold"], "share": config["share"]}
-
-
-def run_attribution(job: Job, source: dict[str, Any], features: Features) -> dict[str, Any]:
-    """Attribute the run with the settings of `source`, find suspects, export, save everything, print the tables."""
-    from margincast.cli.forecast import forecast_settings
-    from margincast.diagnose import interaction
-    from margincast.diagnose.effects import heldout_effects, heldout_tops, top_of
-    from margincast.frozen.attribution.contributions import attribute as attribute_run
-    from margincast.frozen.forecast import forecast
+def run_attribution(job: Job, source: Json, features: Features, options: AttributeOptions) -> Json:
+    """Attribute the run of the summary `source`, find suspects, export, save everything, print the tables."""
     from margincast.report import attribution as shown
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
     from margincast.runs.save import peak_memory_bytes, write_summary
+
+    recipe = Recipe.from_config(source["config"], train="head")
+    results, suspects = attributed(job, recipe, source, features, options)
+    if options.export:
+        results |= export_changes(options.export, features, suspects, recipe, options)
+    results |= {"seconds": job.seconds, "peak_memory_bytes": peak_memory_bytes()}
+    for name, figure in (
+        ("interaction", shown.interaction_figure(results["interaction"])),
+        ("interaction-over-time", shown.interaction_over_time(results["interaction"])),
+        ("suspects", shown.suspects_figure(suspects.issues)),
+    ):
+        save_figure(figure, job.out / "figures", name)
+    summary = write_summary(job.out, "attribute", job.config, results, data=source["data"], model=source["model"])
+    write_page(job.out)
+    print_tables(job, results)
+    return summary
+
+
+def attributed(
+    job: Job, recipe: Recipe, source: Json, features: Features, options: AttributeOptions
+) -> tuple[Json, Suspects]:
+    """The results of an attribution, and the suspects; both are saved."""
+    from margincast.diagnose import interaction
+    from margincast.diagnose.effects import heldout_effects, heldout_tops, top_of
+    from margincast.frozen.attribution.contributions import attribute as attribute_run
+    from margincast.frozen.forecast import forecast_frozen
     from margincast.runs.store import write_jsonl
 
-    config = job.config
-    settings = forecast_settings(source["config"])
-    now = forecast(features, **settings)
+    now = forecast_frozen(features, recipe)
     last = now.attributed()
     suspects = found_suspects(job, features)
-    effects = heldout_effects(features, last, settings["beta"])
+    effects = heldout_effects(features, last, recipe.beta)
     suspicion = {row["id"]: row["mislabel_score"] for row in suspects.issues}
     suspects = suspects.with_column("heldout_effect", effects.tolist())
     suspects.save(job.out)
-    count = min(config["top"], len(features.train.pairs))
-    write_jsonl(job.out / "attribution.jsonl", heldout_tops(features, last, settings["beta"], count))
-    steps = (attribute_run(features, at=[step], **settings)[step] for step in now.steps)
-    matrix = interaction(features, steps, settings["beta"])
+    count = min(options.top, len(features.train.pairs))
+    write_jsonl(job.out / "attribution.jsonl", heldout_tops(features, last, recipe.beta, count))
+    steps = (attribute_run(features, recipe, at=[step])[step] for step in now.steps)
+    matrix = interaction(features, steps, recipe.beta)
     ranked = sorted(suspects.issues, key=lambda row: row["heldout_effect"])
     margins = now.heldout.margins[-1]
-    sums = last.margins(now_targets(features, settings["beta"]))
-    results: dict[str, Any] = {
-        "run": config["run"],
+    sums = last.margins(now_targets(features, recipe.beta))
+    results: Json = {
+        "run": job.config["run"],
         "origin": origin_of(source),
         "exact": last.exact,
         "step": now.steps[-1],
@@ -173,23 +176,11 @@ def run_attribution(job: Job, source: dict[str, Any], features: Features) -> dic
         "interaction": matrix.as_dict(),
         "helping": effect_list(ranked[::-1]),
         "harming": effect_list(ranked),
-        "pair": top_of(features, last, settings["beta"], config["pair"], count) if config["pair"] else None,
+        "pair": top_of(features, last, recipe.beta, options.pair, count) if options.pair else None,
     }
     if results["pair"]:
         results["pair"]["top"] = [{**row, "mislabel_score": suspicion[row["id"]]} for row in results["pair"]["top"]]
-    if config["export"]:
-        results |= export_changes(job, features, suspects, settings)
-    results |= {"seconds": job.seconds, "peak_memory_bytes": peak_memory_bytes()}
-    for name, figure in (
-        ("interaction", shown.interaction_figure(results["interaction"])),
-        ("interaction-over-time", shown.interaction_over_time(results["interaction"])),
-        ("suspects", shown.suspects_figure(suspects.issues)),
-    ):
-        save_figure(figure, job.out / "figures", name)
-    summary = write_summary(job.out, "attribute", config, results, data=source["data"], model=source["model"])
-    write_page(job.out)
-    print_tables(job, results)
-    return summary
+    return results, suspects
 
 
 def found_suspects(job: Job, features: Features) -> Suspects:
@@ -217,43 +208,50 @@ def now_targets(features: Features, beta: float) -> Any:
     return token_spaces(features, beta)[1]
 
 
-def origin_of(source: dict[str, Any]) -> str:
+def origin_of(source: Json) -> str:
     """What is attributed, said plainly."""
+    from margincast.runs.load import fitted
+
     config = source["config"]
-    frozen = f"training the unembedding on a frozen backbone, with {config['optimizer']}, {config['max_steps']} steps"
-    if source["command"] == "forecast" or config["train"] == "head":
+    steps = source["results"]["final"]["step"]
+    frozen = f"training the unembedding on a frozen backbone, with {config['optimizer']}, {steps} steps"
+    if (source["command"] == "forecast" and not fitted(source)) or config.get("train") == "head":
         return f"{frozen}: the run itself"
-    what = {"all": "all weights", "lora": "a LoRA adapter"}[config["train"]]
+    what = {"all": "all weights", "lora": "a LoRA adapter", "adapter": "an adapter"}.get(
+        config["train"], "some weights"
+    )
+    verb = "trains" if source["command"] == "forecast" else "trained"
     return (
-        f"the forecast of {frozen}, with the settings of a run that trained {what}; contributions are exact for the "
+        f"the forecast of {frozen}, with the settings of a run that {verb} {what}; contributions are exact for the "
         "forecast, and no statement about what the moving backbone added. Suspects are of the data, and hold for both"
     )
 
 
-def effect_list(rows: list[Any]) -> list[dict[str, Any]]:
+def effect_list(rows: list[Any]) -> list[Json]:
     return [
         {"id": row["id"], "effect": row["heldout_effect"], "mislabel_score": row["mislabel_score"]}
         for row in rows[:EFFECTS]
     ]
 
 
-def export_changes(job: Job, features: Features, suspects: Suspects, settings: dict[str, Any]) -> dict[str, Any]:
+def export_changes(
+    path: Path, features: Features, suspects: Suspects, recipe: Recipe, options: AttributeOptions
+) -> Json:
     """Write the cleaned data set, and say what it would do to the forecast: first order, and run again."""
     from margincast.diagnose import plan_changes, write_cleaned
     from margincast.diagnose.effects import counterfactual
 
-    changes = plan_changes(suspects, **export_settings(job.config))
-    path = Path(job.config["export"])
+    changes = plan_changes(suspects, **options.changes())
     write_cleaned(path, features.train.pairs, features.heldout.pairs, changes)
-    done = {"drop": "dropped", "flip": "flipped", "weight": "given less weight"}[job.config["action"]]
-    check = counterfactual(features, changes, settings)
+    done = {"drop": "dropped", "flip": "flipped", "weight": "given less weight"}[options.action]
+    check = counterfactual(features, changes, recipe)
     return {
-        "exported": {"file": str(path), "changed": [change.id for change in changes], "action": job.config["action"]},
+        "exported": {"file": str(path), "changed": [change.id for change in changes], "action": options.action},
         "counterfactual": {"changed": len(changes), "done": done, **check},
     }
 
 
-def print_tables(job: Job, results: dict[str, Any]) -> None:
+def print_tables(job: Job, results: Json) -> None:
     from margincast.report import attribution as shown
 
     job.say(f"What is attributed: {results['origin']}.")

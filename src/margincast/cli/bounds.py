@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import typer
-
-from margincast.cli import options as opt
 from margincast.cli.job import Job, open_job
+from margincast.cli.options import OutputOptions, same
+from margincast.recipe.fields import option
+from margincast.recipe.recipe import Recipe
+from margincast.records import Json
 from margincast.report.tables import number
 
 if TYPE_CHECKING:
@@ -18,68 +19,52 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "Preference distribution"
 ACCEPTED_FAILURES = (0.05, 1e-3, 1e-6)
+TOKENS = ("distinct", "chain", "shared")
 
 
-class Tokens(StrEnum):
-    distinct = "distinct"
-    chain = "chain"
-    shared = "shared"
+@dataclass(frozen=True, kw_only=True)
+class DistributionOptions:
+    """The preference distribution of the theorems, and the flow on it."""
+
+    K: int = option(4, "Concepts", DISTRIBUTION)
+    Q: int = option(100, "Training pairs per cluster; N = 2KQ", DISTRIBUTION)
+    d: int = option(500, "Hidden width", DISTRIBUTION)
+    shared_norm: float = option(0.4, "l_b, length of the component all share", DISTRIBUTION)
+    noise: float = option(0.025, "v, standard deviation per coordinate", DISTRIBUTION)
+    tokens: str = option(
+        "distinct", "Which concepts share response tokens: {choices}", DISTRIBUTION, choices=lambda: TOKENS
+    )
+    Z: int = option(2, "Concepts per token, for --tokens chain", DISTRIBUTION)
+    beta: float = same(Recipe, "beta")
+    tau: float = option(1.0, "Time constant of the flow")
+
+    def distribution(self) -> PreferenceDistribution:
+        """Raises `InputError` for numbers that make none, a bad beta or tau among them."""
+        from margincast.theory.distribution import preference_distribution
+        from margincast.theory.guarantee import tau_1
+
+        made = preference_distribution(self.K, self.Q, self.d, self.shared_norm, self.noise, self.tokens, self.Z)
+        tau_1(made, self.beta, self.tau)
+        return made
 
 
-K = Annotated[int, typer.Option("--K", help="Concepts", rich_help_panel=DISTRIBUTION)]
-Q = Annotated[int, typer.Option("--Q", help="Training pairs per cluster; N = 2KQ", rich_help_panel=DISTRIBUTION)]
-Hidden = Annotated[int, typer.Option("--d", help="Hidden width", rich_help_panel=DISTRIBUTION)]
-SharedNorm = Annotated[
-    float, typer.Option("--shared_norm", help="l_b, length of the component all share", rich_help_panel=DISTRIBUTION)
-]
-Noise = Annotated[
-    float, typer.Option("--noise", help="v, standard deviation per coordinate", rich_help_panel=DISTRIBUTION)
-]
-TokensOption = Annotated[
-    Tokens, typer.Option("--tokens", help="Which concepts share response tokens", rich_help_panel=DISTRIBUTION)
-]
-ChainZ = Annotated[
-    int, typer.Option("--Z", help="Concepts per token, for --tokens chain", rich_help_panel=DISTRIBUTION)
-]
-Tau = Annotated[float, typer.Option("--tau", help="Time constant of the flow", rich_help_panel=opt.TRAINING)]
-
-
-def bounds(
-    K: K = 4,
-    Q: Q = 100,
-    d: Hidden = 500,
-    shared_norm: SharedNorm = 0.4,
-    noise: Noise = 0.025,
-    tokens: TokensOption = Tokens.distinct,
-    Z: ChainZ = 2,
-    beta: opt.Beta = 0.01,
-    tau: Tau = 1.0,
-    out: opt.Out = None,
-    resume: opt.Resume = True,
-    json_: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+def bounds(options: DistributionOptions, output: OutputOptions) -> None:
     """Theorems 4.1 and 4.2 for given K, Q, d, l_b, v: conditions, envelopes, probabilities, printed and corrected.
 
     Example: margincast bounds --K 4 --Q 100 --d 500 --shared_norm 0.4 --noise 0.025
     """
-    parameters = dict(locals())
-    from margincast.theory.distribution import preference_distribution
-    from margincast.theory.guarantee import tau_1
-
-    distribution = preference_distribution(K, Q, d, shared_norm, noise, tokens.value, Z)
-    tau_1(distribution, beta, tau)  # refuses a bad beta or tau before anything is written
-    job = open_job("bounds", parameters)
-    job.done(run_bounds(job, distribution))
+    distribution = options.distribution()
+    job = open_job("bounds", output, options)
+    job.done(run_bounds(job, distribution, options))
 
 
-def run_bounds(job: Job, distribution: PreferenceDistribution) -> dict[str, Any]:
+def run_bounds(job: Job, distribution: PreferenceDistribution, options: DistributionOptions) -> Json:
     """Evaluate the theorems, save the summary, print the tables."""
     from margincast.runs.save import write_summary
     from margincast.theory.theorems import guarantees
 
-    readings = guarantees(distribution, job.config["beta"], job.config["tau"])
-    results = bounds_results(distribution, readings, job.config["beta"], job.config["tau"])
+    readings = guarantees(distribution, options.beta, options.tau)
+    results = bounds_results(distribution, readings, options.beta, options.tau)
     summary = write_summary(job.out, "bounds", job.config, results)
     rows = [
         [line["form"], line["name"], number(line["left"]), number(line["right"]), "yes" if line["holds"] else "no"]
@@ -125,7 +110,7 @@ def run_bounds(job: Job, distribution: PreferenceDistribution) -> dict[str, Any]
 
 def bounds_results(
     distribution: PreferenceDistribution, readings: dict[str, Guarantee], beta: float, tau: float
-) -> dict[str, Any]:
+) -> Json:
     """The `results` of `summary.json`. `derived` gives the envelope; a vacuous bound is given all the same."""
     from margincast.runs.store import plain
     from margincast.theory.smallest import smallest_informative_Q
@@ -181,13 +166,13 @@ def bounds_results(
             for where, noise in (("at_widest_noise", None), ("at_this_noise", distribution.noise))
         },
     }
-    cleaned: dict[str, Any] = plain(results)
+    cleaned: Json = plain(results)
     return cleaned
 
 
-def _by_form(bounds: dict[str, tuple[float, bool]]) -> dict[str, Any]:
+def _by_form(bounds: dict[str, tuple[float, bool]]) -> Json:
     """A bound of every form as a number, as a power of ten, and whether it says nothing."""
-    values: dict[str, Any] = {form: math.exp(log) if log < 700.0 else math.inf for form, (log, _) in bounds.items()}
+    values: Json = {form: math.exp(log) if log < 700.0 else math.inf for form, (log, _) in bounds.items()}
     values["log10"] = {form: log / math.log(10.0) for form, (log, _) in bounds.items()}
     values["vacuous"] = {form: vacuous for form, (_, vacuous) in bounds.items()}
     return values

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from margincast.cli import options as opt
 from margincast.cli.job import Job, open_job
+from margincast.cli.options import OutputOptions
+from margincast.records import Json
 
 
 def compare(
     a: Annotated[Path, typer.Argument(help="Folder of a forecast or training run")],
     b: Annotated[Path, typer.Argument(help="Folder of the run to set beside it")],
-    out: opt.Out = None,
-    resume: opt.Resume = True,
-    json_: opt.Json = False,
-    quiet: opt.Quiet = False,
+    output: OutputOptions,
 ) -> None:
     """Set two runs side by side: curves, per-concept table, rank correlation, errors with intervals.
 
     Example: margincast compare runs/forecast-... runs/train-...
     """
-    job = open_job("compare", locals())
+    job = open_job("compare", output, a=str(a), b=str(b))
     job.done(run_comparison(job, a, b))
 
 
-def run_comparison(job: Job, a: Path, b: Path) -> dict[str, Any]:
+def run_comparison(job: Job, a: Path, b: Path) -> Json:
     """Compare run `b` with run `a`, save figures, report and summary, print the table."""
     from margincast.comparison import compare as compare_trajectories
     from margincast.report import tables

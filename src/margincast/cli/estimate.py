@@ -8,21 +8,23 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from margincast.paper.cost import GIB, Cost, ModelSize, Workload, cost, pass_seconds
+from margincast.records import Json
 
 if TYPE_CHECKING:
+    from margincast.cli.options import InputOptions
     from margincast.cli.reproduction import Plan
 
 HEADER = ("run", "runs", "tokens a step", "GiB a process", "states", "activations", "hours each", "hours")
 LAUNCH = "accelerate launch --config_file examples/paper/fsdp.yaml"
 
 
-def estimate(plan: Plan) -> None:
+def estimate(plan: Plan, figure: str) -> None:
     """Print the estimates of `plan`; nothing is written, and of the model its configuration is read alone."""
     job = plan.job
-    size, tokenizer = model_size(job.config)
-    device = "cpu" if job.config["device"] == "cpu" else "gpu"
+    size, tokenizer = model_size(plan.inputs)
+    device = "cpu" if plan.inputs.device == "cpu" else "gpu"
     rows: list[list[str]] = []
-    listed: list[dict[str, Any]] = []
+    listed: list[Json] = []
     for weights in plan.scale.trained:
         for k in plan.scale.K if plan.specs else ():
             work = workload(plan, k, weights, tokens_per_pair(plan, k, tokenizer))
@@ -42,11 +44,11 @@ def estimate(plan: Plan) -> None:
     training = sum(r["seconds"] for r in listed) * len(plan.scale.seeds)
     reading = sum(pass_seconds(size, tokens, device) for tokens in read_tokens(plan, tokenizer))
     job.say(f"All training: {training / 3600:.1f} hours. Features and embeddings: {reading / 3600:.1f} hours.")
-    words = f"margincast reproduce {job.config['figure']} --scale {job.config['scale']} --model {job.config['model']}"
+    words = f"margincast reproduce {figure} --scale {plan.options.scale} --model {plan.inputs.model}"
     job.say(f"Start it: {f'{LAUNCH} -m {words} --device cuda' if processes > 1 else words} --out {job.out}")
 
 
-def model_size(config: dict[str, Any]) -> tuple[ModelSize, Any]:
+def model_size(inputs: InputOptions) -> tuple[ModelSize, Any]:
     """Counted on a model without storage. Raises `InputError` or `StatedFailure` for one that cannot be found."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -54,13 +56,13 @@ def model_size(config: dict[str, Any]) -> tuple[ModelSize, Any]:
     from margincast.errors import StatedFailure
     from margincast.models.load import first_line, locate
 
-    options = {"revision": config["revision"], "trust_remote_code": config["trust_remote_code"]}
-    place = locate(config["model"])
+    options = {"revision": inputs.revision, "trust_remote_code": inputs.trust_remote_code}
+    place = locate(inputs.model)
     try:
         described = AutoConfig.from_pretrained(place, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
-        raise StatedFailure(f"model {config['model']!r} cannot be found: {first_line(error)}") from error
+        raise StatedFailure(f"model {inputs.model!r} cannot be found: {first_line(error)}") from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(described)  # type: ignore[no-untyped-call]
     described = described.get_text_config()
@@ -77,10 +79,9 @@ def tokens_per_pair(plan: Plan, k: int, tokenizer: Any) -> tuple[float, int]:
     from margincast.data import load_pairs
     from margincast.passes.packing import distinct_tokens
     from margincast.passes.tokenize import encode
-    from margincast.training.run import spread
 
-    pairs = load_pairs(plan.data(k), persona_dir=plan.personas)
-    rows = encode(spread(pairs, 50 * k), tokenizer).rows
+    pairs = load_pairs(plan.data(k), persona_dir=plan.inputs.persona_dir)
+    rows = encode(pairs.spread(50 * k), tokenizer).rows
     return sum(distinct_tokens(row.inputs) for row in rows) / len(rows), len(pairs)
 
 

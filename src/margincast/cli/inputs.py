@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from margincast.cli.job import Job
-from margincast.cli.options import loss_of, optimizer_of
+from margincast.cli.options import InputOptions, PairOptions
+from margincast.records import Json
 
 if TYPE_CHECKING:
     from margincast.frozen.tokens import TokenFeatures
     from margincast.models import LoadedModel
     from margincast.passes.tokenize import Encoding
+    from margincast.recipe.loss import Loss
     from margincast.records import Features, PairSet
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the options name, loaded: model and encoded pairs of both splits."""
+    """What the options name, loaded: model and encoded pairs of both splits.
 
+    data: as it was named;  options: where the model came from
+    """
+
+    data: str
+    options: InputOptions
     loaded: LoadedModel
     encoding: Encoding
     train: PairSet
     heldout: PairSet
 
-    def sections(self, config: dict[str, Any]) -> dict[str, Any]:
+    def sections(self) -> Json:
         """The `data`, `model` and `device` parts of a summary."""
         from margincast.runs.save import data_summary
 
-        data = data_summary(self.encoding.pairs, self.train, self.heldout, config["data"])
+        data = data_summary(self.encoding.pairs, self.train, self.heldout, self.data)
         data["tokens"] = {
             "eos_appended": self.encoding.eos,
             "single_token_responses": self.encoding.single_token,
             "responses_cut_at_max_length": self.encoding.truncated,
         }
-        model = {"id": self.loaded.name, "revision": config["revision"], "hash": self.loaded.hash}
-        return {"data": data, "model": model, "device": config["device"]}
+        model = {"id": self.loaded.name, "revision": self.options.revision, "hash": self.loaded.hash}
+        return {"data": data, "model": model, "device": self.options.device}
 
 
 @dataclass(frozen=True)
@@ -55,96 +61,96 @@ class PositionInputs(Inputs):
     positions: tuple[TokenFeatures, TokenFeatures]
 
 
-def check_settings(config: dict[str, Any]) -> None:
-    """Refuse settings of a forecast or training before anything is loaded. Raises `InputError`."""
-    loss_of(config)
-    optimizer_of(config)
+@dataclass(frozen=True)
+class Reading:
+    """What `read_inputs` is to read: DATA, by which model, and how it is cut and split."""
+
+    data: str
+    options: InputOptions
+    pairs: PairOptions
+    seed: int
+    max_length: int
 
 
-def load_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> PairInputs:
-    """Load, encode, split and extract for the settings in `job.config`; put the features into the job's folder."""
-    return with_features(job, read_inputs(job, persona_dir, cache_dir), cache_dir)
+def load_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> PairInputs:
+    """Load, encode, split and extract; put the features into the job's folder."""
+    return with_features(job, read_inputs(job, reading, loss))
 
 
-def read_inputs(job: Job, persona_dir: Path | None, cache_dir: Path | None) -> Inputs:
-    """Load, encode and split for the settings in `job.config`, which then claims its folder."""
+def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
+    """Load, encode and split.
+
+    loss: that of a run; refused here where responses have more tokens than it can have, minutes of extraction earlier
+    than the run itself would
+    """
     from margincast.data import load_pairs
     from margincast.models import load_model
-    from margincast.models.load import default_cache_dir
     from margincast.passes.tokenize import encode
     from margincast.recipe.losses import refuse_length_normalized
 
-    config = job.config
+    options, on_bad_row = reading.options, reading.pairs.on_bad_row
     pairs = load_pairs(
-        config["data"],
-        persona_dir=persona_dir,
-        concept_column=config["concept_column"],
-        on_bad_row=config["on_bad_row"],
+        reading.data,
+        persona_dir=options.persona_dir,
+        concept_column=reading.pairs.concept_column,
+        on_bad_row=on_bad_row,
     )
-    _say_what_was_read(job, pairs)
+    _say_what_was_read(job, pairs, reading.data)
     loaded = load_model(
-        config["model"],
-        revision=config["revision"],
-        dtype=config["dtype"],
-        device=config["device"],
-        trust_remote_code=config["trust_remote_code"],
-        cache_dir=cache_dir or default_cache_dir(),
+        options.model,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+        cache_dir=options.cache,
     )
     encoding = encode(
         pairs,
         loaded.tokenizer,
-        eos=config["eos"],
-        max_length=config["max_length"],
+        eos=reading.pairs.eos,
+        max_length=reading.max_length,
         context=loaded.context,
-        on_bad_row=config["on_bad_row"],
+        on_bad_row=on_bad_row,
     )
     left_out = len(encoding.pairs.skipped) - len(pairs.skipped)
     if left_out:
         job.say(f"left out {left_out} pairs that the model cannot read, the first: {encoding.pairs.skipped[-left_out]}")
     if encoding.truncated:
         job.say(f"{encoding.truncated} responses are cut at max_length {encoding.max_length}")
-    train, heldout = encoding.pairs.split(config["holdout"], config["seed"])
-    if job.command in ("forecast", "decompose"):
-        # Minutes of extraction earlier than the forecast itself would.
-        refuse_length_normalized(loss_of(config), encoding.single_token)
-    return Inputs(loaded, encoding, train, heldout)
+    train, heldout = encoding.pairs.split(reading.pairs.holdout, reading.seed)
+    if loss is not None:
+        refuse_length_normalized(loss, encoding.single_token)
+    return Inputs(reading.data, options, loaded, encoding, train, heldout)
 
 
-def with_features(job: Job, inputs: Inputs, cache_dir: Path | None, layers: bool = False) -> PairInputs:
+def with_features(job: Job, inputs: Inputs, layers: bool = False) -> PairInputs:
     from margincast.features import features_of
     from margincast.runs.features import keep_features
 
     job.write_config()
-    features = features_of(*_parts(inputs), **_options(job, cache_dir), layers=layers)
+    features = features_of(*_parts(inputs), **_options(job, inputs), layers=layers)
     _leave_to_first(job)
     if job.main:
         keep_features(job.out, features)
-    return PairInputs(*_parts(inputs), features)
+    return PairInputs(**vars(inputs), features=features)
 
 
-def with_positions(job: Job, inputs: Inputs, cache_dir: Path | None) -> PositionInputs:
+def with_positions(job: Job, inputs: Inputs) -> PositionInputs:
     from margincast.frozen.tokens import token_features
 
     job.write_config()
-    positions = token_features(*_parts(inputs), **_options(job, cache_dir))
+    positions = token_features(*_parts(inputs), **_options(job, inputs))
     _leave_to_first(job)
-    return PositionInputs(*_parts(inputs), positions)
+    return PositionInputs(**vars(inputs), positions=positions)
 
 
 def _parts(inputs: Inputs) -> tuple[LoadedModel, Encoding, PairSet, PairSet]:
     return inputs.loaded, inputs.encoding, inputs.train, inputs.heldout
 
 
-def _options(job: Job, cache_dir: Path | None) -> dict[str, Any]:
+def _options(job: Job, inputs: Inputs) -> Json:
     """How an extraction of `job` runs: its cache, its progress bar, where its features go, whom it tells."""
-    from margincast.models.load import default_cache_dir
-
-    return {
-        "cache_dir": cache_dir or default_cache_dir(),
-        "progress": job.progress,
-        "copy_to": job.out,
-        "say": job.say,
-    }
+    return {"cache_dir": inputs.options.cache, "progress": job.progress, "copy_to": job.out, "say": job.say}
 
 
 def _leave_to_first(job: Job) -> None:
@@ -152,8 +158,8 @@ def _leave_to_first(job: Job) -> None:
         raise typer.Exit  # the rest is no work for several
 
 
-def _say_what_was_read(job: Job, pairs: PairSet) -> None:
-    job.say(f"{len(pairs)} pairs in {len(pairs.concepts)} concepts from {job.config['data']}")
+def _say_what_was_read(job: Job, pairs: PairSet, data: str) -> None:
+    job.say(f"{len(pairs)} pairs in {len(pairs.concepts)} concepts from {data}")
     if pairs.duplicates:
         first, again = pairs.duplicates[0]
         job.say(

@@ -2,66 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-import typer
-
-from margincast.cli import options as opt
-from margincast.cli.inputs import PairInputs, load_inputs
+from margincast.cli.inputs import PairInputs, Reading, load_inputs
 from margincast.cli.job import Job, open_job
+from margincast.cli.options import Data, InputOptions, OutputOptions, PairOptions, ReadOptions
+from margincast.recipe.fields import OUTPUT, option
+from margincast.records import Json
 
 if TYPE_CHECKING:
     from margincast.structure import Structure
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions:
+    """What else the extraction pass is good for."""
+
+    export_reference: Path | None = option(
+        None,
+        "Write the pairs with ref_chosen_logps and ref_rejected_logps for TRL, to a .jsonl or .parquet file",
+        OUTPUT,
+    )
+
+
 def inspect(
-    data: opt.Data,
-    model: opt.Model = "smollm2",
-    revision: opt.Revision = None,
-    dtype: opt.DtypeOption = opt.Dtype.float32,
-    device: opt.Device = "cpu",
-    trust_remote_code: opt.TrustRemoteCode = False,
-    persona_dir: opt.PersonaDir = None,
-    cache_dir: opt.CacheDir = None,
-    concept_column: opt.ConceptColumn = None,
-    on_bad_row: opt.OnBadRowOption = opt.OnBadRow.fail,
-    eos: opt.Eos = None,
-    max_length: opt.MaxLength = 1024,
-    holdout: opt.Holdout = 0.1,
-    seed: opt.Seed = 1234,
-    export_reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--export_reference",
-            help="Write the pairs with ref_chosen_logps and ref_rejected_logps for TRL, to a .jsonl or .parquet file",
-            rich_help_panel=opt.OUTPUT,
-        ),
-    ] = None,
-    out: opt.Out = None,
-    resume: opt.Resume = True,
-    json_: opt.Json = False,
-    quiet: opt.Quiet = False,
+    data: Data,
+    inputs: InputOptions,
+    pairs: PairOptions,
+    read: ReadOptions,
+    reference: ReferenceOptions,
+    output: OutputOptions,
 ) -> None:
     """Show the structure of the embeddings per concept, and which conditions of the theorems it meets.
 
     Example: margincast inspect persona:k4
     """
-    job = open_job("inspect", locals())
-    if export_reference:
+    job = open_job("inspect", output, inputs, pairs, read, reference, data=data)
+    path = reference.export_reference
+    if path:
         from margincast.training.references import check_references
 
-        check_references(export_reference, eos)  # minutes of extraction earlier than the writing itself would
-    inputs = load_inputs(job, persona_dir, cache_dir)
-    if export_reference:
+        check_references(path, pairs.eos)  # minutes of extraction earlier than the writing itself would
+    loaded = load_inputs(job, Reading(data, inputs, pairs, read.seed, read.max_length))
+    if path:
         from margincast.training.references import write_references
 
-        write_references(export_reference, inputs.features, inputs.encoding)
-        job.say(f"Pairs with reference log-probabilities for TRL: {export_reference}")
-    job.done(run_inspection(job, inputs))
+        write_references(path, loaded.features, loaded.encoding)
+        job.say(f"Pairs with reference log-probabilities for TRL: {path}")
+    job.done(run_inspection(job, loaded))
 
 
-def run_inspection(job: Job, inputs: PairInputs) -> dict[str, Any]:
+def run_inspection(job: Job, inputs: PairInputs) -> Json:
     """Inspect the features, save figures and summary, print the tables."""
     from margincast.report import tables
     from margincast.report.figures import cosine_matrices, save_figure
@@ -74,7 +67,7 @@ def run_inspection(job: Job, inputs: PairInputs) -> dict[str, Any]:
         name = f"cosines-{side.replace('_', '-')}"
         save_figure(cosine_matrices(structure, side), job.out / "figures", name)
     results = {**structure_results(structure), "seconds": job.seconds}
-    summary = write_summary(job.out, "inspect", job.config, results, **inputs.sections(job.config))
+    summary = write_summary(job.out, "inspect", job.config, results, **inputs.sections())
     write_page(job.out)
     job.table("Embeddings", tables.STRUCTURE_HEADER, tables.structure_rows(results))
     if results["conditions"]:
@@ -83,7 +76,7 @@ def run_inspection(job: Job, inputs: PairInputs) -> dict[str, Any]:
     return summary
 
 
-def structure_results(structure: Structure) -> dict[str, Any]:
+def structure_results(structure: Structure) -> Json:
     """The `results` of `inspect`. Lengths are in units where the mean half-distance of a concept's clusters is 1."""
     from dataclasses import asdict
 

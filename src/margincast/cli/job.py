@@ -9,35 +9,51 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from margincast.errors import InputError
 from margincast.processes import by_first, join, launched, process, processes
+from margincast.recipe.fields import options_of
+from margincast.records import Json
+from margincast.runs.layout import (
+    CONFIG,
+    FEATURES,
+    FEATURES_HEAD,
+    FEATURES_MANIFEST,
+    FEATURES_PAIRS,
+    LOCK,
+    RUN_FILES,
+    RUN_FOLDERS,
+)
 from margincast.runs.store import key_of, plain, write_text
 
-NOT_SETTINGS = {"out", "json_", "quiet", "resume", "cache_dir"}
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from margincast.cli.options import OutputOptions
+    from margincast.recipe.recipe import Recipe
+
 # Commands that several processes can share; of inspect and forecast it is the extraction.
 SHARED = ("inspect", "forecast", "train", "reproduce")
-# What a run has written before its first result. A folder of just this is left by one that failed there; it is free.
-BEFORE_RESULTS = {"config.yaml", "features.safetensors", "features.manifest.json"}
-KEPT = {"features.head.safetensors", "features.pairs.jsonl"}
 
 
 @dataclass
 class Job:
     """A command at work. `config` is what decides its numbers; `out` where its files go.
 
+    finished: all of it was done before;  anew: what the folder holds goes when the input is known to be good
+
     Of several processes the first speaks and writes results, the others are silent.
     """
 
     command: str
-    config: dict[str, Any]
+    config: Json
     out: Path
     json: bool
     quiet: bool
     finished: bool
+    anew: bool = False
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -77,7 +93,7 @@ class Job:
         console = Console() if sys.stdout.isatty() else Console(width=160)
         console.print(table)
 
-    def done(self, summary: dict[str, Any]) -> None:
+    def done(self, summary: Json) -> None:
         """Print the end of the job: its summary as JSON, or where to look."""
         self.write_config()  # commands with nothing to continue leave it to here
         if self.json:
@@ -85,59 +101,85 @@ class Job:
         else:
             self.say(f"Results: {self.out}")
 
-    def stage(self, folder: str, command: str, **changes: Any) -> Job:
+    def stage(self, folder: str, command: str, *records: DataclassInstance, **settings: Any) -> Job:
         """A job of `command` in a folder of this one, for a command made of commands."""
-        settings = {**self.config, **changes}
-        out = self.out / folder
-        finished = _same_config(out, settings) and (out / "summary.json").is_file()
-        job = Job(command, settings, out, json=False, quiet=self.quiet or self.json, finished=finished)
+        config, out = config_of(*records, **settings), self.out / folder
+        finished = _same_config(out, config) and (out / "summary.json").is_file()
+        job = Job(command, config, out, json=False, quiet=self.quiet or self.json, finished=finished)
         job.write_config()
         return job
+
+    def say_defaults(self, recipe: Recipe) -> None:
+        """Where the paper's defaults are used and TRL has others: once, before anything else."""
+        from margincast.recipe.recipe import departures
+
+        if said := departures(recipe):
+            self.say(said)
 
     def write_config(self) -> None:
         """Claim the folder for this run: to be called when the input is known to be good."""
         import yaml
 
+        if self.main and self.anew:
+            _clear(self.out)
+        self.anew = False
+        for left in self.out.glob(".*.part") if self.main else ():  # by a process that was killed
+            left.unlink(missing_ok=True)
         if self.main:
             write_text(self.out / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
 
 
-def open_job(command: str, parameters: dict[str, Any]) -> Job:
-    """Start (or find again) the job of `command` with these parameters, the command function's arguments.
+def config_of(*records: DataclassInstance, **settings: Any) -> Json:
+    """What decides a command's numbers: `settings`, then those of the records, as YAML can hold them."""
+    config = dict(settings)
+    for record in records:
+        config |= {name: getattr(record, name) for name, each in options_of(type(record)).items() if each.setting}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in config.items()}
+
+
+def open_job(command: str, output: OutputOptions, *records: DataclassInstance, **settings: Any) -> Job:
+    """Start (or find again) the job of `command` with the settings in `records` and `settings`.
 
     Nothing is written yet, so that input found to be bad leaves no folder behind. Raises `InputError` when the folder
     to write to holds the results of something else, and for a command that a launcher cannot start several times.
     """
+    config = config_of(*records, **settings)
     if not launched():
-        return _open(command, parameters)
+        return _open(command, output, config)
     if command not in SHARED:
         raise InputError(f"{command} is one process; over several, as a launcher starts them: {', '.join(SHARED)}")
-    join(parameters["device"])
+    join(config["device"])
     if command == "train":
-        parameters = {**parameters, "processes": processes()}  # which share every step
-    job = by_first(lambda: _open(command, parameters))
+        config["processes"] = processes()  # which share every step
+    job = by_first(lambda: _open(command, output, config))
     return job if job.main else replace(job, json=False, quiet=True)
 
 
-def _open(command: str, parameters: dict[str, Any]) -> Job:
-    config = {name: _plain(value) for name, value in parameters.items() if name not in NOT_SETTINGS}
-    out, resume = parameters["out"], parameters.get("resume", True)
-    if out is None:
-        out = _default_folder(command, config, resume)
+def _open(command: str, output: OutputOptions, config: Json) -> Job:
+    out = output.out or _default_folder(command, config, output.resume)
     blocked = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
     if blocked:
         raise InputError(f"--out {out}: {blocked} is a file, not a folder")
-    occupied = out.exists() and {path.name for path in out.iterdir()} - KEPT not in (set(), BEFORE_RESULTS)
+    there = {path.name for path in out.iterdir()} - {FEATURES_HEAD, FEATURES_PAIRS, LOCK} if out.exists() else set()
+    # A folder of no more than what comes before results is left by a run that failed there; it is free.
+    occupied = there not in (set(), {CONFIG, FEATURES, FEATURES_MANIFEST})
     same = _same_config(out, config)
     if occupied and not same:
         raise InputError(f"--out {out} already holds something else; give another folder, or remove this one")
-    if occupied and not resume:
-        shutil.rmtree(out)
-    finished = same and resume and (out / "summary.json").is_file()
-    return Job(command, config, out, parameters["json_"], parameters["quiet"], finished)
+    finished = same and output.resume and (out / "summary.json").is_file()
+    return Job(command, config, out, output.json, output.quiet, finished, anew=occupied and not output.resume)
 
 
-def _default_folder(command: str, config: dict[str, Any], resume: bool) -> Path:
+def _clear(folder: Path) -> None:
+    """Remove what a run leaves in its folder: files of its results, and the folders of its parts."""
+    for path in folder.iterdir():
+        if path.is_dir() and (path.name in RUN_FOLDERS or (path / CONFIG).is_file()):
+            shutil.rmtree(path)
+        elif path.name in RUN_FILES:
+            path.unlink()
+
+
+def _default_folder(command: str, config: Json, resume: bool) -> Path:
     tail = key_of([command, config])[:8]
     runs = Path("runs")
     unfinished = [path for path in sorted(runs.glob(f"{command}-*-{tail}*")) if not (path / "summary.json").is_file()]
@@ -147,16 +189,10 @@ def _default_folder(command: str, config: dict[str, Any], resume: bool) -> Path:
     return folder if not folder.exists() else folder.with_name(f"{folder.name}-{time.monotonic_ns() % 10**6:06d}")
 
 
-def _same_config(out: Path, config: dict[str, Any]) -> bool:
+def _same_config(out: Path, config: Json) -> bool:
     import yaml
 
     try:
         return bool(yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8")) == config)
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return False
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    return str(value) if isinstance(value, Path) else value

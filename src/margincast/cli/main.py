@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from margincast.cli.signature import call, parameters_of, parts_of
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
+from margincast.recipe.recipe import Recipe
 
 SPEAKING = 20.0  # seconds that the first of several processes has to say what is wrong
 
@@ -58,29 +59,22 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Use the values of a YAML file as defaults; flags beat the file."""
     if path is None:
         return None
-    import yaml
+    from margincast.recipe.yaml_file import read_yaml, settings_in
 
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"config file {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config file {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise InputError(f"config file {path} must hold names and values, like `beta: 0.01`")
+    values = read_yaml(path)
     if "config" in values:
         raise InputError(f"config file {path} cannot name another config file")
-    names = {_flag(parameter): parameter for parameter in context.command.params}
-    chosen: dict[str, Any] = {}
-    for name, value in values.items():
-        parameter = names.get(_normalise(name))
-        if parameter is None or parameter.name is None:
-            raise InputError(f"config file {path}: {context.info_name} has no option {name!r}")
-        if isinstance(value, (list, dict)):
-            raise InputError(f"config file {path}: {name} must be a single value, got {value!r}")
-        if value is not None:
-            chosen[parameter.name] = value
-    context.default_map = chosen
+    parameters = {_flag(parameter): parameter for parameter in context.command.params if parameter.name != "config"}
+    settings, unused = settings_in(path, values, parameters)
+    for name, value in settings.items():
+        switch = bool(getattr(parameters[name], "is_flag", False))
+        if switch != isinstance(value, bool) and value is not None:
+            what = "true or false" if switch else f"no {value!r}"
+            raise InputError(f"config file {path}: {name} takes {what}")
+    if unused:
+        names = ", ".join(unused)
+        print(f"margincast: of {path}, {context.info_name} does not use: {names}", file=sys.stderr)
+    context.default_map = {parameters[name].name or name: value for name, value in settings.items()}
     return path
 
 
@@ -89,14 +83,12 @@ def _flag(parameter: Any) -> str:
     return next((name.lstrip("-") for name in parameter.opts if name.startswith("--")), parameter.name or "")
 
 
-@cache
-def _commands() -> None:
+def _commands(recipe: type[Recipe]) -> None:
     """Register every command. Their modules import nothing heavy."""
-    import inspect
-
     from margincast.cli import attribute, bounds, compare, decompose, demo, forecast, report, reproduce, simulate, train
     from margincast.cli import inspect as inspect_
 
+    app.registered_commands.clear()
     for function in (
         demo.demo,
         inspect_.inspect,
@@ -110,45 +102,50 @@ def _commands() -> None:
         reproduce.reproduce,
         report.report,
     ):
-        signature = inspect.signature(function, eval_str=True)
-        option = typer.Option(
-            "--config",
-            callback=_read_config,
-            is_eager=True,
-            help="YAML file with any of these options; flags beat the file",
-            rich_help_panel="Output",
-        )
-        config = inspect.Parameter(
-            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
-        )
-        app.command(function.__name__)(_with_config(function, signature, config))
+        app.command(function.__name__)(with_options(function, recipe))
 
 
-def _with_config(function: Any, signature: Any, config: Any) -> Any:
-    """`function` with a `--config` option, which its eager callback has dealt with before the call."""
+def with_options(function: Any, recipe: type[Recipe] = Recipe) -> Any:
+    """`function` as typer takes it: with the options of its records, and `--config`, whose eager callback has dealt
+    with it before the call."""
+    import inspect
+
+    parts = parts_of(function, {Recipe: recipe})
 
     def command(**arguments: Any) -> None:
         arguments.pop("config")
         try:
-            function(**arguments)
+            call(function, parts, arguments)
         except KeyboardInterrupt as error:
             raise _Interrupted from error
 
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
-    command.__signature__ = signature.replace(parameters=[*parameters, config])  # type: ignore[attr-defined]
+    option = typer.Option(
+        "--config",
+        callback=_read_config,
+        is_eager=True,
+        help="YAML file with any of these options, or of trl dpo; flags beat the file",
+        rich_help_panel="Output",
+    )
+    config = inspect.Parameter(
+        "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
+    )
+    command.__signature__ = inspect.Signature([*parameters_of(function, parts), config])  # type: ignore[attr-defined]
     command.__doc__ = function.__doc__
     command.__name__ = function.__name__
     return command
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a stated failure, 2 bad usage or bad input."""
+def main(arguments: list[str] | None = None, recipe: type[Recipe] = Recipe) -> None:
+    """Run the command line and exit: 0 done, 1 a stated failure, 2 bad usage or bad input.
+
+    recipe: a subclass of `Recipe` adds its own fields as options
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     _share_cores()
     _quieten(debug)
-    _commands()
+    _commands(recipe)
     try:
         status = app(words or ["--help"], standalone_mode=False)
     except InputError as error:

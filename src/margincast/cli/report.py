@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
-from margincast.cli import options as opt
+from margincast.cli.options import OutputOptions
+from margincast.cli.signature import Fixed
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run")],
+    output: Annotated[OutputOptions, Fixed({}, without=("out", "resume"))],
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The .html file to write, or a folder [default: the run's]"),
     ] = None,
-    json_: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Write one self-contained HTML page for a run: figures, tables, settings and what it means.
 
@@ -36,7 +36,7 @@ def report(
     target = out or run
     path = target if target.suffix.lower() in (".html", ".htm") else target / "report.html"
     write_text(path, page_of(run))
-    if json_:
+    if output.json:
         print(json.dumps(read_summary(run), indent=2, ensure_ascii=False))
-    elif not quiet:
+    elif not output.quiet:
         print(path)

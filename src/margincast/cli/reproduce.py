@@ -2,88 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from margincast.cli import options as opt
 from margincast.cli.job import open_job
+from margincast.cli.options import InputOptions, OutputOptions
 from margincast.cli.reproduction import Plan
+from margincast.cli.signature import Fixed
 from margincast.errors import InputError
+from margincast.recipe.fields import INPUT, option
+from margincast.records import Json
 
 if TYPE_CHECKING:
     from margincast.paper.scales import Scale
 
 GRID = "The grid"
+SCALES = ("smoke", "cpu", "paper")
 
 
-class Figure(StrEnum):
-    fig1 = "fig1"
-    fig2 = "fig2"
-    fig3 = "fig3"
-    fig4 = "fig4"
-    fig5 = "fig5"
-    all = "all"
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    """Of which size, and which part of the grid."""
 
-
-class Size(StrEnum):
-    smoke = "smoke"
-    cpu = "cpu"
-    paper = "paper"
+    scale: str = option(
+        "smoke",
+        "smoke: random tiny model, packaged data, seconds; cpu: SmolLM2 on the persona files, hours; paper: any model, "
+        "over several GPUs",
+        choices=lambda: SCALES,
+    )
+    model: str | None = option(
+        None, "tiny, smollm2, a local folder or a Hub id [default: the scale's]", INPUT, setting=False
+    )
+    double_norm: bool = option(False, "Figures 1, 3 also with the last norm applied twice, as in the authors' scripts")
+    K: str | None = option(None, "Only these numbers of personas, like 1,4 [default: all]", GRID)
+    seeds: str | None = option(None, "Only these seeds, like 1234,1235 [default: the scale's]", GRID)
+    max_steps: int | None = option(None, "Optimizer steps [default: the scale's]", GRID, least=1)
+    dry_run: bool = option(False, "Say what would run, with its memory and time; write nothing", setting=False)
 
 
 def reproduce(
-    figure: Annotated[Figure, typer.Argument(help="Which of the paper's figures; fig2, fig4, fig5 share their runs")],
-    scale: Annotated[
-        Size,
-        typer.Option(
-            "--scale",
-            help="smoke: random tiny model, packaged data, seconds; cpu: SmolLM2 on the persona files, hours; paper: "
-            "any model, over several GPUs",
-        ),
-    ] = Size.smoke,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help="tiny, smollm2, a local folder or a Hub id [default: the scale's]",
-            rich_help_panel=opt.INPUT,
-        ),
-    ] = None,
-    revision: opt.Revision = None,
-    dtype: opt.DtypeOption = opt.Dtype.float32,
-    device: opt.Device = "cpu",
-    trust_remote_code: opt.TrustRemoteCode = False,
-    persona_dir: opt.PersonaDir = None,
-    cache_dir: opt.CacheDir = None,
-    double_norm: Annotated[
-        bool,
-        typer.Option(
-            "--double_norm", help="Figures 1, 3 also with the last norm applied twice, as in the authors' scripts"
-        ),
-    ] = False,
-    K: Annotated[
-        str | None,
-        typer.Option("--K", help="Only these numbers of personas, like 1,4 [default: all]", rich_help_panel=GRID),
-    ] = None,
-    seeds: Annotated[
-        str | None,
-        typer.Option("--seeds", help="Only these seeds, like 1234,1235 [default: the scale's]", rich_help_panel=GRID),
-    ] = None,
-    max_steps: Annotated[
-        int | None,
-        typer.Option("--max_steps", min=1, help="Optimizer steps [default: the scale's]", rich_help_panel=GRID),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry_run", help="Say what would run, with its memory and time; write nothing")
-    ] = False,
-    out: opt.Out = None,
-    resume: opt.Resume = True,
-    json_: opt.Json = False,
-    quiet: opt.Quiet = False,
+    figure: Annotated[
+        str,
+        typer.Argument(help="fig1 ... fig5 or all: which of the paper's figures; fig2, fig4, fig5 share their runs"),
+    ],
+    options: ReproduceOptions,
+    inputs: Annotated[InputOptions, Fixed({}, without=("model",))],
+    output: OutputOptions,
 ) -> None:
     """The paper's figures on this machine, with a verdict for every claim of the paper.
 
@@ -94,18 +61,21 @@ def reproduce(
     """
     from margincast.paper.scales import FIGURES
 
-    parameters = {name: value for name, value in locals().items() if name not in ("FIGURES", "dry_run")}
-    scale_ = narrowed(scale.value, K, seeds, max_steps)
-    chosen_model = model or scale_.model
-    if chosen_model is None:
+    if figure not in (*FIGURES, "all"):
+        raise InputError(f"figure {figure!r} is not known; use one of: {', '.join(FIGURES)}, all")
+    scale = narrowed(options.scale, options.K, options.seeds, options.max_steps)
+    model = options.model or scale.model
+    if model is None:
         raise InputError("--scale paper needs --model, the Hub id or the folder of a model")
-    figures = [name for name in FIGURES if figure.value in (name, "all")]
-    job = open_job("reproduce", {**parameters, "model": chosen_model})
-    plan = Plan(job, scale_, figures, personas_folder(scale.value, persona_dir), cache_dir)
-    if dry_run:
+    figures = [name for name in FIGURES if figure in (name, "all")]
+    inputs = replace(inputs, model=model)
+    job = open_job("reproduce", output, options, inputs, figure=figure)
+    inputs = replace(inputs, persona_dir=personas_folder(options.scale, inputs.persona_dir))
+    plan = Plan(job, options, scale, figures, inputs)
+    if options.dry_run:
         from margincast.cli.estimate import estimate
 
-        estimate(plan)
+        estimate(plan, figure)
         return
     plan.carry_out()
 
@@ -115,7 +85,7 @@ def narrowed(name: str, K: str | None, seeds: str | None, max_steps: int | None)
     from margincast.paper.scales import SCALES
 
     scale = SCALES[name]
-    changes: dict[str, Any] = {} if max_steps is None else {"max_steps": max_steps}
+    changes: Json = {} if max_steps is None else {"max_steps": max_steps}
     for flag, text in (("K", K), ("seeds", seeds)):
         if text is not None:
             try:

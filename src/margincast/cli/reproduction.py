@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from margincast.cli.forecast import run_forecast
-from margincast.cli.inputs import PairInputs, read_inputs
+from margincast.cli.inputs import PairInputs, Reading, read_inputs
 from margincast.cli.job import Job
-from margincast.cli.train import run_training, training_settings
-from margincast.cli.trained import PilotOption, run_trained, train_config
+from margincast.cli.options import InputOptions, PairOptions
+from margincast.cli.train import KeepOptions, run_training
+from margincast.cli.trained import Beforehand, Pilot, run_trained
+from margincast.records import Json
 
 if TYPE_CHECKING:
+    from margincast.cli.reproduce import ReproduceOptions
     from margincast.paper.curves import Curves
     from margincast.paper.embeddings import Cosines
     from margincast.paper.scales import RunSpec, Scale
@@ -27,12 +29,13 @@ class Plan:
     """What a reproduction runs, in order, and where. Every part is a run folder of its own, made once."""
 
     def __init__(
-        self, job: Job, scale: Scale, figures: list[str], personas: Path | None, cache_dir: Path | None
+        self, job: Job, options: ReproduceOptions, scale: Scale, figures: list[str], inputs: InputOptions
     ) -> None:
         from margincast.data.sources import find_sources
         from margincast.paper.scales import run_specs
 
-        self.job, self.scale, self.figures, self.personas, self.cache_dir = job, scale, figures, personas, cache_dir
+        self.job, self.options, self.scale, self.figures, self.inputs = job, options, scale, figures, inputs
+        personas = inputs.persona_dir
         with_runs = bool({"fig2", "fig4", "fig5"} & set(figures))
         self.specs = run_specs(scale) if with_runs else []
         # Every file is looked for before the first is used.
@@ -44,7 +47,7 @@ class Plan:
         """The DATA of K personas: the paper's list, or the first ones of the packaged data."""
         from margincast.data.persona import paper_lists
 
-        smoke = self.job.config["scale"] == "smoke"
+        smoke = self.options.scale == "smoke"
         return "persona:" + ",".join(sorted(self.found)[:k] if smoke else paper_lists()[f"k{k}"])
 
     def embedded(self, figure: str) -> list[str]:
@@ -55,8 +58,8 @@ class Plan:
 
     def setting(self) -> str:
         """What was run, in a sentence or three."""
-        scale, config = self.scale, self.job.config
-        parts = [f"Scale {config['scale']}, model {config['model']}."]
+        scale = self.scale
+        parts = [f"Scale {self.options.scale}, model {self.inputs.model}."]
         for figure in ("fig1", "fig3"):
             if figure in self.figures:
                 names = self.embedded(figure)
@@ -116,14 +119,14 @@ class Plan:
             "conditions": conditions,
             "seconds": job.seconds,
         }
-        model = {"id": job.config["model"], "revision": job.config["revision"]}
-        summary = write_summary(job.out, "reproduce", job.config, results, model=model, device=job.config["device"])
+        model = {"id": self.inputs.model, "revision": self.inputs.revision}
+        summary = write_summary(job.out, "reproduce", job.config, results, model=model, device=self.inputs.device)
         write_page(job.out)
         job.table("", VERDICT_HEADER, verdict_rows(verdicts))
         job.say(f"Figures and verdicts: {job.out / 'report.html'}")
         job.done(summary)
 
-    def verdicts(self, records: Records, conditions: list[dict[str, Any]]) -> list[Verdict]:
+    def verdicts(self, records: Records, conditions: list[Json]) -> list[Verdict]:
         from margincast.paper.verdicts import condition_verdicts, cosine_verdicts, curve_verdicts
 
         found = [verdict for one in records.cosines for verdict in cosine_verdicts(one)]
@@ -146,12 +149,12 @@ class Plan:
             rates[k] = [simulated_growth(distribution, BETA, seed) for seed in range(draws)]
         return theory_verdict(rates, f"{draws} draws of Q={Q}, d={d}, l_b={shared_norm}, v={noise}")
 
-    def embeddings(self) -> tuple[list[Cosines], list[dict[str, Any]]]:
+    def embeddings(self) -> tuple[list[Cosines], list[Json]]:
         """Cosines of Figures 1 and 3, and the theorems' conditions on the questions of the first of them."""
         from margincast.paper.embeddings import INPUTS, condition_rows, figure_cosines, normed_again
 
         cosines: list[Cosines] = []
-        conditions: list[dict[str, Any]] = []
+        conditions: list[Json] = []
         for figure in self.figures:
             if figure not in self.scale.statements:
                 continue
@@ -159,7 +162,7 @@ class Plan:
                 self.job.say(f"{figure}: embeddings of {len(self.embedded(figure))} personas, {shown}s")
                 features, model = self.features(figure, shown)
                 cosines += figure_cosines(figure, shown, features)
-                if self.job.config["double_norm"]:
+                if self.options.double_norm:
                     cosines += figure_cosines(figure, shown, normed_again(features, model), double_norm=True)
                 if shown == "question" and not conditions:
                     conditions = condition_rows(features, f"{shown}s of {figure}")
@@ -169,24 +172,29 @@ class Plan:
         """The pairs whose prompts are what the model reads for the figure: questions, or bare statements."""
         from margincast.data import load_pairs
         from margincast.paper.embeddings import as_statements
-        from margincast.training.run import spread
 
         names, count = self.embedded(figure), self.scale.statements[figure]
-        pairs = spread(load_pairs("persona:" + ",".join(names), persona_dir=self.personas), (count or 0) * len(names))
+        every = load_pairs("persona:" + ",".join(names), persona_dir=self.inputs.persona_dir)
+        pairs = every.spread((count or 0) * len(names))
         return as_statements(pairs) if shown == "statement" else pairs
 
     def features(self, figure: str, shown: str) -> tuple[Any, Any]:
         """Features of the figure's pairs, all of them as training pairs, and the model."""
         from margincast.features import features_of
         from margincast.models import load_model
-        from margincast.models.load import default_cache_dir
         from margincast.passes.tokenize import encode
         from margincast.records import PairSet
 
-        pairs, config = self.shown(figure, shown), self.job.config
-        cache_dir = self.cache_dir or default_cache_dir()
-        options = {name: config[name] for name in ("revision", "dtype", "device", "trust_remote_code")}
-        loaded = load_model(config["model"], cache_dir=cache_dir, **options)
+        pairs, inputs = self.shown(figure, shown), self.inputs
+        cache_dir = inputs.cache
+        loaded = load_model(
+            inputs.model,
+            revision=inputs.revision,
+            dtype=inputs.dtype,
+            device=inputs.device,
+            trust_remote_code=inputs.trust_remote_code,
+            cache_dir=cache_dir,
+        )
         encoding = encode(pairs, loaded.tokenizer, context=loaded.context)
         features = features_of(
             loaded, encoding, pairs, PairSet(()), cache_dir=cache_dir, progress=self.job.progress, say=self.job.say
@@ -205,7 +213,7 @@ class Plan:
                     stage = self.stage(spec)
                     if mine and not stage.finished:
                         self.job.say(f"run {number} of {len(self.specs)}: {spec.folder}")
-                        self.run(stage)
+                        self.run(spec, stage)
 
     @contextmanager
     def claimed(self, part: str, wait: bool) -> Iterator[bool]:
@@ -234,47 +242,54 @@ class Plan:
         """What every run of Figures 2, 4 and 5 found."""
         from margincast.paper.curves import curves_of, restricted
         from margincast.runs.load import load_run
-        from margincast.training.run import spread
 
         for spec in self.specs if self.job.main else ():
             trajectory = load_run(self.stage(spec).out).trajectory
             # A forecast has all training pairs: of them those that training records.
-            recorded = spread(trajectory.train.pairs, self.scale.record_train * spec.K)
+            recorded = trajectory.train.pairs.spread(self.scale.record_train * spec.K)
             yield curves_of(spec, restricted(trajectory, recorded))
 
-    def run(self, stage: Job) -> None:
+    def run(self, spec: RunSpec, stage: Job) -> None:
         """Make one run. Features of its pairs are made once for all seeds: they are the same under any split."""
         from margincast.features import features_of
-        from margincast.models.load import default_cache_dir
+        from margincast.paper.scales import recipe_of
+        from margincast.processes import processes
         from margincast.records import PairSet
 
-        inputs = read_inputs(stage, self.personas, self.cache_dir)
-        loaded, encoding, train, heldout = inputs.loaded, inputs.encoding, inputs.train, inputs.heldout
+        recipe = recipe_of(spec, self.scale, processes())
+        reading = Reading(self.data(spec.K), self.inputs, PairOptions(), spec.seed, recipe.max_length)
+        inputs = read_inputs(stage, reading)
         every = features_of(
-            loaded,
-            encoding,
-            encoding.pairs,
+            inputs.loaded,
+            inputs.encoding,
+            inputs.encoding.pairs,
             PairSet(()),
-            cache_dir=self.cache_dir or default_cache_dir(),
+            cache_dir=self.inputs.cache,
             progress=self.job.progress,
             layers=True,
         )
-        features = replace(every, train=every.train.select(train), heldout=every.train.select(heldout))
-        whole = PairInputs(loaded, encoding, train, heldout, features)
-        if stage.command == "train":
-            run_training(stage, whole)
-        elif stage.main and "backbone" in stage.config:  # of several processes the first alone makes a forecast
-            run_trained(stage, whole, training_settings(train_config(stage.config)), PilotOption(), None)
+        features = replace(every, train=every.train.select(inputs.train), heldout=every.train.select(inputs.heldout))
+        whole = PairInputs(**vars(inputs), features=features)
+        if spec.source == "training":
+            run_training(stage, whole, recipe, KeepOptions(save_model=False))
+        elif stage.main and spec.weights == "all":  # of several processes the first alone makes a forecast
+            run_trained(stage, whole, recipe, Beforehand(Pilot(), self.scale.rehearsal), reading)
         elif stage.main:
-            run_forecast(stage, whole)
+            run_forecast(stage, whole, recipe)
 
     def stage(self, spec: RunSpec) -> Job:
-        from margincast.paper.scales import settings_of
+        from margincast.paper.scales import recipe_of
         from margincast.processes import processes
 
-        names = ("model", "revision", "dtype", "device", "trust_remote_code")
-        config = {name: self.job.config[name] for name in names} | settings_of(spec, self.scale, processes())
-        config |= {"data": self.data(spec.K), "persona_dir": None if self.personas is None else str(self.personas)}
-        if processes() > 1 and spec.source == "training":
-            config["processes"] = processes()
-        return replace(self.job, config=config, quiet=True).stage(f"runs/{spec.folder}", spec.source.replace("ing", ""))
+        shared = {"processes": processes()} if processes() > 1 and spec.source == "training" else {}
+        rehearsed = {"rehearsal": self.scale.rehearsal} if spec.weights == "all" and spec.source == "forecast" else {}
+        return replace(self.job, quiet=True).stage(
+            f"runs/{spec.folder}",
+            spec.source.replace("ing", ""),
+            recipe_of(spec, self.scale, processes()),
+            self.inputs,
+            PairOptions(),
+            data=self.data(spec.K),
+            **rehearsed,
+            **shared,
+        )

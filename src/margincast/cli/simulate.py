@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import typer
-
-from margincast.cli import bounds as dist
-from margincast.cli import options as opt
+from margincast.cli.bounds import DISTRIBUTION, DistributionOptions
 from margincast.cli.job import Job, open_job
+from margincast.cli.options import OutputOptions, parse_sweep
 from margincast.errors import InputError
+from margincast.recipe.fields import option
+from margincast.records import Json
 from margincast.report.tables import number
 
 if TYPE_CHECKING:
@@ -17,69 +18,42 @@ if TYPE_CHECKING:
     from margincast.theory.simulation import Simulation
 
 SWEPT = dict.fromkeys(("K", "Q", "d", "Z", "seed"), int) | dict.fromkeys(("shared_norm", "noise", "beta", "tau"), float)
-SimulationSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draw", rich_help_panel=dist.DISTRIBUTION)]
-Sweep = Annotated[
-    str | None,
-    typer.Option(
-        "--sweep",
-        help="Vary one of the flags, as in K=1,2,4,8,16; values run in parallel",
-        rich_help_panel=opt.TRAINING,
-    ),
-]
-Processes = Annotated[
-    int | None, typer.Option("--processes", min=1, help="At most so many at once [default: processors]")
-]
 
 
-def simulate(
-    K: dist.K = 4,
-    Q: dist.Q = 100,
-    d: dist.Hidden = 500,
-    shared_norm: dist.SharedNorm = 0.4,
-    noise: dist.Noise = 0.025,
-    tokens: dist.TokensOption = dist.Tokens.distinct,
-    Z: dist.ChainZ = 2,
-    beta: opt.Beta = 0.01,
-    tau: dist.Tau = 1.0,
-    seed: SimulationSeed = 0,
-    sweep: Sweep = None,
-    processes: Processes = None,
-    out: opt.Out = None,
-    resume: opt.Resume = True,
-    json_: opt.Json = False,
-    quiet: opt.Quiet = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SimulationOptions(DistributionOptions):
+    """A draw of the distribution, or several."""
+
+    seed: int = option(0, "Of the draw", DISTRIBUTION, least=0)
+    sweep: str | None = option(None, "Vary one of the flags, as in K=1,2,4,8,16; values run in parallel")
+    processes: int | None = option(None, "At most so many at once [default: processors]", least=1, setting=False)
+
+
+def simulate(options: SimulationOptions, output: OutputOptions) -> None:
     """Draw the preference distribution, run the dynamics, set them against the envelopes and the exact risk.
 
     Example: margincast simulate --Q 50 --d 200 --noise 0.035 --sweep K=1,2,4,8,16
     """
-    parameters = {name: value for name, value in locals().items() if name != "processes"}
-    settings = {**parameters, "tokens": tokens.value}
-    name, values = opt.parse_sweep(sweep if sweep is not None else f"seed={seed}", SWEPT, "K=1,2,4")
-    jobs = [_simulation_job({**settings, name: value}) for value in values]
-    job = open_job("simulate", parameters)
-    job.done(run_simulations(job, name, values, jobs, processes))
+    sweep = options.sweep if options.sweep is not None else f"seed={options.seed}"
+    name, values = parse_sweep(sweep, SWEPT, "K=1,2,4")
+    jobs = [_simulation_job(replace(options, **{name: value})) for value in values]
+    job = open_job("simulate", output, options)
+    job.done(run_simulations(job, name, values, jobs, options.processes))
 
 
-def _simulation_job(settings: dict[str, Any]) -> SimulationJob:
-    from margincast.theory.distribution import preference_distribution
-    from margincast.theory.guarantee import tau_1
+def _simulation_job(options: SimulationOptions) -> SimulationJob:
     from margincast.theory.simulation import Job as SimulationJob
 
-    names = ("K", "Q", "d", "shared_norm", "noise", "tokens", "Z")
-    distribution = preference_distribution(*(settings[name] for name in names))
-    tau_1(distribution, settings["beta"], settings["tau"])  # refuses a bad beta or tau before anything is written
+    distribution = options.distribution()  # refuses a bad beta or tau before anything is written
     if distribution.N * distribution.d > 10**9:
         raise InputError(
             f"K, Q and d ask for {distribution.N:,} features of width {distribution.d:,}, more than 1e9 numbers; "
             "lower Q or d"
         )
-    return SimulationJob(distribution, settings["beta"], settings["tau"], settings["seed"])
+    return SimulationJob(distribution, options.beta, options.tau, options.seed)
 
 
-def run_simulations(
-    job: Job, name: str, values: list[float], jobs: list[SimulationJob], processes: int | None
-) -> dict[str, Any]:
+def run_simulations(job: Job, name: str, values: list[float], jobs: list[SimulationJob], processes: int | None) -> Json:
     """Run every job, save figures and summary, print the table. A sweep's own figure sets the runs side by side."""
     from margincast.report.figures import save_figure
     from margincast.report.simulation import coverage_figure, risk_figure, sweep_figure, trajectories_figure
@@ -92,7 +66,7 @@ def run_simulations(
         save_figure(risk_figure(run), job.out / "figures", f"risk{tail}")
         save_figure(coverage_figure(run), job.out / "figures", f"coverage{tail}")
     rows = [{name: value, **simulation_results(run)} for value, run in zip(values, runs, strict=True)]
-    results: dict[str, Any] = rows[0]
+    results: Json = rows[0]
     if len(runs) > 1:
         save_figure(sweep_figure(name, values, runs), job.out / "figures", "sweep")
         results = {"swept": name, "sweep": rows}
@@ -132,7 +106,7 @@ def _run(job: Job, jobs: list[SimulationJob], processes: int | None) -> list[Sim
     return [done[index] for index in range(len(jobs))]
 
 
-def simulation_results(run: Simulation) -> dict[str, Any]:
+def simulation_results(run: Simulation) -> Json:
     """What `summary.json` says of one run."""
     last, lower, upper = run.train[-1], run.certificate.train.lower[-1], run.certificate.train.upper[-1]
     return {
