@@ -1,12 +1,75 @@
 """margincast: forecast how a preference-tuning run will generalise, and why.
 
-Public names are imported when first used, so that `import margincast` costs nothing.
+Public names are imported when first used, so that `import margincast` costs nothing; editors see where they come from.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from margincast.comparison import Comparison as Comparison
+    from margincast.comparison import compare as compare
+    from margincast.data import load_pairs as load_pairs
+    from margincast.diagnose import Suspects as Suspects
+    from margincast.diagnose import find_issues as find_issues
+    from margincast.diagnose import interaction as interaction
+    from margincast.diagnose import plan_changes as plan_changes
+    from margincast.diagnose import write_cleaned as write_cleaned
+    from margincast.errors import InputError as InputError
+    from margincast.errors import StatedFailure as StatedFailure
+    from margincast.features import extract_features as extract_features
+    from margincast.forecasting import forecast as forecast
+    from margincast.frozen.attribution.contributions import Attribution as Attribution
+    from margincast.frozen.attribution.contributions import attribute as attribute
+    from margincast.frozen.attribution.counterfactual import counterfactuals as counterfactuals
+    from margincast.frozen.attribution.counterfactual import rerun as rerun
+    from margincast.frozen.attribution.edits import Edit as Edit
+    from margincast.frozen.attribution.edits import drop as drop
+    from margincast.frozen.attribution.edits import duplicate as duplicate
+    from margincast.frozen.attribution.edits import flip as flip
+    from margincast.frozen.attribution.sensitivity import Sensitivity as Sensitivity
+    from margincast.frozen.attribution.sensitivity import sensitivity as sensitivity
+    from margincast.frozen.forecast import Forecast as Forecast
+    from margincast.frozen.forecast import forecast_frozen as forecast_frozen
+    from margincast.frozen.tokens import forecast_tokens as forecast_tokens
+    from margincast.models import LoadedModel as LoadedModel
+    from margincast.models import load_model as load_model
+    from margincast.passes.tokenize import encode as encode
+    from margincast.recipe.loss import Loss as Loss
+    from margincast.recipe.losses import LOSSES as LOSSES
+    from margincast.recipe.losses import custom_loss as custom_loss
+    from margincast.recipe.optimizer import Optimizer as Optimizer
+    from margincast.recipe.optimizers import OPTIMIZERS as OPTIMIZERS
+    from margincast.recipe.optimizers.adamw import AdamW as AdamW
+    from margincast.recipe.optimizers.flow import GradientFlow as GradientFlow
+    from margincast.recipe.optimizers.sgd import SGD as SGD
+    from margincast.recipe.recipe import Recipe as Recipe
+    from margincast.records import Features as Features
+    from margincast.records import FeatureSet as FeatureSet
+    from margincast.records import Pair as Pair
+    from margincast.records import PairSet as PairSet
+    from margincast.records import SplitTrajectory as SplitTrajectory
+    from margincast.records import Trajectory as Trajectory
+    from margincast.runs.features import kept_features as kept_features
+    from margincast.runs.load import Run as Run
+    from margincast.runs.load import load_run as load_run
+    from margincast.runs.metrics import metric_rows as metric_rows
+    from margincast.structure import inspect_features as inspect_features
+    from margincast.structure.inspect import Structure as Structure
+    from margincast.theory.certificates import certify as certify
+    from margincast.theory.distribution import preference_distribution as preference_distribution
+    from margincast.theory.risk import population_risk as population_risk
+    from margincast.theory.theorems import guarantees as guarantees
+    from margincast.theory.tube import flow_tube as flow_tube
+    from margincast.trained.forecast import TrainedForecast as TrainedForecast
+    from margincast.trained.forecast import forecast_trained as forecast_trained
+    from margincast.trained.rehearsal import rehearse as rehearse
+    from margincast.training.run import train_model as train_model
+    from margincast.training.trl import MarginCallback as MarginCallback
+
+    __version__: str
 
 _HOMES = {
     "load_pairs": "margincast.data",
@@ -20,7 +83,15 @@ _HOMES = {
     "encode": "margincast.passes.tokenize",
     "extract_features": "margincast.features",
     "inspect_features": "margincast.structure",
-    "forecast": "margincast.frozen.forecast",
+    "forecast": "margincast.forecasting",
+    "forecast_frozen": "margincast.frozen.forecast",
+    "forecast_tokens": "margincast.frozen.tokens",
+    "Recipe": "margincast.recipe.recipe",
+    "Loss": "margincast.recipe.loss",
+    "LOSSES": "margincast.recipe.losses",
+    "custom_loss": "margincast.recipe.losses",
+    "Optimizer": "margincast.recipe.optimizer",
+    "OPTIMIZERS": "margincast.recipe.optimizers",
     "forecast_trained": "margincast.trained.forecast",
     "rehearse": "margincast.trained.rehearsal",
     "attribute": "margincast.frozen.attribution.contributions",
@@ -31,11 +102,10 @@ _HOMES = {
     "drop": "margincast.frozen.attribution.edits",
     "duplicate": "margincast.frozen.attribution.edits",
     "flip": "margincast.frozen.attribution.edits",
-    "GradientFlow": "margincast.recipe.optimizers",
-    "SGD": "margincast.recipe.optimizers",
-    "AdamW": "margincast.recipe.optimizers",
+    "GradientFlow": "margincast.recipe.optimizers.flow",
+    "SGD": "margincast.recipe.optimizers.sgd",
+    "AdamW": "margincast.recipe.optimizers.adamw",
     "MarginCallback": "margincast.training.trl",
-    "TrainingSettings": "margincast.recipe.settings",
     "train_model": "margincast.training.run",
     "preference_distribution": "margincast.theory.distribution",
     "guarantees": "margincast.theory.theorems",
@@ -51,11 +121,25 @@ _HOMES = {
     "load_run": "margincast.runs.load",
     "kept_features": "margincast.runs.features",
     "metric_rows": "margincast.runs.metrics",
+    "TrainedForecast": "margincast.trained.forecast",
+    "Forecast": "margincast.frozen.forecast",
+    "Run": "margincast.runs.load",
+    "Comparison": "margincast.comparison",
+    "Sensitivity": "margincast.frozen.attribution.sensitivity",
+    "Attribution": "margincast.frozen.attribution.contributions",
+    "Structure": "margincast.structure.inspect",
+    "SplitTrajectory": "margincast.records",
+    "FeatureSet": "margincast.records",
+    "LoadedModel": "margincast.models",
 }
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("margincast")
     if name not in _HOMES:
         raise AttributeError(f"module 'margincast' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)
@@ -63,4 +147,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.stats import rankdata
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.intervals import Estimate, Values, bootstrap, proportion
-from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.records import Json, PairSet, Shown, SplitTrajectory, Trajectory
+from margincast.runs.load import Run
 from margincast.runs.metrics import concept_rows
 
 
@@ -30,7 +31,7 @@ class Agreement:
     margin_a: float
     margin_b: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> Json:
         """Plain numbers under the contract's keys, intervals under `intervals`."""
         estimates = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
         plain = {name: value for name, value in vars(self).items() if name not in estimates}
@@ -39,11 +40,13 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Two trajectories cut to their common pairs and common steps, and their agreement at the last of these steps.
 
     trained and heldout: agreement over the common training and held-out pairs (None where there are none in common)
     """
+
+    presenter: ClassVar[str] = "comparison"
 
     a: Trajectory
     b: Trajectory
@@ -52,11 +55,12 @@ class Comparison:
     concepts: dict[str, Agreement]
 
 
-def compare(a: Trajectory, b: Trajectory) -> Comparison:
-    """Compare `b` with `a` on the pairs (same id and same text) and steps that both recorded.
+def compare(a: Trajectory | Run, b: Trajectory | Run) -> Comparison:
+    """Compare `b` with `a`, two forecasts or runs, on the pairs (same id and same text) and steps that both recorded.
 
     Raises `InputError` when there are no held-out pairs or no step after 0 in common.
     """
+    a, b = (each.trajectory if isinstance(each, Run) else each for each in (a, b))
     steps = sorted(set(a.steps) & set(b.steps))
     if not steps or steps[-1] == 0:
         raise InputError(

@@ -7,21 +7,28 @@ a *concept* is a group of pairs (a persona, a source); g is the hidden state tha
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import random
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from margincast.errors import InputError
+from margincast.registry import Registry
 
 if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
     from torch import Tensor
 
     from margincast.recipe.losses import Loss
 
+# What JSON files hold: a summary, a row of a table. Values are looked at where the file's schema is known.
+Json = dict[str, Any]
 Message = Mapping[str, str]
 Text = str | tuple[Message, ...]
 
@@ -49,7 +56,7 @@ class Pair:
         return not isinstance(self.prompt, str)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairSet(Sequence[Pair]):
     """An ordered set of pairs. Iterates, indexes and splits; `fingerprint` names its content.
 
@@ -67,8 +74,19 @@ class PairSet(Sequence[Pair]):
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.pairs)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        return self.pairs[index]
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PairSet: ...
+
+    def __getitem__(self, index: int | slice) -> Pair | PairSet:
+        """A pair, or those of a slice as a `PairSet`."""
+        return PairSet(self.pairs[index]) if isinstance(index, slice) else self.pairs[index]
+
+    def __repr__(self) -> str:
+        concepts = ", ".join(self.concepts[:4]) + (", ..." if len(self.concepts) > 4 else "")
+        return f"PairSet({len(self)} pairs in {len(self.concepts)} concepts: {concepts})"
 
     @cached_property
     def concepts(self) -> tuple[str, ...]:
@@ -113,8 +131,21 @@ class PairSet(Sequence[Pair]):
             raise InputError("the pairs of every concept are too few to split; give at least 2 pairs of one concept")
         return PairSet(train), PairSet(heldout)
 
+    def spread(self, count: int) -> PairSet:
+        """`count` of the pairs, drawn evenly from every concept by a fixed seed; all when `count` is 0 or too large."""
+        if count <= 0 or count >= len(self):
+            return self
+        queues = []
+        for concept in self.concepts:
+            members = [pair.id for pair in self.pairs if pair.concept == concept]
+            random.Random(concept).shuffle(members)
+            queues.append(members)
+        ranked = [pair for rank in range(max(map(len, queues))) for queue in queues for pair in queue[rank : rank + 1]]
+        drawn = set(ranked[:count])
+        return PairSet(tuple(pair for pair in self.pairs if pair.id in drawn))
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class FeatureSet:
     """Frozen features of one split. Row k belongs to `pairs[k]`.
 
@@ -131,6 +162,9 @@ class FeatureSet:
     reference_chosen: Tensor
     reference_rejected: Tensor
     layers: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"FeatureSet({len(self.pairs)} pairs, hidden {tuple(self.hidden.shape)})"
 
     @property
     def single_token(self) -> bool:
@@ -174,7 +208,7 @@ class Features:
     bias: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SplitTrajectory:
     """Margins of one split along a run.
 
@@ -186,9 +220,49 @@ class SplitTrajectory:
     margins: Tensor
     chosen: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"SplitTrajectory({len(self.pairs)} pairs at {len(self.margins)} steps)"
+
 
 @dataclass(frozen=True)
-class Trajectory:
+class Presenter:
+    """How a kind of result is shown and kept.
+
+    rows: of its table;  save: into a folder, as its command does, or None;  summary: header and rows for a notebook
+    """
+
+    rows: Callable[[Any], list[Json]]
+    summary: Callable[[Any], tuple[str, Sequence[str], Sequence[Sequence[str]]]]
+    save: Callable[[Any, Path], None] | None = None
+
+
+# By name, so that a record can be shown without importing what shows it.
+PRESENTERS: Registry[Presenter] = Registry("presenter", "margincast.report.presenters", "margincast.presenters")
+
+
+class Shown:
+    """A result that shows itself: as a data frame, and in a notebook."""
+
+    presenter: ClassVar[str]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Its table, a row per pair and step, per agreement, per concept or per training pair."""
+        import pandas
+
+        return pandas.DataFrame(PRESENTERS.get(self.presenter).rows(self))
+
+    def _repr_html_(self) -> str:
+        title, header, rows = PRESENTERS.get(self.presenter).summary(self)
+
+        def line(kind: str, cells: Sequence[str]) -> str:
+            return "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"
+
+        body = "".join(line("td", row) for row in rows)
+        return f"<table><caption>{html.escape(title)}</caption>{line('th', header)}{body}</table>"
+
+
+@dataclass(frozen=True)
+class Trajectory(Shown):
     """What forecast and training both produce: margins of every recorded pair at every recorded step.
 
     steps: the recorded optimizer steps, 0 first; for gradient flow, step s is time t = learning_rate * s
@@ -203,6 +277,21 @@ class Trajectory:
     loss_type: str | Loss = "sigmoid"
     origin: str = ""
     error: float | None = None
+
+    presenter: ClassVar[str] = "run"
+
+    def save(self, folder: str | Path) -> None:
+        """Leave a run folder, which `load_run`, `margincast compare` and `margincast report` read."""
+        keep = PRESENTERS.get(self.presenter).save
+        assert keep is not None  # of a run
+        keep(self, Path(folder))
+
+    def report(self, path: str | Path) -> None:
+        """Write one self-contained HTML page: figures, tables and what they mean."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            page = (Path(folder) / "report.html").read_text(encoding="utf-8")
+        Path(path).write_text(page, encoding="utf-8")
 
 
 @dataclass(frozen=True)

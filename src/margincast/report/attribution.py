@@ -184,7 +184,7 @@ def read_attribution(results: Mapping[str, Any]) -> list[str]:
 
 def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     results = summary["results"]
-    suspects, interaction = results["suspects"], results["interaction"]
+    suspects = results["suspects"]
     return [
         Section(
             title="What was found",
@@ -221,26 +221,7 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
                 if rows
             ],
         ),
-        Section(
-            title="Who helps and who harms whom",
-            texts=[
-                "Rows: the concept that training pairs belong to. Columns: the concept of held-out pairs. A cell is "
-                "what the former add to the latter's mean margin; a column adds up to the mean margin of its concept.",
-                "Features share a large component, which moves all concepts with one response token alike. The second "
-                "matrix leaves it out: what concepts teach one another beyond a common liking of one response.",
-            ],
-            figures=[
-                PageFigure(folder / "figures" / "interaction.svg", "Blue helps, red harms."),
-                PageFigure(
-                    folder / "figures" / "interaction-over-time.svg",
-                    "Solid: what each held-out concept gets from its own training pairs. Dashed: from all others.",
-                ),
-            ],
-            tables=[
-                PageTable(title, interaction_header(interaction), interaction_rows(interaction, kind))
-                for kind, title in (("raw", "As it is"), ("without_shared", "Without the shared component"))
-            ],
-        ),
+        interaction_section(folder, results["interaction"]),
         Section(
             title="Training pairs that make or break generalisation",
             texts=["What single training pairs add to the mean held-out margin of this forecast."],
@@ -250,6 +231,29 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
             ],
         ),
     ]
+
+
+def interaction_section(folder: Path, interaction: Mapping[str, Any]) -> Section:
+    return Section(
+        title="Who helps and who harms whom",
+        texts=[
+            "Rows: the concept that training pairs belong to. Columns: the concept of held-out pairs. A cell is "
+            "what the former add to the latter's mean margin; a column adds up to the mean margin of its concept.",
+            "Features share a large component, which moves all concepts with one response token alike. The second "
+            "matrix leaves it out: what concepts teach one another beyond a common liking of one response.",
+        ],
+        figures=[
+            PageFigure(folder / "figures" / "interaction.svg", "Blue helps, red harms."),
+            PageFigure(
+                folder / "figures" / "interaction-over-time.svg",
+                "Solid: what each held-out concept gets from its own training pairs. Dashed: from all others.",
+            ),
+        ],
+        tables=[
+            PageTable(title, interaction_header(interaction), interaction_rows(interaction, kind))
+            for kind, title in (("raw", "As it is"), ("without_shared", "Without the shared component"))
+        ],
+    )
 
 
 def pair_section(pair: Mapping[str, Any]) -> Section:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from margincast.comparison import Comparison
-from margincast.records import Trajectory
+from margincast.records import Json, Trajectory
 from margincast.report.tables import interval
 from margincast.runs.metrics import concept_rows, metric_rows
 from margincast.runs.store import atomic_path
@@ -67,7 +67,7 @@ def short(name: str) -> str:
     return (" " if line.startswith("_") else "") + line.replace("$", r"\$")
 
 
-def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def styles(names: Sequence[str]) -> dict[str, Json]:
     """Colour, dash and label of every concept, stable for a given order of names."""
     if len(names) > NAMED_CONCEPTS:
         together = f"each of {len(names)} concepts"
@@ -117,7 +117,7 @@ def comparison_curves(comparison: Comparison, title_a: str, title_b: str) -> Fig
     a, b = metric_rows(comparison.a), metric_rows(comparison.b)
     steps = comparison.a.steps
     concepts = comparison.a.heldout.pairs.concepts
-    lines: dict[str, dict[str, Any]] = {"": {"color": INK}}
+    lines: dict[str, Json] = {"": {"color": INK}}
     if len(concepts) > 1:
         lines |= {f"{name}_": style for name, style in styles(concepts).items()}
     figure, axes = new_figure(3, height=max(3.0, legend_height(len(concepts))))

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from margincast.errors import InputError
+from margincast.records import Json
 from margincast.report import tables
 from margincast.report.attribution import attribution_sections
 from margincast.report.decomposition import decomposition_sections
@@ -32,7 +33,7 @@ GLOSSARY = (
 )
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> Json:
     """The `summary.json` of a run folder. Raises `InputError` when there is none, or the folder is damaged."""
     summary = load.read_summary(folder)
     if summary.get("command") not in BUILDERS:
@@ -114,12 +115,12 @@ def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
 
 def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     """Of a forecast of a trained backbone."""
-    results, config = summary["results"], summary["config"]
+    results = summary["results"]
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     listed = [
         PageTable("Every recorded step", tables.BAND_HEADER, tables.band_rows(steps, results)),
         PageTable(
-            f"Step {config['max_steps']}: the median of drawn runs, with the central 90% of them",
+            f"Step {steps[-1]}: the median of drawn runs, with the central 90% of them",
             tables.TRAINED_HEADER,
             tables.concept_rows(results["concepts"]),
         ),
@@ -131,7 +132,7 @@ def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
         Section(
             title="Forecast",
             texts=[f"This is a {results['origin']}. It is not exact.", LIMITS],
-            reading=answers_in_words(results, config["max_steps"]),
+            reading=answers_in_words(results, steps[-1]),
             figures=[
                 PageFigure(
                     folder / "figures" / "curves.svg",
@@ -144,7 +145,7 @@ def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
 
 
 def run_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
-    if summary["config"].get("backbone") == "trained":
+    if load.fitted(summary):
         return trained_sections(folder, summary)
     # Lines of bytes: those of a text also end at characters that names of concepts may hold, like U+2028.
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]

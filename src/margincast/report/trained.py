@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from margincast.records import Json
 from margincast.report.figures import INK, TRAIN, finish_curves, legend_height, new_figure, styles
 from margincast.trained.answers import Pairs, still_rising, stops_rising
 from margincast.trained.forecast import TrainedForecast
@@ -39,7 +40,7 @@ def band_curves(forecast: TrainedForecast) -> Figure:
     return figure
 
 
-def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> dict[str, Any]:
+def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> Json:
     """What `summary.json` has of it besides what every forecast has: intervals of 90%, and answers."""
     named = {name: band for name, band in forecast.bands.items() if name}
     return {

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from margincast.records import Features, PairSet
+from margincast.records import Features, PairSet, Shown
 from margincast.structure.clusters import ClusterEstimate, TokenSharing, estimate_clusters, token_sharing
 from margincast.structure.cosines import centred, mean_cosines, membership
 
 
 @dataclass(frozen=True)
-class Structure:
+class Structure(Shown):
     """Cosines between concepts and estimates of the preference distribution.
 
     raw, centred_: average cosines by side, (concepts, concepts) each: "both", "matching", "non_matching"
     clusters: None when no concept has two clusters
     """
+
+    presenter: ClassVar[str] = "structure"
 
     concepts: tuple[str, ...]
     raw: dict[str, Tensor]

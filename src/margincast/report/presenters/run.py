@@ -1,0 +1,60 @@
+"""A forecast or a run: margins of every pair at every recorded step; a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from margincast.records import PRESENTERS, Json, Presenter, Trajectory
+from margincast.report import tables
+from margincast.report.figures import run_curves, save_figure
+from margincast.report.sections import write_page
+from margincast.report.trained import band_curves, trained_results
+from margincast.runs.layout import INTERVALS
+from margincast.runs.metrics import concept_results
+from margincast.runs.save import data_summary, save_trajectory, trajectory_results, write_summary
+from margincast.runs.store import write_tensors
+from margincast.trained.forecast import TrainedForecast
+
+
+def _rows(run: Trajectory) -> list[Json]:
+    rows: list[Json] = []
+    for name, split in (("train", run.train), ("heldout", run.heldout)):
+        for index, step in enumerate(run.steps):
+            margins = split.margins[index].tolist()
+            chosen = margins if split.chosen is None else split.chosen[index].tolist()
+            rows += [
+                {"step": step, "split": name, "id": pair.id, "concept": pair.concept, "margin": margin}
+                | ({} if split.chosen is None else {"chosen": reward})
+                for pair, margin, reward in zip(split.pairs, margins, chosen, strict=True)
+            ]
+    return rows
+
+
+def _summary(run: Trajectory) -> tuple[str, Sequence[str], Sequence[Sequence[str]]]:
+    title = f"{run.origin.capitalize()}: step {run.steps[-1]}"
+    return title, tables.CONCEPT_HEADER, tables.concept_rows(concept_results(run))
+
+
+def _save(run: Trajectory, folder: Path) -> None:
+    from margincast.recipe.losses import get_loss
+
+    rows = save_trajectory(folder, run)
+    loss = get_loss(run.loss_type, run.beta, without_reference=True)
+    forecast = run.origin.startswith("forecast")
+    trains = "all" if isinstance(run, TrainedForecast) else "head" if forecast else run.origin
+    config: Json = {"train": trains, "beta": run.beta, "max_steps": run.steps[-1]}
+    config |= {**loss.parameters, "loss_type": loss.name, "beta": run.beta}
+    results = trajectory_results(run, rows, 0.0)
+    if isinstance(run, TrainedForecast):
+        write_tensors(folder / INTERVALS, {"heldout_low": run.low, "heldout_high": run.high})
+        results |= {**trained_results(run, None), "sweep": None}
+    figure = band_curves(run) if isinstance(run, TrainedForecast) else run_curves(run)
+    save_figure(figure, folder / "figures", "curves")
+    both = type(run.train.pairs)(run.train.pairs.pairs + run.heldout.pairs.pairs)
+    data = data_summary(both, run.train.pairs, run.heldout.pairs, "given in Python")
+    write_summary(folder, "forecast" if forecast else "train", config, results, data=data)
+    write_page(folder)
+
+
+PRESENTERS.register("run")(Presenter(_rows, _summary, _save))
