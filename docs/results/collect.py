@@ -7,17 +7,18 @@ python docs/results/collect.py                                draw figures and p
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
 import platform
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from margincast.cli.reproduce import reproduce
+from margincast.cli.options import InputOptions
+from margincast.cli.reproduce import ReproduceOptions
 from margincast.paper.scales import SCALES
 from margincast.report.reproduction import COSINES, CURVES, VERDICT_HEADER, Records, verdict_rows
 from margincast.runs.layout import SUMMARY
@@ -52,7 +53,7 @@ def collect(run: Path, results: Path, machine: str) -> Path:
 def command_line(config: dict[str, Any]) -> str:
     """The line that makes a run with `config`, without what it takes anyway."""
     words = ["margincast", "reproduce", config["figure"], "--scale", config["scale"]]
-    defaults = {name: parameter.default for name, parameter in inspect.signature(reproduce).parameters.items()}
+    defaults = {each.name: each.default for kind in (InputOptions, ReproduceOptions) for each in fields(kind)}
     defaults |= {"model": SCALES[config["scale"]].model, "persona_dir": config.get("persona_dir")}
     for name, value in config.items():
         if name not in ("figure", "scale") and value != defaults[name]:
