@@ -40,11 +40,15 @@ def read_yaml(path: Path) -> Settings:
     import yaml
 
     try:
-        if path.stat().st_size > SIZE:
-            raise InputError(f"config file {path} is larger than a configuration can be")
-        values = yaml.load(path.read_text(encoding="utf-8"), _loader())
+        size, text = path.stat().st_size, path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"config file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config file {path} is not YAML: it is not UTF-8") from error
+    if size > SIZE:
+        raise InputError(f"config file {path} is larger than a configuration can be")
+    try:
+        values = yaml.load(text, _loader())
     except (yaml.YAMLError, ValueError, RecursionError, AttributeError) as error:  # the last: of !!timestamp abc
         raise InputError(f"config file {path} is not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
