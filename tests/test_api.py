@@ -49,6 +49,8 @@ changes = mc.plan_changes(suspects, "drop")
 mc.write_cleaned("cleaned.jsonl", train, heldout, changes)
 encoding = mc.encode(pairs, loaded.tokenizer)
 run: mc.Trajectory = mc.train_model(loaded, encoding, features, recipe, "runs/train")
+positions: mc.Positions = mc.extract_positions(loaded, train, heldout)
+long: mc.Trajectory = mc.forecast(positions, mc.Recipe(train="head"))
 kept: mc.Run = mc.load_run("runs/train")
 frame = exact.to_pandas()
 exact.save("runs/f")
@@ -129,3 +131,16 @@ def test_one_call_says_exact_or_fitted(tmp_path: Path) -> None:
     frame = exact.to_pandas()
     last = frame[(frame.step == 3) & (frame.split == "heldout")]
     assert last.margin.tolist() == exact.heldout.margins[-1].tolist()
+
+
+def test_responses_of_any_length_are_forecast_by_the_same_call(tmp_path: Path) -> None:
+    """Of single tokens both routes give the same margins: one has the whole unembedding as its state."""
+    train, heldout = make_pairs(24).split(holdout=0.25, seed=1)
+    loaded, recipe = tiny_loaded(), mc.Recipe(train="head", max_steps=4, per_device_train_batch_size=4)
+    positions = mc.extract_positions(loaded, train, heldout, cache_dir=tmp_path)
+    features = mc.extract_features(loaded, train, heldout, cache_dir=tmp_path)
+    whole, small = mc.forecast(positions, recipe), mc.forecast(features, recipe)
+    assert len(repr(positions)) < 100
+    torch.testing.assert_close(whole.heldout.margins, small.heldout.margins, rtol=1e-6, atol=1e-9)
+    with pytest.raises(mc.InputError, match="positions are for train head"):
+        mc.forecast(positions, mc.Recipe())

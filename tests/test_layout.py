@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": BASE | {"recipe", "intervals"},
     "training": BASE | {"recipe", "models", "passes", "processes", "runs"},
     "trained": BASE | {"recipe", "models", "passes", "frozen", "training", "intervals", "runs"},
-    "forecasting": BASE | {"recipe", "frozen", "trained"},
+    "forecasting": BASE | {"recipe", "features", "frozen", "trained"},
     "comparison": BASE | {"intervals", "runs"},
     "paper": BASE | {"intervals", "runs", "structure", "frozen", "recipe", "theory"},
     "diagnose": BASE | {"recipe", "frozen", "runs"},

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from margincast.errors import InputError as InputError
     from margincast.errors import StatedFailure as StatedFailure
     from margincast.features import extract_features as extract_features
+    from margincast.features.positions import Positions as Positions
+    from margincast.features.positions import extract_positions as extract_positions
     from margincast.forecasting import forecast as forecast
     from margincast.frozen.attribution.contributions import Attribution as Attribution
     from margincast.frozen.attribution.contributions import attribute as attribute
@@ -131,6 +133,8 @@ _HOMES = {
     "SplitTrajectory": "margincast.records",
     "FeatureSet": "margincast.records",
     "LoadedModel": "margincast.models",
+    "extract_positions": "margincast.features.positions",
+    "Positions": "margincast.features.positions",
 }
 __all__ = sorted(_HOMES)
 

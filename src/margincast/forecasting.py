@@ -5,35 +5,57 @@ One question, one function: the recipe says which weights train, and so which of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from margincast.errors import InputError
 from margincast.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
+    from margincast.features.positions import Positions
     from margincast.frozen.forecast import Forecast
     from margincast.records import Features, Trajectory
     from margincast.trained.forecast import TrainedForecast
     from margincast.trained.rehearsal import Rehearsal
 
 
+@overload
+def forecast(features: Positions, recipe: Recipe) -> Trajectory: ...
+
+
+@overload
 def forecast(
     features: Features,
     recipe: Recipe | None = None,
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
-) -> Forecast | TrainedForecast:
+) -> Forecast | TrainedForecast: ...
+
+
+def forecast(
+    features: Features | Positions,
+    recipe: Recipe | None = None,
+    *,
+    rehearsal: Rehearsal | None = None,
+    pilot: Trajectory | None = None,
+) -> Trajectory:
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last, of the run of `recipe`.
 
+    features: of `extract_features`; or, where responses have many tokens and the unembedding alone trains, of
+    `extract_positions`
     recipe: None is `Recipe()`, the paper's run of all weights
     rehearsal: of this run (`rehearse`);  pilot: some first steps of it as trained. Both are of runs that train all
     weights or an adapter, whose forecast is not exact and has intervals
 
     Gives a `Forecast`, which is exact and knows what every training pair contributed, where `recipe.train` is "head",
-    else a `TrainedForecast`. Raises `InputError` for features, settings or responses that neither covers.
+    else a `TrainedForecast`; of positions a plain `Trajectory`, exact too. Raises `InputError` for features, settings
+    or responses that none of these covers.
     """
+    from margincast.features.positions import Positions
+
     recipe = Recipe() if recipe is None else recipe
+    if isinstance(features, Positions):
+        return _forecast_positions(features, recipe)
     if recipe.train != "head":
         from margincast.trained.forecast import forecast_trained
 
@@ -43,3 +65,12 @@ def forecast(
     from margincast.frozen.forecast import forecast_frozen
 
     return forecast_frozen(features, recipe)
+
+
+def _forecast_positions(features: Positions, recipe: Recipe) -> Trajectory:
+    from margincast.frozen.tokens import forecast_tokens
+
+    if recipe.train != "head":
+        raise InputError("positions are for train head; forecasts of other training take extract_features' features")
+    pairs = features.train_pairs, features.heldout_pairs
+    return forecast_tokens(features.train, features.heldout, pairs, features.unembedding, recipe, bias=features.bias)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.features.extract import Kept, kept_tensors, known_logits
-from margincast.models.load import LoadedModel
+from margincast.models.load import LoadedModel, default_cache_dir, load_model
 from margincast.passes.budgets import Budgets
 from margincast.passes.response_pass import (
     hidden_states,
@@ -21,7 +21,7 @@ from margincast.passes.response_pass import (
     token_logps,
     unwrapped,
 )
-from margincast.passes.tokenize import Encoded, Encoding
+from margincast.passes.tokenize import Encoded, Encoding, encode
 from margincast.records import PairSet
 
 
@@ -69,6 +69,45 @@ class TokenFeatures:
         """Sums of `values`, (P, ...), over the tokens of each response: (pairs, 2, ...), chosen first."""
         sums = values.new_zeros(2 * self.pairs, *values.shape[1:]).index_add(0, self.response, values)
         return sums.reshape(self.pairs, 2, *values.shape[1:])
+
+
+@dataclass(frozen=True, repr=False)
+class Positions:
+    """Features of every response position of a data set under one model: `Features` for responses of any length.
+
+    train_pairs, heldout_pairs: what `train` and `heldout` are of;  unembedding: (V, hidden);  bias: (V,), if any
+    """
+
+    train: TokenFeatures
+    heldout: TokenFeatures
+    train_pairs: PairSet
+    heldout_pairs: PairSet
+    unembedding: Tensor
+    bias: Tensor | None
+    model: str
+
+    def __repr__(self) -> str:
+        count = len(self.train.target) + len(self.heldout.target)
+        return f"Positions({count} of {len(self.train_pairs)} + {len(self.heldout_pairs)} pairs, {self.model})"
+
+
+def extract_positions(
+    model: str | LoadedModel,
+    train: PairSet,
+    heldout: PairSet,
+    *,
+    eos: bool | None = None,
+    max_length: int = 1024,
+    cache_dir: str | Path | None = None,
+    progress: bool = False,
+) -> Positions:
+    """`extract_features` at every response position, cached as it is. Raises what `token_features` raises."""
+    cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    loaded = load_model(model, cache_dir=cache) if isinstance(model, str) else model
+    both = PairSet(train.pairs + heldout.pairs)
+    encoding = encode(both, loaded.tokenizer, eos=eos, max_length=max_length, context=loaded.context)
+    features = token_features(loaded, encoding, train, heldout, cache_dir=cache, progress=progress)
+    return Positions(*features, train, heldout, *head_of(loaded), loaded.name)
 
 
 def head_of(loaded: LoadedModel) -> tuple[Tensor, Tensor | None]:

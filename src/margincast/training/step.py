@@ -1,4 +1,4 @@
-"""What happens to a weight in one training step? Everything, for real runs and rehearsals alike.
+"""What happens to a weight in one training step? The same for real runs and for rehearsals.
 
 The loss is f(r) of the margin r = beta [(log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)], without the
 reference where the loss leaves it out. Its gradient, averaged over the batches of a step, is cut to `max_grad_norm`
