@@ -51,7 +51,10 @@ def settings_of(args: Any, peft_config: Any) -> tuple[Settings, list[str]]:
     settings |= duration(args.max_steps, args.num_train_epochs)
     settings["bf16"] = bool(getattr(args, "bf16", False))
     settings["gradient_checkpointing"] = bool(getattr(args, "gradient_checkpointing", False))
-    settings["report_to"] = tracker(getattr(args, "report_to", "none"))
+    reporters = getattr(args, "report_to", "none")
+    settings["report_to"] = tracker(reporters)
+    if not isinstance(reporters, str) and reporters is not None:
+        more += [f"report_to {name}" for name in list(reporters)[1:]]
     if _plain(getattr(args, "eval_strategy", "no")) == "steps" and args.eval_steps:
         settings["eval_steps"] = int(args.eval_steps)
     if peft_config is not None:

@@ -185,7 +185,8 @@ def check_recipe(recipe: Recipe) -> None:
     if not recipe.rule.path_known:
         raise InputError(
             f"forecasts of a trained backbone know adamw and adam, not {recipe.optimizer}: how far a run gets is its "
-            "learning rate times its steps only where steps do not depend on the size of the gradient"
+            "learning rate times its steps only where steps do not depend on the size of the gradient; the exact "
+            "forecast of train head knows every optimizer"
         )
 
 
