@@ -18,7 +18,7 @@ from margincast.models.load import LoadedModel
 from margincast.passes.tokenize import Encoding, encode
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, Trajectory
-from margincast.runs.layout import LOCK
+from margincast.runs.layout import LOCK, STATE
 from margincast.training import run as training_run
 from margincast.training.run import train_model
 from tests.problems import make_pairs
@@ -141,5 +141,9 @@ def test_what_an_interrupted_run_needs_stays_until_the_caller_is_done(trained: T
 
 
 def test_two_runs_in_one_folder_are_one_too_many(trained: Trained, tmp_path: Path) -> None:
+    theirs = tmp_path / STATE / "step-0.safetensors"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"recorded by the run at work")
     with FileLock(tmp_path / LOCK), pytest.raises(InputError, match="another process trains in"):
         trained(tmp_path)
+    assert theirs.read_bytes() == b"recorded by the run at work"

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 # Commands that several processes can share; of inspect and forecast it is the extraction.
 SHARED = ("inspect", "forecast", "train", "reproduce")
+# Seconds without a write after which nobody is writing a part any more.
+ABANDONED = 3600.0
 
 
 @dataclass
@@ -123,9 +126,8 @@ class Job:
         if self.main and self.anew:
             _clear(self.out)
         self.anew = False
-        for left in self.out.glob(".*.part") if self.main else ():  # by a process that was killed
-            left.unlink(missing_ok=True)
         if self.main:
+            _forget_parts(self.out)
             write_text(self.out / "config.yaml", yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
 
 
@@ -177,6 +179,14 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name in RUN_FILES:
             path.unlink()
+
+
+def _forget_parts(folder: Path) -> None:
+    """Remove what a process that was killed left half-written; another one may be writing the younger parts now."""
+    for part in folder.glob(".*.part"):
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                part.unlink()
 
 
 def _default_folder(command: str, config: Json, resume: bool) -> Path:

@@ -69,11 +69,11 @@ class Optimizer:
 
     def update(self, gradient: Tensor, weights: Tensor, slots: Slots, step: int, learning_rate: float) -> Tensor:
         """See `Rule`."""
-        raise NotImplementedError
+        raise InputError(f"{type(self).__name__} has no rule for a step; give it `update`")
 
     def divisor(self, slots: Slots, step: int) -> Tensor:
         """What step `step` divided its mean gradient by, entry by entry, where it is `averaged`."""
-        raise NotImplementedError
+        raise InputError(f"{type(self).__name__} divides its gradients by nothing known; give it `divisor`")
 
     def without_decay(self) -> Optimizer:
         """The same rule, which pulls no weight in."""

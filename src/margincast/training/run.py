@@ -76,15 +76,15 @@ def train_model(
     packed = packing_problem(model, rows) is None
     followed = (*encoding.select(recorded).rows, *encoding.select(features.heldout.pairs).rows)
     evaluator = Evaluator(followed, packed, frozen_backbone=recipe.train == "head")
-    identity = by_first(lambda: _same_run(state, recipe, features))
-    loaded.hash = f"{loaded.hash}, trained in run {identity}"  # features cached for the old weights are not these
-    recording = Recording(evaluator, state, recorded, features.heldout.pairs)
-    recorder = Recorder(recording, recipe, features, stop_after)
-    trainer = trainer_of(model, rows, features, recipe, state, packed)
-    for callback in [recorder, *([ProgressBar()] if progress else [])]:
-        trainer.add_callback(callback)
-    recorder.trainer = trainer
     with claimed(folder):
+        identity = by_first(lambda: _same_run(state, recipe, features))
+        loaded.hash = f"{loaded.hash}, trained in run {identity}"  # features cached for the old weights are not these
+        recording = Recording(evaluator, state, recorded, features.heldout.pairs)
+        recorder = Recorder(recording, recipe, features, stop_after)
+        trainer = trainer_of(model, rows, features, recipe, state, packed)
+        for callback in [recorder, *([ProgressBar()] if progress else [])]:
+            trainer.add_callback(callback)
+        recorder.trainer = trainer
         carry_out(trainer, recording, stop_after or recipe.steps, say)
     model.get_output_embeddings().to(dtype)
     loss_type = recipe.loss if recipe.loss.parameters else recipe.loss_type
