@@ -115,7 +115,7 @@ def run_trained(job: Job, inputs: PairInputs, recipe: Recipe, beforehand: Before
     pairs = more_pairs(inputs.features, recipe, trajectory)
     sweep = None if swept is None else sweep_rows(inputs, recipe, rehearsal, swept)
     rows = save_trajectory(job.out, trajectory)
-    write_tensors(job.out / "intervals.safetensors", {"heldout_low": trajectory.low, "heldout_high": trajectory.high})
+    write_tensors(job.out / "intervals.safetensors", trajectory.interval_tensors)
     save_figure(band_curves(trajectory), job.out / "figures", "curves")
     results = {
         **trajectory_results(trajectory, rows, job.seconds),
