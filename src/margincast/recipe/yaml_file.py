@@ -6,7 +6,7 @@ A name is ours, TRL's with a meaning here, TRL's without one (named once), or un
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,10 +86,13 @@ def _float(loader: Any, node: Any) -> float:
     return float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def settings_in(path: Path, values: Mapping[str, Any], known: Iterable[str]) -> tuple[Settings, list[str]]:
+def settings_in(
+    path: Path, values: Mapping[str, Any], known: Iterable[str], repeated: Container[str] = ()
+) -> tuple[Settings, list[str]]:
     """The settings among `values` by our names, and TRL's names that have no meaning here.
 
-    known: our names. Raises `InputError` for the others, all at once, and for values that are lists or mappings.
+    known: our names;  repeated: those of them that take a list. Raises `InputError` for the others, all at once, and
+    for other values that are lists or mappings.
     """
     ours = set(known)
     said: list[str] = []
@@ -99,7 +102,9 @@ def settings_in(path: Path, values: Mapping[str, Any], known: Iterable[str]) -> 
         values, unused = from_trl_names(values, ours)
     for name, value in values.items():
         if name in ours:
-            if isinstance(value, (list, dict)):
+            if name in repeated and value is not None:
+                settings[name] = [str(each) for each in (value if isinstance(value, list) else [value])]
+            elif isinstance(value, (list, dict)):
                 said.append(f"{name} must be a single value")
             elif value is not None:
                 settings[name] = value
