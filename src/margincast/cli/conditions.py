@@ -71,9 +71,7 @@ def _condition(text: str, plain: Mapping[str, Reader], by_concept: tuple[str, ..
     name, concept = parts["name"], parts["concept"]
     if name not in (by_concept if concept else plain):
         known = ", ".join([*plain, *(f"{each}[CONCEPT]" for each in by_concept)])
-        raise InputError(
-            f"--fail-if {text!r}: {name}{f'[{concept}]' if concept else ''} is not known here; use {known}"
-        )
+        raise InputError(f"--fail-if {text!r}: {_full(name, concept)} is not known here; use {known}")
     try:
         limit = float(parts["limit"])
     except ValueError as error:
@@ -81,7 +79,11 @@ def _condition(text: str, plain: Mapping[str, Reader], by_concept: tuple[str, ..
     if math.isnan(limit):
         raise InputError(f"--fail-if {text!r}: nothing compares with nan")
     read = _of_concept(concept, name) if concept else plain[name]
-    return Condition(text, f"{name}[{concept}]" if concept else name, concept, parts["relation"], limit, read)
+    return Condition(text, _full(name, concept), concept, parts["relation"], limit, read)
+
+
+def _full(name: str, concept: str | None) -> str:
+    return f"{name}[{concept}]" if concept else name
 
 
 def check_concepts(conditions: Iterable[Condition], concepts: Iterable[str]) -> None:

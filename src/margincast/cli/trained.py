@@ -49,8 +49,9 @@ def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, ou
 
     job = open_job("forecast", output, recipe, fitted, reading.options, reading.pairs, data=reading.data)
     check_recipe(recipe)
-    recipe.check_trainable()
     pilot = read_pilot(fitted.pilot, recipe.max_steps)
+    # Only a pilot reports to trackers; who forecasts a run need not have those of the run.
+    (recipe if pilot.steps else replace(recipe, report_to="none")).check_trainable()
     beforehand = Beforehand(pilot, fitted.rehearsal if pilot.trains else 0.0, read_sweep(fitted.sweep, pilot))
     job.say_defaults(recipe)
     inputs = read_inputs(job, reading, recipe.loss)
