@@ -58,6 +58,21 @@ def test_debug_your_preference_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert "without errors" in capsys.readouterr().out
 
 
+def test_a_dataset_in_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its data frames are the forecast's metrics, and the model is as it was."""
+    space = run("a-dataset-in-memory")
+    rows = {row["step"]: row for row in space["mc"].metric_rows(space["forecast"])}
+    for table, metric in ((space["by_concept"], "rewards/margins"), (space["accuracy"], "rewards/accuracies")):
+        assert list(table.index) == [0, 5, 10, 15, 20]
+        for concept in space["heldout"].concepts:
+            assert table[concept].tolist() == pytest.approx([row[f"eval_{concept}_{metric}"] for row in rows.values()])
+    fresh = type(space["model"]).from_pretrained(space["folder"]).state_dict()
+    assert all(bool((value == fresh[name]).all()) for name, value in space["model"].state_dict().items())
+    kept = {(row["prompt"], row["chosen"]) for row in space["cleaned"]}
+    assert kept == {(pair.prompt, pair.chosen) for pair in space["train"] if pair.id not in space["gone"]}
+    assert "without the ten" in capsys.readouterr().out
+
+
 def test_every_notebook_is_kept_without_outputs_and_run_by_a_test() -> None:
     paths = sorted(FOLDER.glob("*.ipynb"))
     assert [f"test_{path.stem.replace('-', '_')}" in globals() for path in paths] == [True] * len(paths)

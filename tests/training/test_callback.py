@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 from trl import DPOConfig, DPOTrainer
 
-from margincast import InputError, MarginCallback, StatedFailure, load_run
-from margincast.records import PairSet
+from margincast import InputError, MarginCallback, StatedFailure, compare, load_run
+from margincast.intervals import Estimate
+from margincast.records import PairSet, SplitTrajectory, Trajectory
 from tests.cli.helpers import run
 from tests.problems import make_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -250,3 +254,91 @@ def test_virtual_tokens_are_refused(tmp_path: Path) -> None:
     trainer = trl(MarginCallback(HELDOUT, tmp_path / "run"), tmp_path / "trl", model)
     with pytest.raises(InputError, match="tokens of its own before the prompt"):
         trainer.train()
+
+
+def told_tracker(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, float]]:
+    """What a tracker of `report_to="tracker"` is told in the logs of training steps, by step."""
+    told: dict[int, dict[str, float]] = {}
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                told[state.global_step] = dict(logs)
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tracker", Tracker)
+    return told
+
+
+def foreseen(steps: tuple[int, ...] = (0, 2, 4), beta: float = BETA) -> Trajectory:
+    """A forecast of the pairs here: every margin grows by its pair's own amount a step."""
+
+    def split(pairs: PairSet) -> SplitTrajectory:
+        ends = torch.linspace(-0.2, 0.5, len(pairs), dtype=torch.float64)
+        return SplitTrajectory(pairs, torch.tensor(steps, dtype=torch.float64)[:, None] * ends)
+
+    return Trajectory(steps, split(TRAIN), split(HELDOUT), beta, origin="forecast")
+
+
+def test_a_forecast_is_shown_beside_the_run_in_trackers_and_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = told_tracker(monkeypatch)
+    foreseen().save(tmp_path / "forecast")
+    folder = tmp_path / "trl" / "margincast"
+    trainer = trl(MarginCallback(forecast=tmp_path / "forecast"), tmp_path / "trl", report_to="tracker")
+    trainer.train()
+    forecast, ours = metrics(tmp_path / "forecast"), metrics(folder)
+    assert sorted(ours) == [0, 2, 4]
+    for step in (2, 4):
+        for name in ("rewards/margins", "rewards/accuracies"):
+            for prefix in ("", "eval_", "eval_concept-0_", "eval_concept-1_"):
+                assert told[step][f"forecast/{prefix}{name}"] == pytest.approx(forecast[step][f"{prefix}{name}"])
+            assert told[step][f"eval_concept-0_{name}"] == ours[step][f"eval_concept-0_{name}"]
+            assert f"eval_{name}" not in told[step], "the trainer evaluates: that name is its own"
+            assert name in told[step], "TRL's own"
+    logged = {row["step"]: row for row in trainer.state.log_history if "loss" in row}
+    assert {step for step, row in logged.items() if "forecast/rewards/margins" in row} == {2, 4}
+    assert logged[4].items() >= told[4].items()
+    agreement = compare(load_run(tmp_path / "forecast"), load_run(folder)).heldout
+    shown = told[4]["forecast/eval_rewards/margins"], ours[4]["eval_rewards/margins"]
+    assert (agreement.margin_a, agreement.margin_b) == pytest.approx(shown)
+
+
+@dataclass(frozen=True)
+class Bands:
+    margin: tuple[Estimate, ...]
+    accuracy: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True)
+class WithBands(Trajectory):
+    bands: Mapping[str, Bands] = field(kw_only=True)
+
+
+def test_intervals_of_a_forecast_in_memory_are_shown_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = told_tracker(monkeypatch)
+    around = tuple(Estimate(0.1 * step, 0.05 * step, 0.2 * step) for step in (0, 2, 4))
+    bands = {group: Bands(around, around) for group in ("", "concept-0", "concept-1")}
+    forecast = WithBands(**vars(foreseen()), bands=bands)
+    callback = MarginCallback(HELDOUT, tmp_path / "run", forecast=forecast)
+    trl(callback, tmp_path / "trl", report_to="tracker", eval_strategy="no", logging_steps=3).train()
+    assert set(told) == {1, 2, 3, 4}
+    assert told[4]["forecast/eval_concept-1_rewards/margins"] == 0.4
+    assert told[4]["forecast/eval_rewards/accuracies/low"] == 0.2
+    assert told[2]["forecast/eval_concept-0_rewards/margins/high"] == 0.4
+    assert told[4]["eval_rewards/margins"] == metrics(tmp_path / "run")[4]["eval_rewards/margins"]
+    assert not any(name.startswith(("forecast/", "eval_")) for name in told[3])
+
+
+def test_a_forecast_of_another_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="other held-out pairs"):
+        MarginCallback(TRAIN, tmp_path / "run", forecast=foreseen())
+    with pytest.raises(InputError, match="does not exist"):
+        MarginCallback(forecast=tmp_path / "nothing")
+    for forecast, says in ((foreseen(beta=0.5), "has beta 0.5, the trainer 0.1"), (foreseen((0, 3, 6)), "shares none")):
+        trainer = trl(MarginCallback(forecast=forecast, record_steps=2), tmp_path / "trl")
+        with pytest.raises(InputError, match=says):
+            trainer.train()
+        assert trainer.state.global_step == 0
+    with pytest.warns(UserWarning, match="the forecast is of 6 steps, this run has 4"):
+        trl(MarginCallback(forecast=foreseen((0, 2, 4, 6))), tmp_path / "trl").train()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from margincast.cli.job import Job, open_job
-from margincast.cli.options import OutputOptions
+from margincast.cli.options import CheckedOutput
 from margincast.errors import InputError
 from margincast.recipe.fields import option
 from margincast.recipe.recipe import Recipe
@@ -68,7 +68,7 @@ class AttributeOptions:
 def attribute(
     run: Annotated[Path, typer.Argument(help="Folder of a finished forecast or training run")],
     options: AttributeOptions,
-    output: OutputOptions,
+    output: CheckedOutput,
 ) -> None:
     """Say which training pairs make or break each held-out margin, and which are suspect; export a cleaned data set.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from margincast.cli.forecast import token_forecast
 from margincast.cli.inputs import PositionInputs, Reading, read_inputs, with_positions
 from margincast.cli.job import Job, open_job
-from margincast.cli.options import Data, InputOptions, OutputOptions, PairOptions
+from margincast.cli.options import CheckedOutput, Data, InputOptions, PairOptions
 from margincast.cli.signature import Fixed
 from margincast.errors import InputError
 from margincast.recipe.fields import option
@@ -49,7 +49,7 @@ def decompose(
     recipe: Annotated[Recipe, HEAD],
     inputs: InputOptions,
     pairs: PairOptions,
-    output: OutputOptions,
+    output: CheckedOutput,
 ) -> None:
     """Say which training tokens move a pair's rewards, and by which factor; or whose likelihood will fall, with --all.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from margincast.cli.inputs import PairInputs, PositionInputs, Reading, read_inputs, with_features, with_positions
 from margincast.cli.job import Job, open_job
-from margincast.cli.options import Data, InputOptions, OutputOptions, PairOptions
+from margincast.cli.options import CheckedOutput, Data, InputOptions, PairOptions
 from margincast.errors import InputError
 from margincast.recipe.fields import option
 from margincast.recipe.recipe import Recipe
@@ -49,7 +49,7 @@ def forecast(
     fitted: FittedOptions,
     inputs: InputOptions,
     pairs: PairOptions,
-    output: OutputOptions,
+    output: CheckedOutput,
 ) -> None:
     """Forecast margins, loss and accuracy per concept before any training, of the run that `train` would be.
 

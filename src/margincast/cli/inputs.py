@@ -95,6 +95,7 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
         concept_column=reading.pairs.concept_column,
         on_bad_row=on_bad_row,
     )
+    job.check_concepts(pairs.concepts)
     _say_what_was_read(job, pairs, reading.data)
     loaded = load_model(
         options.model,

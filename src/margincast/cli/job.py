@@ -6,13 +6,14 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from margincast.cli.conditions import Condition, check, check_concepts, conditions_of
 from margincast.errors import InputError
 from margincast.processes import by_first, join, launched, process, processes
 from margincast.recipe.fields import options_of
@@ -46,6 +47,7 @@ class Job:
     """A command at work. `config` is what decides its numbers; `out` where its files go.
 
     finished: all of it was done before;  anew: what the folder holds goes when the input is known to be good
+    conditions: under which the command fails when all is written
 
     Of several processes the first speaks and writes results, the others are silent.
     """
@@ -57,6 +59,7 @@ class Job:
     quiet: bool
     finished: bool
     anew: bool = False
+    conditions: tuple[Condition, ...] = ()
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -96,13 +99,22 @@ class Job:
         console = Console() if sys.stdout.isatty() else Console(width=160)
         console.print(table)
 
+    def check_concepts(self, concepts: Iterable[str]) -> None:
+        """Raises `InputError` where a condition is of none of the data's concepts."""
+        check_concepts(self.conditions, concepts)
+
     def done(self, summary: Json) -> None:
-        """Print the end of the job: its summary as JSON, or where to look."""
+        """Print the end of the job: its summary as JSON, or where to look.
+
+        Raises `ConditionHolds` where a result is as `--fail-if` says.
+        """
         self.write_config()  # commands with nothing to continue leave it to here
         if self.json:
             print(json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False))
         else:
             self.say(f"Results: {self.out}")
+        if self.main:
+            check(self.conditions, summary.get("results", {}))
 
     def stage(self, folder: str, command: str, *records: DataclassInstance, **settings: Any) -> Job:
         """A job of `command` in a folder of this one, for a command made of commands."""
@@ -146,14 +158,15 @@ def open_job(command: str, output: OutputOptions, *records: DataclassInstance, *
     to write to holds the results of something else, and for a command that a launcher cannot start several times.
     """
     config = config_of(*records, **settings)
+    conditions = conditions_of(getattr(output, "fail_if", None) or (), command, config)
     if not launched():
-        return _open(command, output, config)
+        return replace(_open(command, output, config), conditions=conditions)
     if command not in SHARED:
         raise InputError(f"{command} is one process; over several, as a launcher starts them: {', '.join(SHARED)}")
     join(config["device"])
     if command == "train":
         config["processes"] = processes()  # which share every step
-    job = by_first(lambda: _open(command, output, config))
+    job = replace(by_first(lambda: _open(command, output, config)), conditions=conditions)
     return job if job.main else replace(job, json=False, quiet=True)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from margincast.cli.conditions import ConditionHolds
 from margincast.cli.signature import call, parameters_of, parts_of
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
@@ -30,7 +31,8 @@ def _normalise(name: str) -> str:
 app = typer.Typer(
     name="margincast",
     help="Forecast how a preference-tuning run (DPO and its family) will generalise, and why.",
-    epilog="First time here? Run: margincast demo",
+    epilog="First time here? Run: margincast demo. Exit status: 0 done, 1 could not be carried out, 2 bad usage or "
+    "input, 3 a result is as --fail-if says.",
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"token_normalize_func": _normalise, "help_option_names": ["--help", "-h"]},
@@ -65,7 +67,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if "config" in values:
         raise InputError(f"config file {path} cannot name another config file")
     parameters = {_flag(parameter): parameter for parameter in context.command.params if parameter.name != "config"}
-    settings, unused = settings_in(path, values, parameters)
+    repeated = {name for name, parameter in parameters.items() if getattr(parameter, "multiple", False)}
+    settings, unused = settings_in(path, values, parameters, repeated)
     for name, value in settings.items():
         switch = bool(getattr(parameters[name], "is_flag", False))
         if switch != isinstance(value, bool) and value is not None:
@@ -136,7 +139,7 @@ def with_options(function: Any, recipe: type[Recipe] = Recipe) -> Any:
 
 
 def main(arguments: list[str] | None = None, recipe: type[Recipe] = Recipe) -> None:
-    """Run the command line and exit: 0 done, 1 a stated failure, 2 bad usage or bad input.
+    """Run the command line and exit: 0 done, 1 a stated failure, 2 bad usage or bad input, 3 a `--fail-if` holds.
 
     recipe: a subclass of `Recipe` adds its own fields as options
     """
@@ -152,6 +155,8 @@ def main(arguments: list[str] | None = None, recipe: type[Recipe] = Recipe) -> N
         status = _fail(error, 2, debug)
     except StatedFailure as error:
         status = _fail(error, 1, debug)
+    except ConditionHolds as error:
+        status = _fail(error, 3, debug)
     except (KeyboardInterrupt, _Interrupted):
         print("margincast: interrupted; the same command goes on where it stopped", file=sys.stderr)
         status = 130

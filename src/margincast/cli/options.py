@@ -95,6 +95,19 @@ class OutputOptions:
     quiet: bool = option(False, "Print nothing but errors", OUTPUT, setting=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckedOutput(OutputOptions):
+    """Where results go, and which of them are bad enough to fail."""
+
+    fail_if: list[str] | None = option(
+        None,
+        'Exit with status 3 when this holds, as in "heldout_accuracy<0.6"; may be given several times, and a wrong '
+        "name is answered by those that there are",
+        OUTPUT,
+        setting=False,
+    )
+
+
 def parse_sweep(text: str, kinds: Mapping[str, Callable[[str], Any]], example: str) -> tuple[str, list[Any]]:
     """`name=value,value` as a name of `kinds` and its values, each read by its kind. Raises `InputError` for anything
     else, with `example` to show how."""

@@ -49,8 +49,9 @@ def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, ou
 
     job = open_job("forecast", output, recipe, fitted, reading.options, reading.pairs, data=reading.data)
     check_recipe(recipe)
-    recipe.check_trainable()
     pilot = read_pilot(fitted.pilot, recipe.max_steps)
+    # Only a pilot reports to trackers; who forecasts a run need not have those of the run.
+    (recipe if pilot.steps else replace(recipe, report_to="none")).check_trainable()
     beforehand = Beforehand(pilot, fitted.rehearsal if pilot.trains else 0.0, read_sweep(fitted.sweep, pilot))
     job.say_defaults(recipe)
     inputs = read_inputs(job, reading, recipe.loss)
@@ -115,7 +116,7 @@ def run_trained(job: Job, inputs: PairInputs, recipe: Recipe, beforehand: Before
     pairs = more_pairs(inputs.features, recipe, trajectory)
     sweep = None if swept is None else sweep_rows(inputs, recipe, rehearsal, swept)
     rows = save_trajectory(job.out, trajectory)
-    write_tensors(job.out / "intervals.safetensors", {"heldout_low": trajectory.low, "heldout_high": trajectory.high})
+    write_tensors(job.out / "intervals.safetensors", trajectory.interval_tensors)
     save_figure(band_curves(trajectory), job.out / "figures", "curves")
     results = {
         **trajectory_results(trajectory, rows, job.seconds),

@@ -53,8 +53,7 @@ def settings_of(args: Any, peft_config: Any) -> tuple[Settings, list[str]]:
     settings["gradient_checkpointing"] = bool(getattr(args, "gradient_checkpointing", False))
     reporters = getattr(args, "report_to", "none")
     settings["report_to"] = tracker(reporters)
-    if not isinstance(reporters, str) and reporters is not None:
-        more += [f"report_to {name}" for name in list(reporters)[1:]]
+    more += other_trackers(reporters)
     if _plain(getattr(args, "eval_strategy", "no")) == "steps" and args.eval_steps:
         settings["eval_steps"] = int(args.eval_steps)
     if peft_config is not None:
@@ -140,6 +139,11 @@ def tracker(report_to: str | Sequence[str] | None) -> str:
     if report_to is None or isinstance(report_to, str):
         return report_to or "none"
     return report_to[0] if report_to else "none"
+
+
+def other_trackers(report_to: str | Sequence[str] | None) -> list[str]:
+    """What a recipe does not take of them, named."""
+    return [] if report_to is None or isinstance(report_to, str) else [f"report_to {name}" for name in report_to[1:]]
 
 
 def dpo_config(recipe: Recipe, output_dir: str | Path) -> Any:

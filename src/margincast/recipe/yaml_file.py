@@ -1,12 +1,15 @@
 """Which settings are in a YAML file? margincast's own, or those of `trl dpo --config`, by their names.
 
-A name is ours, TRL's with a meaning here, TRL's without one (named once), or unknown (refused, with the nearest name).
+A name is ours, TRL's with a meaning here, TRL's without one (named once), or unknown: refused, with the nearest name.
+In a file of TRL's an unknown name is named once too, for its users add names of their own scripts and of `accelerate
+launch`; one that is all but a known name is taken for that name misspelt, and refused.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +25,12 @@ RENAMED = {
     "model_revision": "revision",
     "dataset_name": "data",
     "torch_dtype": "dtype",
-    "eval_strategy": None,
 }
 # Names that tell a file of TRL's, whose defaults are then TRL's, from one of ours.
 TELLING = ("model_name_or_path", "dataset_name", "output_dir", "optim", "use_peft")
+# Words that YAML 1.1, and so TRL, reads as true and false.
+WORDS = {"yes": True, "on": True, "no": False, "off": False}
+MISSPELT = 0.92  # as alike as learning_rat and learning_rate; ref_model_name_or_path is a name of its own
 PLAIN = {
     "bool": r"^(?:true|True|TRUE|false|False|FALSE)$",
     "null": r"^(?:~|null|Null|NULL|)$",
@@ -86,27 +91,35 @@ def _float(loader: Any, node: Any) -> float:
     return float(node.value.replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def settings_in(path: Path, values: Mapping[str, Any], known: Iterable[str]) -> tuple[Settings, list[str]]:
+def settings_in(
+    path: Path, values: Mapping[str, Any], known: Iterable[str], repeated: Container[str] = ()
+) -> tuple[Settings, list[str]]:
     """The settings among `values` by our names, and TRL's names that have no meaning here.
 
-    known: our names. Raises `InputError` for the others, all at once, and for values that are lists or mappings.
+    known: our names;  repeated: those of them that take a list. Raises `InputError` for the others, all at once, and
+    for other values that are lists or mappings.
     """
     ours = set(known)
     said: list[str] = []
     settings: Settings = {}
     unused: list[str] = []
-    if any(name in values and name not in ours for name in TELLING):
+    trls = any(name in values and name not in ours for name in TELLING)
+    if trls:
         values, unused = from_trl_names(values, ours)
     for name, value in values.items():
         if name in ours:
-            if isinstance(value, (list, dict)):
+            if name in repeated and value is not None:
+                settings[name] = [str(each) for each in (value if isinstance(value, list) else [value])]
+            elif isinstance(value, (list, dict)):
                 said.append(f"{name} must be a single value")
             elif value is not None:
                 settings[name] = value
         elif name in TRL_NAMES:
             unused.append(name)
+        elif trls and not difflib.get_close_matches(name, [*ours, *TRL_NAMES], cutoff=MISSPELT):
+            unused.append(f"{name} (unknown)")
         else:
-            said.append(f"no option {name!r} here{_hint(name, ours)}")
+            said.append(f"no option {name!r} here{_hint(name, ours | TRL_NAMES if trls else ours)}")
     if said:
         raise InputError(f"config file {path}: {'; '.join(said)}")
     return settings, unused
@@ -114,15 +127,19 @@ def settings_in(path: Path, values: Mapping[str, Any], known: Iterable[str]) -> 
 
 def from_trl_names(values: Mapping[str, Any], ours: set[str]) -> tuple[Settings, list[str]]:
     """The values of a file for `trl dpo`, translated; TRL's defaults stand where it says nothing."""
-    given = {name: value for name, value in values.items() if value is not None}
+    given = {name: _word(value) for name, value in values.items() if value is not None}
     out: Settings = {}
+    unused: list[str] = []
     for theirs, name in RENAMED.items():
         value = given.pop(theirs, None)
         if name in ours and value is not None:
             out[name] = value
-    if "auto" in (given.get("dtype"), out.get("dtype")):
-        given.pop("dtype", None)
-        out.pop("dtype", None)
+    unused += [f"dtype {where.pop('dtype')}" for where in (given, out) if where.get("dtype") == "auto"]
+    split = given.get("dataset_train_split", "train")
+    if split != "train" and isinstance(out.get("data"), str) and not Path(out["data"]).exists():
+        out["data"] = f"{out['data']}:{given.pop('dataset_train_split')}"
+    if isinstance(given.get("eval_steps"), float):
+        unused.append(f"eval_steps {given.pop('eval_steps')}, a share of the run")
     defaults = {"beta": 0.1, "learning_rate": 1e-6, "per_device_train_batch_size": 8, "seed": 42}
     out |= {name: value for name, value in defaults.items() if name in ours and name not in given}
     loss_type = given.pop("loss_type", "sigmoid")
@@ -130,7 +147,8 @@ def from_trl_names(values: Mapping[str, Any], ours: set[str]) -> tuple[Settings,
     out |= trl.loss_settings(loss_type, beta, given)
     given.pop("label_smoothing", None)
     given.pop("discopop_tau", None)
-    optimizer, unused = trl.optimizer_settings(given.pop("optim", "adamw_torch_fused"), given.pop("optim_args", None))
+    optimizer, more = trl.optimizer_settings(given.pop("optim", "adamw_torch_fused"), given.pop("optim_args", None))
+    unused += more
     max_steps, epochs = given.pop("max_steps", -1), given.pop("num_train_epochs", 3.0)
     schedule = SimpleNamespace(
         lr_scheduler_type=given.pop("lr_scheduler_type", "linear"), warmup_steps=given.pop("warmup_steps", 0),
@@ -146,9 +164,15 @@ def from_trl_names(values: Mapping[str, Any], ours: set[str]) -> tuple[Settings,
     if isinstance(modules, list):
         given["lora_target_modules"] = ",".join(map(str, modules))
     if "report_to" in given:
+        unused += trl.other_trackers(given["report_to"])
         given["report_to"] = trl.tracker(given["report_to"])
     out = {name: value for name, value in out.items() if name in ours}
     return {**out, **given}, [*unused, *more]
+
+
+def _word(value: Any) -> Any:
+    """Of YAML 1.1: yes and no, and so on, as TRL takes them."""
+    return WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def read_settings(path: Path, known: Iterable[str]) -> tuple[Settings, list[str]]:

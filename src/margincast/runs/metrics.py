@@ -51,6 +51,20 @@ def _means(
         yield f"{prefix}rewards/rejected", mean(split.chosen[index] - margins)
 
 
+def displacement(trajectory: Trajectory) -> dict[str, float | None]:
+    """Share of the pairs of both splits, and of each, whose chosen response is less likely at the last recorded step
+    than at the first; None where its rewards are not known, or where there are no pairs."""
+
+    def falls(*splits: SplitTrajectory) -> float | None:
+        known = [(each.chosen[-1] < each.chosen[0]).double() for each in splits if each.chosen is not None]
+        counted = [share for shares in known for share in shares.tolist()]
+        return sum(counted) / len(counted) if counted and len(known) == len(splits) else None
+
+    train, heldout = trajectory.train, trajectory.heldout
+    both = (train, heldout) if len(train.pairs) else (heldout,)
+    return {"all": falls(*both), "train": falls(train), "heldout": falls(heldout)}
+
+
 def concept_results(trajectory: Trajectory) -> dict[str, dict[str, dict[str, float]]]:
     """Held-out margin and accuracy of every concept at the last recorded step, with 95% intervals over pairs."""
     last = trajectory.heldout.margins[-1].double().cpu().numpy()

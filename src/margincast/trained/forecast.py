@@ -70,6 +70,26 @@ class TrainedForecast(Trajectory):
         """Whether no run behind the constants was as short, or as long."""
         return not 0.999 * self.tested[0] <= self.length <= 1.001 * self.tested[1]
 
+    @property
+    def interval_tensors(self) -> dict[str, Tensor]:
+        """Its intervals as `intervals.safetensors` keeps them.
+
+        heldout_low, heldout_high: (steps, pairs);  band_margin, band_accuracy: (1 + concepts, steps, 3) value, low and
+        high, of all held-out pairs first and then of every concept, in the order of `heldout.pairs.concepts`
+        """
+        bands = [self.bands[group] for group in ("", *self.heldout.pairs.concepts)]
+
+        def stacked(metric: str) -> Tensor:
+            rows = [[(one.value, one.low, one.high) for one in getattr(band, metric)] for band in bands]
+            return torch.tensor(rows, dtype=torch.float64)
+
+        return {
+            "heldout_low": self.low,
+            "heldout_high": self.high,
+            "band_margin": stacked("margin"),
+            "band_accuracy": stacked("accuracy"),
+        }
+
 
 def forecast_trained(
     features: Features,

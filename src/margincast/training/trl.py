@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
@@ -20,10 +21,13 @@ from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import encode
 from margincast.recipe.losses import LOSS_PARAMETERS, Loss, get_loss
 from margincast.recipe.recipe import Recipe
-from margincast.records import Json, PairSet
+from margincast.records import Json, PairSet, Trajectory
 from margincast.runs.layout import SUMMARY
+from margincast.runs.load import Run
+from margincast.runs.metrics import metric_rows
 from margincast.runs.save import data_summary, save_trajectory, trajectory_results, write_summary
 from margincast.runs.store import key_of
+from margincast.training.beside import SHOWN, ForecastLog, forecast_log, go_first
 from margincast.training.recording import Recording, belongs, claim
 from margincast.training.run import REFERENCE_TOLERANCE
 
@@ -44,28 +48,46 @@ class MarginCallback(TrainerCallback):
     `heldout` and `train`, per concept, at step 0, every `record_steps` and at the end. `margincast compare` and
     `margincast report` read it.
 
+    heldout: None takes the held-out pairs of `forecast`;  out: None takes `margincast` in the trainer's `output_dir`
+    forecast: a forecast of this run, or its folder: at the steps that both have the trainer's log, and so its trackers
+    and `log_history`, show `forecast/rewards/margins`, `forecast/eval_rewards/margins`, `forecast/eval_<concept>_...`
+    and accuracies, with `/low` and `/high` where the forecast has intervals, and what the run does to the same pairs:
+    `eval_<concept>_rewards/margins`, and `eval_rewards/margins` where the trainer evaluates nothing itself
     train: training pairs to record too, all or a part; they do not choose what the trainer trains on
-    record_steps: None takes the trainer's `eval_steps` where it evaluates by steps, else 10 as `margincast forecast`
+    record_steps: None takes the forecast's steps; without one the trainer's `eval_steps` where it evaluates by steps,
+    else 10 as `margincast forecast`
 
     Tokenizer, beta, loss and `max_length` are the trainer's, and pairs are encoded as it does. The reference is the
     model at step 0 of the run, which is asked to log its first step too: there the trainer's own rewards are 0 when
     its reference is the same. An interrupted run that goes on from a checkpoint goes on here too.
 
-    The trainer's `train` raises `InputError` for pairs that cannot be used, for settings under which TRL's loss is no
-    function of the margin, for a folder that holds a finished run, for a run that resumes without its step 0 in the
-    folder, and when the model at step 0 is not the trainer's reference; `StatedFailure` when training diverges.
+    Raises `InputError` for a forecast that cannot be read or is of other held-out pairs; the trainer's `train` raises
+    it for pairs that cannot be used, for a forecast of another beta or loss or of no common step, for settings under
+    which TRL's loss is no function of the margin, for a folder that holds a finished run, for a run that resumes
+    without its step 0 in the folder, and when the model at step 0 is not the trainer's reference; `StatedFailure` when
+    training diverges.
     """
 
     def __init__(
-        self, heldout: PairSet, out: str | Path, *, train: PairSet | None = None, record_steps: int | None = None
+        self,
+        heldout: PairSet | None = None,
+        out: str | Path | None = None,
+        *,
+        forecast: Trajectory | Run | str | Path | None = None,
+        train: PairSet | None = None,
+        record_steps: int | None = None,
     ) -> None:
-        if not len(heldout):
-            raise InputError("MarginCallback needs held-out pairs, and got none")
+        self.forecast: ForecastLog | None = None if forecast is None else forecast_log(forecast)
+        foreseen = PairSet(()) if self.forecast is None else self.forecast.trajectory.heldout.pairs
+        self.heldout = foreseen if heldout is None else heldout
+        if not len(self.heldout):
+            raise InputError("MarginCallback needs held-out pairs, or a forecast that has them, and got none")
+        if self.forecast is not None and self.heldout.fingerprint != foreseen.fingerprint:
+            raise InputError("the forecast is of other held-out pairs than MarginCallback's; leave heldout out")
         if record_steps is not None and record_steps < 1:
             raise InputError(f"record_steps must be at least 1, got {record_steps}")
-        self.heldout = heldout
         self.train = PairSet(()) if train is None else train
-        self.out = Path(out)
+        self.given_out = out
         self.record_steps = record_steps
         self.last = -1
 
@@ -74,8 +96,9 @@ class MarginCallback(TrainerCallback):
         self.loss = trl_loss(args)
         if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
             raise InputError("MarginCallback cannot record an adapter that puts tokens of its own before the prompt")
-        self.every = self.record_steps or (state.eval_steps if args.eval_strategy == "steps" else 10)
+        self.every = self._record_every(args, state)
         self.started = time.monotonic()
+        self.out = Path(args.output_dir) / "margincast" if self.given_out is None else Path(self.given_out)
         if (self.out / SUMMARY).exists():
             raise InputError(f"{self.out} already holds a finished run; give MarginCallback another folder")
         # TRL cuts at max_length only.
@@ -111,12 +134,50 @@ class MarginCallback(TrainerCallback):
             control.should_log = True
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._record(kwargs["model"], state)
+            if self.forecast is not None and state.global_step in self.forecast.rows:
+                control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        logs = {} if logs is None else logs
+        if state.global_step == 1 and "rewards/chosen" in logs:
+            self._check_reference(args, logs, kwargs["model"])
+        # Those of evaluations, and of the whole run at its end, have no loss of a step.
+        if "loss" in logs and state.global_step == self.last and state.is_world_process_zero:
+            shown = self._beside(args)
+            logs.update(shown)
+            state.log_history[-1].update(shown)  # the trainer put a copy there before it called
+
+    def _beside(self, args: Any) -> Mapping[str, float]:
+        """What the log of the last recorded step is to show: the forecast, and the run's own held-out metrics."""
+        if self.forecast is None or self.last not in self.forecast.rows:
+            return {}
+        row = metric_rows(self.recording.trajectory(args.beta, self.loss, ""))[-1]
+        names = {name for name in row if name.startswith("eval_") and name.endswith(tuple(SHOWN.values()))}
+        if args.eval_strategy != "no":
+            names -= {f"eval_{metric}" for metric in SHOWN.values()}  # the trainer's, of the pairs that it evaluates
+        return {**{name: row[name] for name in row if name in names}, **self.forecast.rows[self.last]}
+
+    def _record_every(self, args: Any, state: Any) -> int:
+        """How many steps lie between two records. Raises `InputError` for a forecast of another run than this."""
+        if self.forecast is None:
+            return self.record_steps or (state.eval_steps if args.eval_strategy == "steps" else 10)
+        self.forecast.check(args.beta, self.loss)
+        every, end = self.record_steps or self.forecast.every, self.forecast.trajectory.steps[-1]
+        recorded = {*range(every, state.max_steps + 1, every), state.max_steps}
+        if not recorded & self.forecast.rows.keys():
+            raise InputError(
+                f"the run records every {every} of {state.max_steps} steps and shares none with the forecast, which "
+                f"has every {self.forecast.every} of {end}; forecast with the same max_steps and eval_steps"
+            )
+        if end != state.max_steps:
+            warnings.warn(f"the forecast is of {end} steps, this run has {state.max_steps}", UserWarning, stacklevel=2)
+        if not go_first(self):
+            warnings.warn("no trainer found: trackers will not show the forecast", UserWarning, stacklevel=2)
+        return every
+
+    def _check_reference(self, args: Any, logs: Mapping[str, float], model: Any) -> None:
         """After the first step the trainer logs the rewards from before its first update."""
-        if state.global_step != 1 or "rewards/chosen" not in (logs or {}):
-            return
-        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else kwargs["model"].dtype
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
         gap = max(abs(logs["rewards/chosen"]), abs(logs["rewards/rejected"])) / args.beta
         if not gap <= REFERENCE_TOLERANCE[dtype]:
             raise InputError(
@@ -137,6 +198,8 @@ class MarginCallback(TrainerCallback):
         rows = save_trajectory(self.out, trajectory)
         config = {**_settings(args), **self.loss.parameters, "loss_type": self.loss.name, "beta": args.beta}
         config |= {"train": what, "trainer": "TRL's DPOTrainer", "max_steps": state.max_steps, "eval_steps": self.every}
+        if self.forecast is not None and self.forecast.folder is not None:
+            config["forecast"] = str(self.forecast.folder)
         write_summary(
             self.out,
             "train",

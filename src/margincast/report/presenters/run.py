@@ -47,7 +47,7 @@ def _save(run: Trajectory, folder: Path) -> None:
     config |= {**loss.parameters, "loss_type": loss.name, "beta": run.beta}
     results = trajectory_results(run, rows, 0.0)
     if isinstance(run, TrainedForecast):
-        write_tensors(folder / INTERVALS, {"heldout_low": run.low, "heldout_high": run.high})
+        write_tensors(folder / INTERVALS, run.interval_tensors)
         results |= {**trained_results(run, None), "sweep": None}
     figure = band_curves(run) if isinstance(run, TrainedForecast) else run_curves(run)
     save_figure(figure, folder / "figures", "curves")
