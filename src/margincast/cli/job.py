@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from margincast.errors import InputError
 from margincast.processes import by_first, join, launched, process, processes
 from margincast.recipe.fields import options_of
-from margincast.records import Json
+from margincast.records import Json, Provenance, Result
 from margincast.runs.layout import (
     CONFIG,
     FEATURES,
@@ -95,6 +95,13 @@ class Job:
         # Piped output is for a file or another program: nothing there may be cut to the width of a window.
         console = Console() if sys.stdout.isatty() else Console(width=160)
         console.print(table)
+
+    def keep(self, result: Result, sections: Json | None = None, **beside: Any) -> Json:
+        """Save a result in this job's folder, with settings, what it took and what is `beside` it; its summary."""
+        from margincast.runs.save import peak_memory_bytes
+
+        beside |= {"seconds": self.seconds, "peak_memory_bytes": peak_memory_bytes()}
+        return result.keep(self.out, Provenance(self.config, sections or {}, beside))
 
     def done(self, summary: Json) -> None:
         """Print the end of the job: its summary as JSON, or where to look."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from margincast.frozen.attribution.of_pair import PairAttribution
 from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report.tables import number
+
+if TYPE_CHECKING:
+    from margincast.frozen.attribution.of_pair import PairAttribution
 
 SHOWN = 10  # in a notebook
 
@@ -20,8 +23,8 @@ def _rows(found: PairAttribution) -> list[Json]:
 
 def _summary(found: PairAttribution) -> tuple[str, Sequence[str], Sequence[Sequence[str]]]:
     title = (
-        f"{found.id} ({found.split}), step {found.step}: margin {number(found.margin)} as a sum over {len(found.pairs)} "
-        "training pairs, those that matter most"
+        f"{found.id} ({found.split}), step {found.step}: margin {number(found.margin)} as a sum over "
+        f"{len(found.pairs)} training pairs, those that matter most"
     )
     top = found.top(min(SHOWN, len(found.pairs)))
     rows = [[each.pair.id, each.pair.concept, number(each.value)] for each in top]
