@@ -181,7 +181,8 @@ def test_what_a_command_finds_is_one_call_that_shows_and_keeps_itself(tmp_path: 
         results[name] = read_summary(tmp_path / name)["results"]
         assert page_of(tmp_path / name) == (tmp_path / name / "report.html").read_text()
     found["bounds"].report(str(tmp_path / "bounds.html"))
-    assert "Smallest Q that says anything" in (tmp_path / "bounds.html").read_text()
+    page = (tmp_path / "bounds.html").read_text()
+    assert "Smallest Q that says anything" in page and "margincast bounds: bounds" in page
     pair = results["attribute"]["pair"]
     assert pair["margin"] == pytest.approx(mc.forecast_frozen(features, recipe).attribution(0).margin, rel=1e-9)
     assert sum(row["contribution"] for row in pair["top"]) + pair["rest"] == pytest.approx(pair["margin"], rel=1e-6)

@@ -260,7 +260,7 @@ class Shown:
     presenter: ClassVar[str]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Its table, a row per pair and step, per agreement, per concept or per training pair."""
+        """Its table: a row per pair and step, concept, training pair, run, recorded time or reading of the theorems."""
         import pandas
 
         return pandas.DataFrame(PRESENTERS.get(self.presenter).rows(self))
@@ -293,9 +293,10 @@ class Result(Shown):
 
     def report(self, path: str | Path) -> None:
         """Write one self-contained HTML page: figures, tables and what they mean."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / Path(path).stem  # whose name is the page's title where nothing else is
             self.save(folder)
-            page = (Path(folder) / "report.html").read_text(encoding="utf-8")
+            page = (folder / "report.html").read_text(encoding="utf-8")
         Path(path).write_text(page, encoding="utf-8")
 
 

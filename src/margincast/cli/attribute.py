@@ -126,7 +126,7 @@ def run_attribution(job: Job, source: Json, features: Features, options: Attribu
         suspects=found_suspects(job, features),
         pair=options.pair,
         top=options.top,
-        origin=origin_of(source),
+        origin=origin(source),
     )
     if options.export:
         diagnosis = clean(diagnosis, options.export, **options.changes())
@@ -154,23 +154,14 @@ def found_suspects(job: Job, features: Features) -> Suspects:
     return found
 
 
-def origin_of(source: Json) -> str:
-    """What is attributed, said plainly."""
-    from margincast.diagnose.diagnosis import head_training
+def origin(source: Json) -> str:
+    """What is diagnosed: the run of the summary `source`, or the forecast with its settings."""
+    from margincast.diagnose.diagnosis import origin_of
     from margincast.runs.load import fitted
 
-    config = source["config"]
-    frozen = head_training(config["optimizer"], source["results"]["final"]["step"])
-    if (source["command"] == "forecast" and not fitted(source)) or config.get("train") == "head":
-        return f"{frozen}: the run itself"
-    what = {"all": "all weights", "lora": "a LoRA adapter", "adapter": "an adapter"}.get(
-        config["train"], "some weights"
-    )
-    verb = "trains" if source["command"] == "forecast" else "trained"
-    return (
-        f"the forecast of {frozen}, with the settings of a run that {verb} {what}; contributions are exact for the "
-        "forecast, and no statement about what the moving backbone added. Suspects are of the data, and hold for both"
-    )
+    config, forecast = source["config"], source["command"] == "forecast"
+    trains = "head" if forecast and not fitted(source) else config.get("train", "all")
+    return origin_of(config["optimizer"], source["results"]["final"]["step"], trains, trained=not forecast)
 
 
 def print_tables(job: Job, results: Json) -> None:

@@ -92,7 +92,7 @@ def diagnose_run(
     """Attribute the margins of the run that `forecast_frozen` tells, and find the suspects among its training pairs.
 
     suspects: `find_issues(features)`, where it is known already;  pair: id of a pair whose margin's parts to give too
-    top: contributions to keep of every margin;  origin: what is diagnosed, where it is another run than this one
+    top: contributions to keep of every margin;  origin: what is diagnosed, where the recipe does not say it all
 
     Raises what `forecast_frozen`, `attribute` and `find_issues` raise, and `InputError` for an id that no pair has.
     """
@@ -110,7 +110,7 @@ def diagnose_run(
     return Diagnosis(
         features=features,
         recipe=recipe,
-        origin=origin or f"{head_training(optimizer, now.steps[-1])}: the run itself",
+        origin=origin or origin_of(optimizer, now.steps[-1], recipe.train),
         exact=last.exact,
         step=now.steps[-1],
         sum_error=float((sums - margins).abs().max() / margins.abs().max().clamp_min(1e-300)),
@@ -122,9 +122,17 @@ def diagnose_run(
     )
 
 
-def head_training(optimizer: str, steps: int) -> str:
-    """What the equations are of, said plainly."""
-    return f"training the unembedding on a frozen backbone, with {optimizer}, {steps} steps"
+def origin_of(optimizer: str, steps: int, train: str, *, trained: bool = False) -> str:
+    """What is diagnosed, said plainly. train: what the run trains, as `Recipe.train` has it;  trained: it has"""
+    frozen = f"training the unembedding on a frozen backbone, with {optimizer}, {steps} steps"
+    if train == "head":
+        return f"{frozen}: the run itself"
+    what = {"all": "all weights", "lora": "a LoRA adapter", "adapter": "an adapter"}.get(train, "some weights")
+    return (
+        f"the forecast of {frozen}, with the settings of a run that {'trained' if trained else 'trains'} {what}; "
+        "contributions are exact for the forecast, and no statement about what the moving backbone added. Suspects are "
+        "of the data, and hold for both"
+    )
 
 
 def clean(
