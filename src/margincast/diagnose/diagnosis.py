@@ -76,8 +76,11 @@ class Diagnosis(Result):
 
     def text(self, name: str) -> str:
         """The pair with the id `name` in one line. Raises `KeyError` where there is none."""
-        everyone = (*self.features.train.pairs, *self.features.heldout.pairs)
-        return {pair.id: shown(pair) for pair in everyone}[name]
+        for part in (self.features.train, self.features.heldout):
+            for pair in part.pairs:
+                if pair.id == name:
+                    return shown(pair)
+        raise KeyError(name)
 
 
 def diagnose_run(
