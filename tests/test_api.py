@@ -4,6 +4,7 @@ print."""
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import margincast as mc
+from margincast.report.sections import page_of, read_summary
 from tests.problems import make_pairs
 from tests.tiny import tiny_loaded
 
@@ -38,8 +40,10 @@ either = mc.forecast(features, recipe)
 width: float = float(either.heldout.margins[-1].mean())
 fitted: mc.TrainedForecast = mc.forecast_trained(features, recipe)
 low: Estimate = fitted.bands[""].accuracy[-1]
-contributions = exact.attribution(pair=7)
-total: float = float(contributions.sum())
+found: mc.PairAttribution = exact.attribution(pair=7)
+contributions = found.values
+total: float = float(contributions.sum()) + found.start
+most: tuple[str, float] = (found.top(3)[0].pair.id, found.top(3)[0].value)
 again: mc.Forecast = mc.rerun(features, mc.drop(len(train), [0]), recipe)
 slopes: mc.Sensitivity = mc.sensitivity(features, recipe)
 parts: dict[int, mc.Attribution] = mc.attribute(features, recipe, at=[60])
@@ -59,6 +63,21 @@ agreement: mc.Comparison = mc.compare(kept, exact)
 rank: float = agreement.heldout.spearman.value
 rows = mc.metric_rows(run)
 structure: mc.Structure = mc.inspect_features(features)
+structure.save(Path("runs/inspect"))
+met: tuple[bool, ...] = tuple(check.holds for check in mc.measured_conditions(structure))
+diagnosis: mc.Diagnosis = mc.diagnose_run(features, recipe, pair=train[0].id)
+effect = mc.clean(diagnosis, "cleaned.jsonl", action="flip", share=0.1).cleaned
+moved: float = 0.0 if effect is None else effect.effect.rerun.accuracy - effect.effect.now.accuracy
+pushes: mc.Decomposition = mc.decompose(positions, train[0].id, recipe, word=loaded.tokenizer.decode)
+rate: float = pushes.training_tokens["chosen"][0].total + pushes.rates.margin
+falling: mc.Displacements = mc.displacements(positions, recipe)
+mc.write_without_worst(falling, pairs, "kept.jsonl", share=0.2).report("falling.html")
+distribution = mc.preference_distribution(4, 100, 500, 0.4, 0.025)
+promised: mc.Bounds = mc.bounds(distribution, beta=0.1)
+vacuous: bool = promised.readings["printed"].risk_vacuous
+drawn: mc.Simulation = mc.simulate(distribution, beta=0.1)
+swept: mc.Sweep = mc.sweep("seed", {0: mc.Setup(distribution, 0.1), 1: mc.Setup(distribution, 0.1, seed=1)})
+growth: tuple[float, ...] = tuple(each.growth for each in swept.runs)
 callback = mc.MarginCallback(heldout, Path("runs/trl"))
 loss: mc.Loss = mc.custom_loss("cosh", lambda r: (1 - r).cosh())
 names: tuple[str, ...] = mc.LOSSES.names + mc.OPTIMIZERS.names
@@ -67,7 +86,10 @@ names: tuple[str, ...] = mc.LOSSES.names + mc.OPTIMIZERS.names
 
 def test_a_client_of_the_whole_api_is_typed(tmp_path: Path) -> None:
     client = tmp_path / "client.py"
-    revealed = [f"reveal_type({name})" for name in ("contributions", "either", "changes", "encoding", "callback")]
+    revealed = [
+        f"reveal_type({name})"
+        for name in ("contributions", "either", "changes", "encoding", "callback", "effect", "distribution")
+    ]
     client.write_text(CLIENT + "\n".join(revealed) + "\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(client)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -131,6 +153,70 @@ def test_one_call_says_exact_or_fitted(tmp_path: Path) -> None:
     frame = exact.to_pandas()
     last = frame[(frame.step == 3) & (frame.split == "heldout")]
     assert last.margin.tolist() == exact.heldout.margins[-1].tolist()
+
+
+def test_what_a_command_finds_is_one_call_that_shows_and_keeps_itself(tmp_path: Path) -> None:
+    """The folder that Python leaves is one that `margincast report` reads; its results are the record's numbers."""
+    train, heldout = make_pairs(24).split(holdout=0.25, seed=1)
+    loaded = tiny_loaded()
+    recipe = mc.Recipe(train="head", max_steps=3, learning_rate=1e-2, per_device_train_batch_size=4)
+    features = mc.extract_features(loaded, train, heldout, cache_dir=tmp_path)
+    positions = mc.extract_positions(loaded, train, heldout, cache_dir=tmp_path)
+    distribution = mc.preference_distribution(2, 10, 20, 0.4, 0.02)
+    word = loaded.tokenizer.decode
+    found: dict[str, Any] = {
+        "inspect": mc.inspect_features(features),
+        "bounds": mc.bounds(distribution, 0.3),
+        "simulate": mc.simulate(distribution, 0.3, points=5),
+        "sweep": mc.sweep("seed", {5: mc.Setup(distribution, 0.3, seed=5)}),
+        "attribute": mc.diagnose_run(features, recipe, pair=heldout[0].id, top=3),
+        "pair": mc.decompose(positions, heldout[0].id, recipe, word=word),
+        "all": mc.displacements(positions, recipe, word=word),
+    }
+    results = {}
+    for name, record in found.items():
+        assert len(record.to_pandas()) > 0
+        assert record._repr_html_().startswith("<table>")
+        record.save(tmp_path / name)
+        results[name] = read_summary(tmp_path / name)["results"]
+        assert page_of(tmp_path / name) == (tmp_path / name / "report.html").read_text()
+    found["bounds"].report(str(tmp_path / "bounds.html"))
+    page = (tmp_path / "bounds.html").read_text()
+    assert "Smallest Q that says anything" in page and "margincast bounds: bounds" in page
+    pair = results["attribute"]["pair"]
+    assert pair["margin"] == pytest.approx(mc.forecast_frozen(features, recipe).attribution(0).margin, rel=1e-9)
+    assert sum(row["contribution"] for row in pair["top"]) + pair["rest"] == pytest.approx(pair["margin"], rel=1e-6)
+    # Two routes to the margin's rate at the start: summed over training pairs, and from the pair's own tokens.
+    rates, tokens = results["pair"]["rates"], results["pair"]["tokens"]
+    assert rates["margin"] == pytest.approx(
+        sum(row["total"] for row in tokens["chosen"]) - sum(row["total"] for row in tokens["rejected"]), rel=1e-4
+    )
+    assert results["sweep"]["seed"] == 5 and results["sweep"]["growth"] == found["sweep"].runs[0].growth
+    assert results["all"]["splits"]["heldout"]["pairs"] == len(heldout)
+    for wrong in (mc.diagnose_run, lambda _, recipe, pair: mc.decompose(positions, pair, recipe)):
+        with pytest.raises(mc.InputError, match="no pair has the id 'none'; ids are like"):
+            wrong(features, recipe, pair="none")  # type: ignore[operator]
+
+
+def test_what_python_cleans_is_what_the_record_says(tmp_path: Path) -> None:
+    train, heldout = make_pairs(24).split(holdout=0.25, seed=1)
+    loaded, recipe = tiny_loaded(), mc.Recipe(train="head", max_steps=3, per_device_train_batch_size=4)
+    features = mc.extract_features(loaded, train, heldout, cache_dir=tmp_path)
+    cleaned = mc.clean(mc.diagnose_run(features, recipe), tmp_path / "kept.jsonl", share=0.2).cleaned
+    assert cleaned is not None and cleaned.changed
+    left = [row["id"] for row in map(json.loads, (tmp_path / "kept.jsonl").read_text().splitlines())]
+    assert left == [pair.id for pair in train if pair.id not in cleaned.changed]
+    gone = [k for k, pair in enumerate(train) if pair.id in cleaned.changed]
+    again = mc.rerun(features, mc.drop(len(train), gone), recipe).heldout.margins[-1]
+    assert cleaned.effect.rerun.margin == pytest.approx(float(again.mean()), rel=1e-12)
+    positions = mc.extract_positions(loaded, train, heldout, cache_dir=tmp_path)
+    pairs = mc.PairSet(train.pairs + heldout.pairs)
+    falling = mc.write_without_worst(mc.displacements(positions, recipe), pairs, tmp_path / "w.jsonl", weight=0.5)
+    rows = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
+    assert falling.exported is not None
+    assert {row["id"] for row in rows if row["weight"] == 0.5} == set(falling.exported.worst)
+    with pytest.raises(mc.InputError, match="worst must be between 0 and 1"):
+        falling.worst(1.5)
 
 
 def test_responses_of_any_length_are_forecast_by_the_same_call(tmp_path: Path) -> None:

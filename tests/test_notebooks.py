@@ -47,7 +47,7 @@ def test_forecast_your_dpo_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_debug_your_preference_data(capsys: pytest.CaptureFixture[str]) -> None:
     """A tiny model knows nothing of labels; copies and contradictions are found all the same."""
     space = run("debug-your-preference-data")
-    assert float(space["terms"].sum()) == pytest.approx(float(space["margins"].min()), rel=1e-9)
+    assert float(space["found"].values.sum()) == pytest.approx(float(space["margins"].min()), rel=1e-9)
     assert space["suspects"].counts()["duplicate"] == space["suspects"].counts()["conflict"] == 10
     # The rows of a pair and its copy, or its contradiction: lines of the file as they were planted.
     twice = [{line + 1, len(space["good"]) + k + 1} for k, line in enumerate(space["rows"][-10:])]

@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from margincast.comparison import Comparison as Comparison
     from margincast.comparison import compare as compare
     from margincast.data import load_pairs as load_pairs
+    from margincast.diagnose import Diagnosis as Diagnosis
     from margincast.diagnose import Suspects as Suspects
+    from margincast.diagnose import clean as clean
+    from margincast.diagnose import diagnose_run as diagnose_run
     from margincast.diagnose import find_issues as find_issues
     from margincast.diagnose import interaction as interaction
     from margincast.diagnose import plan_changes as plan_changes
     from margincast.diagnose import write_cleaned as write_cleaned
+    from margincast.diagnose import write_without_worst as write_without_worst
     from margincast.errors import InputError as InputError
     from margincast.errors import StatedFailure as StatedFailure
     from margincast.features import extract_features as extract_features
@@ -31,10 +35,15 @@ if TYPE_CHECKING:
     from margincast.frozen.attribution.edits import drop as drop
     from margincast.frozen.attribution.edits import duplicate as duplicate
     from margincast.frozen.attribution.edits import flip as flip
+    from margincast.frozen.attribution.of_pair import PairAttribution as PairAttribution
     from margincast.frozen.attribution.sensitivity import Sensitivity as Sensitivity
     from margincast.frozen.attribution.sensitivity import sensitivity as sensitivity
     from margincast.frozen.forecast import Forecast as Forecast
     from margincast.frozen.forecast import forecast_frozen as forecast_frozen
+    from margincast.frozen.tokens import Decomposition as Decomposition
+    from margincast.frozen.tokens import Displacements as Displacements
+    from margincast.frozen.tokens import decompose as decompose
+    from margincast.frozen.tokens import displacements as displacements
     from margincast.frozen.tokens import forecast_tokens as forecast_tokens
     from margincast.models import LoadedModel as LoadedModel
     from margincast.models import load_model as load_model
@@ -60,9 +69,17 @@ if TYPE_CHECKING:
     from margincast.runs.metrics import metric_rows as metric_rows
     from margincast.structure import inspect_features as inspect_features
     from margincast.structure.inspect import Structure as Structure
+    from margincast.theory.bounds import Bounds as Bounds
+    from margincast.theory.bounds import bounds as bounds
     from margincast.theory.certificates import certify as certify
     from margincast.theory.distribution import preference_distribution as preference_distribution
+    from margincast.theory.measured import measured_conditions as measured_conditions
     from margincast.theory.risk import population_risk as population_risk
+    from margincast.theory.simulation import Setup as Setup
+    from margincast.theory.simulation import Simulation as Simulation
+    from margincast.theory.simulation import Sweep as Sweep
+    from margincast.theory.simulation import simulate as simulate
+    from margincast.theory.simulation import sweep as sweep
     from margincast.theory.theorems import guarantees as guarantees
     from margincast.theory.tube import flow_tube as flow_tube
     from margincast.trained.forecast import TrainedForecast as TrainedForecast
@@ -119,6 +136,22 @@ _HOMES = {
     "interaction": "margincast.diagnose",
     "plan_changes": "margincast.diagnose",
     "write_cleaned": "margincast.diagnose",
+    "diagnose_run": "margincast.diagnose",
+    "Diagnosis": "margincast.diagnose",
+    "clean": "margincast.diagnose",
+    "write_without_worst": "margincast.diagnose",
+    "decompose": "margincast.frozen.tokens",
+    "Decomposition": "margincast.frozen.tokens",
+    "displacements": "margincast.frozen.tokens",
+    "Displacements": "margincast.frozen.tokens",
+    "bounds": "margincast.theory.bounds",
+    "Bounds": "margincast.theory.bounds",
+    "measured_conditions": "margincast.theory.measured",
+    "simulate": "margincast.theory.simulation",
+    "Simulation": "margincast.theory.simulation",
+    "Setup": "margincast.theory.simulation",
+    "sweep": "margincast.theory.simulation",
+    "Sweep": "margincast.theory.simulation",
     "compare": "margincast.comparison",
     "load_run": "margincast.runs.load",
     "kept_features": "margincast.runs.features",
@@ -129,6 +162,7 @@ _HOMES = {
     "Comparison": "margincast.comparison",
     "Sensitivity": "margincast.frozen.attribution.sensitivity",
     "Attribution": "margincast.frozen.attribution.contributions",
+    "PairAttribution": "margincast.frozen.attribution.of_pair",
     "Structure": "margincast.structure.inspect",
     "SplitTrajectory": "margincast.records",
     "FeatureSet": "margincast.records",

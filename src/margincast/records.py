@@ -225,15 +225,29 @@ class SplitTrajectory:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What a command knows of a result beside it, for its `summary.json`.
+
+    config: the settings that decide its numbers;  sections: `data`, `model` and `device` they are of
+    results: what goes beside the result's own: what the command took, which run it read
+    """
+
+    config: Json
+    sections: Json
+    results: Json
+
+
+@dataclass(frozen=True)
 class Presenter:
     """How a kind of result is shown and kept.
 
-    rows: of its table;  save: into a folder, as its command does, or None;  summary: header and rows for a notebook
+    rows: of its table;  summary: title, header and rows for a notebook
+    save: into a folder, as its command does, giving the summary, or None; without provenance as called from Python
     """
 
     rows: Callable[[Any], list[Json]]
     summary: Callable[[Any], tuple[str, Sequence[str], Sequence[Sequence[str]]]]
-    save: Callable[[Any, Path], None] | None = None
+    save: Callable[[Any, Path, Provenance | None], Json] | None = None
 
 
 # By name, so that a record can be shown without importing what shows it.
@@ -246,7 +260,7 @@ class Shown:
     presenter: ClassVar[str]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Its table, a row per pair and step, per agreement, per concept or per training pair."""
+        """Its table: a row per pair and step, concept, training pair, run, recorded time or reading of the theorems."""
         import pandas
 
         return pandas.DataFrame(PRESENTERS.get(self.presenter).rows(self))
@@ -261,8 +275,33 @@ class Shown:
         return f"<table><caption>{html.escape(title)}</caption>{line('th', header)}{body}</table>"
 
 
+class Result(Shown):
+    """What a command finds: also keeps itself, as the folder that the command leaves, and as one page."""
+
+    def save(self, folder: str | Path) -> None:
+        """Leave what its command leaves: `summary.json`, `report.html`, figures, and the files of its own.
+
+        `margincast report` reads the folder; that of a `Trajectory` is read by `load_run` and `margincast compare` too.
+        """
+        self.keep(Path(folder))
+
+    def keep(self, folder: Path, provenance: Provenance | None = None) -> Json:
+        """`save`, with what a command knows beside the result; gives the summary."""
+        save = PRESENTERS.get(self.presenter).save
+        assert save is not None  # of every result that keeps itself
+        return save(self, folder, provenance)
+
+    def report(self, path: str | Path) -> None:
+        """Write one self-contained HTML page: figures, tables and what they mean."""
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / Path(path).stem  # whose name is the page's title where nothing else is
+            self.save(folder)
+            page = (folder / "report.html").read_text(encoding="utf-8")
+        Path(path).write_text(page, encoding="utf-8")
+
+
 @dataclass(frozen=True)
-class Trajectory(Shown):
+class Trajectory(Result):
     """What forecast and training both produce: margins of every recorded pair at every recorded step.
 
     steps: the recorded optimizer steps, 0 first; for gradient flow, step s is time t = learning_rate * s
@@ -279,19 +318,6 @@ class Trajectory(Shown):
     error: float | None = None
 
     presenter: ClassVar[str] = "run"
-
-    def save(self, folder: str | Path) -> None:
-        """Leave a run folder, which `load_run`, `margincast compare` and `margincast report` read."""
-        keep = PRESENTERS.get(self.presenter).save
-        assert keep is not None  # of a run
-        keep(self, Path(folder))
-
-    def report(self, path: str | Path) -> None:
-        """Write one self-contained HTML page: figures, tables and what they mean."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            page = (Path(folder) / "report.html").read_text(encoding="utf-8")
-        Path(path).write_text(page, encoding="utf-8")
 
 
 @dataclass(frozen=True)

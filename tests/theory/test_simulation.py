@@ -12,12 +12,18 @@ from typer.testing import CliRunner
 from margincast.cli.bounds import bounds
 from margincast.cli.main import with_options
 from margincast.cli.options import parse_sweep
-from margincast.cli.simulate import SWEPT, simulation_results
+from margincast.cli.simulate import SWEPT
 from margincast.cli.simulate import simulate as simulate_command
 from margincast.errors import InputError
-from margincast.report.simulation import coverage_figure, risk_figure, sweep_figure, trajectories_figure
+from margincast.report.simulation import (
+    coverage_figure,
+    risk_figure,
+    simulation_results,
+    sweep_figure,
+    trajectories_figure,
+)
 from margincast.theory.distribution import preference_distribution
-from margincast.theory.simulation import Job, simulate, sweep
+from margincast.theory.simulation import Setup, simulate, sweep
 
 SMALL = {"K": 2, "Q": 10, "d": 20, "shared_norm": 0.4, "noise": 0.02}
 
@@ -52,10 +58,13 @@ def test_a_run_far_outside_the_conditions_is_reported_as_such() -> None:
 
 
 def test_the_same_seed_gives_the_same_numbers_in_any_process() -> None:
-    jobs = [Job(preference_distribution(**{**SMALL, "K": K}), 0.3, 1.0, 7) for K in (1, 2)]
-    inside = [simulation_results(simulate(job.distribution, job.beta, job.tau, job.seed)) for job in jobs]
-    outside = {index: simulation_results(run) for index, run in sweep(jobs, processes=2)}
-    assert [outside[0], outside[1]] == inside
+    setups = {K: Setup(preference_distribution(**{**SMALL, "K": K}), 0.3, 1.0, 7) for K in (1, 2)}
+    inside = [
+        simulation_results(simulate(each.distribution, each.beta, each.tau, each.seed)) for each in setups.values()
+    ]
+    outside = sweep("K", setups, processes=2)
+    assert outside.values == (1, 2)
+    assert [simulation_results(run) for run in outside.runs] == inside
 
 
 def test_each_figure_shows_the_run_and_what_is_promised() -> None:

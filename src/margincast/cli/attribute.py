@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from margincast.records import Features
 
 SHOW, EXPORT = "What to show", "Export"
-EFFECTS = 10  # training pairs of each direction
 ACTIONS = ("drop", "flip", "weight")
 
 
@@ -118,69 +117,22 @@ def read_run(folder: Path) -> tuple[Json, Features]:
 
 
 def run_attribution(job: Job, source: Json, features: Features, options: AttributeOptions) -> Json:
-    """Attribute the run of the summary `source`, find suspects, export, save everything, print the tables."""
-    from margincast.report import attribution as shown
-    from margincast.report.figures import save_figure
-    from margincast.report.sections import write_page
-    from margincast.runs.save import peak_memory_bytes, write_summary
+    """Diagnose the run of the summary `source`, export cleaned data, save the result, print the tables."""
+    from margincast.diagnose import clean, diagnose_run
 
-    recipe = Recipe.from_config(source["config"], train="head")
-    results, suspects = attributed(job, recipe, source, features, options)
+    diagnosis = diagnose_run(
+        features,
+        Recipe.from_config(source["config"], train="head"),
+        suspects=found_suspects(job, features),
+        pair=options.pair,
+        top=options.top,
+        origin=origin(source),
+    )
     if options.export:
-        results |= export_changes(options.export, features, suspects, recipe, options)
-    results |= {"seconds": job.seconds, "peak_memory_bytes": peak_memory_bytes()}
-    for name, figure in (
-        ("interaction", shown.interaction_figure(results["interaction"])),
-        ("interaction-over-time", shown.interaction_over_time(results["interaction"])),
-        ("suspects", shown.suspects_figure(suspects.issues)),
-    ):
-        save_figure(figure, job.out / "figures", name)
-    summary = write_summary(job.out, "attribute", job.config, results, data=source["data"], model=source["model"])
-    write_page(job.out)
-    print_tables(job, results)
+        diagnosis = clean(diagnosis, options.export, **options.changes())
+    summary = job.keep(diagnosis, {"data": source["data"], "model": source["model"]}, run=job.config["run"])
+    print_tables(job, summary["results"])
     return summary
-
-
-def attributed(
-    job: Job, recipe: Recipe, source: Json, features: Features, options: AttributeOptions
-) -> tuple[Json, Suspects]:
-    """The results of an attribution, and the suspects; both are saved."""
-    from margincast.diagnose import interaction
-    from margincast.diagnose.effects import heldout_effects, heldout_tops, top_of
-    from margincast.frozen.attribution.contributions import attribute as attribute_run
-    from margincast.frozen.forecast import forecast_frozen
-    from margincast.runs.store import write_jsonl
-
-    now = forecast_frozen(features, recipe)
-    last = now.attributed()
-    suspects = found_suspects(job, features)
-    effects = heldout_effects(features, last, recipe.beta)
-    suspicion = {row["id"]: row["mislabel_score"] for row in suspects.issues}
-    suspects = suspects.with_column("heldout_effect", effects.tolist())
-    suspects.save(job.out)
-    count = min(options.top, len(features.train.pairs))
-    write_jsonl(job.out / "attribution.jsonl", heldout_tops(features, last, recipe.beta, count))
-    steps = (attribute_run(features, recipe, at=[step])[step] for step in now.steps)
-    matrix = interaction(features, steps, recipe.beta)
-    ranked = sorted(suspects.issues, key=lambda row: row["heldout_effect"])
-    margins = now.heldout.margins[-1]
-    sums = last.margins(now_targets(features, recipe.beta))
-    results: Json = {
-        "run": job.config["run"],
-        "origin": origin_of(source),
-        "exact": last.exact,
-        "step": now.steps[-1],
-        "sum_error": float((sums - margins).abs().max() / margins.abs().max().clamp_min(1e-300)),
-        "heldout": {"margin": float(margins.mean()), "accuracy": float((margins > 0).double().mean())},
-        "suspects": suspects.summary(),
-        "interaction": matrix.as_dict(),
-        "helping": effect_list(ranked[::-1]),
-        "harming": effect_list(ranked),
-        "pair": top_of(features, last, recipe.beta, options.pair, count) if options.pair else None,
-    }
-    if results["pair"]:
-        results["pair"]["top"] = [{**row, "mislabel_score": suspicion[row["id"]]} for row in results["pair"]["top"]]
-    return results, suspects
 
 
 def found_suspects(job: Job, features: Features) -> Suspects:
@@ -202,53 +154,14 @@ def found_suspects(job: Job, features: Features) -> Suspects:
     return found
 
 
-def now_targets(features: Features, beta: float) -> Any:
-    from margincast.frozen.engine.spaces import token_spaces
-
-    return token_spaces(features, beta)[1]
-
-
-def origin_of(source: Json) -> str:
-    """What is attributed, said plainly."""
+def origin(source: Json) -> str:
+    """What is diagnosed: the run of the summary `source`, or the forecast with its settings."""
+    from margincast.diagnose.diagnosis import origin_of
     from margincast.runs.load import fitted
 
-    config = source["config"]
-    steps = source["results"]["final"]["step"]
-    frozen = f"training the unembedding on a frozen backbone, with {config['optimizer']}, {steps} steps"
-    if (source["command"] == "forecast" and not fitted(source)) or config.get("train") == "head":
-        return f"{frozen}: the run itself"
-    what = {"all": "all weights", "lora": "a LoRA adapter", "adapter": "an adapter"}.get(
-        config["train"], "some weights"
-    )
-    verb = "trains" if source["command"] == "forecast" else "trained"
-    return (
-        f"the forecast of {frozen}, with the settings of a run that {verb} {what}; contributions are exact for the "
-        "forecast, and no statement about what the moving backbone added. Suspects are of the data, and hold for both"
-    )
-
-
-def effect_list(rows: list[Any]) -> list[Json]:
-    return [
-        {"id": row["id"], "effect": row["heldout_effect"], "mislabel_score": row["mislabel_score"]}
-        for row in rows[:EFFECTS]
-    ]
-
-
-def export_changes(
-    path: Path, features: Features, suspects: Suspects, recipe: Recipe, options: AttributeOptions
-) -> Json:
-    """Write the cleaned data set, and say what it would do to the forecast: first order, and run again."""
-    from margincast.diagnose import plan_changes, write_cleaned
-    from margincast.diagnose.effects import counterfactual
-
-    changes = plan_changes(suspects, **options.changes())
-    write_cleaned(path, features.train.pairs, features.heldout.pairs, changes)
-    done = {"drop": "dropped", "flip": "flipped", "weight": "given less weight"}[options.action]
-    check = counterfactual(features, changes, recipe)
-    return {
-        "exported": {"file": str(path), "changed": [change.id for change in changes], "action": options.action},
-        "counterfactual": {"changed": len(changes), "done": done, **check},
-    }
+    config, forecast = source["config"], source["command"] == "forecast"
+    trains = "head" if forecast and not fitted(source) else config.get("train", "all")
+    return origin_of(config["optimizer"], source["results"]["final"]["step"], trains, trained=not forecast)
 
 
 def print_tables(job: Job, results: Json) -> None:

@@ -14,8 +14,6 @@ from margincast.recipe.recipe import Recipe
 from margincast.records import Json
 
 if TYPE_CHECKING:
-    import torch
-
     from margincast.records import Trajectory
 
 
@@ -115,19 +113,17 @@ def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) 
     return summary
 
 
-def token_forecast(job: Job, inputs: PositionInputs, recipe: Recipe, dtype: torch.dtype | None = None) -> Trajectory:
+def token_forecast(job: Job, inputs: PositionInputs, recipe: Recipe) -> Trajectory:
     """Forecast with the whole unembedding as the state."""
-    import torch
+    from margincast.frozen.tokens import forecast_tokens
 
-    from margincast.frozen.tokens import forecast_tokens, head_of
-
-    unembedding, bias = head_of(inputs.loaded)
+    positions, pairs = inputs.positions, (inputs.train, inputs.heldout)
     return forecast_tokens(
-        *inputs.positions,
-        (inputs.train, inputs.heldout),
-        unembedding,
+        positions.train,
+        positions.heldout,
+        pairs,
+        positions.unembedding,
         recipe,
-        bias=bias,
-        dtype=dtype or torch.float64,
+        bias=positions.bias,
         progress=job.progress,
     )

@@ -12,7 +12,7 @@ from margincast.cli.options import InputOptions, PairOptions
 from margincast.records import Json
 
 if TYPE_CHECKING:
-    from margincast.frozen.tokens import TokenFeatures
+    from margincast.features.positions import Positions
     from margincast.models import LoadedModel
     from margincast.passes.tokenize import Encoding
     from margincast.recipe.loss import Loss
@@ -56,9 +56,13 @@ class PairInputs(Inputs):
 
 @dataclass(frozen=True)
 class PositionInputs(Inputs):
-    """With the features of every response position, of training and held-out pairs."""
+    """With the features of every response position."""
 
-    positions: tuple[TokenFeatures, TokenFeatures]
+    positions: Positions
+
+    def word(self, token: int) -> str:
+        """The text of a token."""
+        return str(self.loaded.tokenizer.decode([token]))
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,13 @@ def with_features(job: Job, inputs: Inputs, layers: bool = False) -> PairInputs:
 
 
 def with_positions(job: Job, inputs: Inputs) -> PositionInputs:
-    from margincast.frozen.tokens import token_features
+    from margincast.features.positions import Positions, head_of, token_features
 
     job.write_config()
-    positions = token_features(*_parts(inputs), **_options(job, inputs))
+    features = token_features(*_parts(inputs), **_options(job, inputs))
     _leave_to_first(job)
+    loaded = inputs.loaded
+    positions = Positions(*features, inputs.train, inputs.heldout, *head_of(loaded), loaded.name)
     return PositionInputs(**vars(inputs), positions=positions)
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from margincast.cli.inputs import PairInputs, Reading, load_inputs
 from margincast.cli.job import Job, open_job
 from margincast.cli.options import Data, InputOptions, OutputOptions, PairOptions, ReadOptions
 from margincast.recipe.fields import OUTPUT, option
 from margincast.records import Json
-
-if TYPE_CHECKING:
-    from margincast.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,57 +51,14 @@ def inspect(
 
 
 def run_inspection(job: Job, inputs: PairInputs) -> Json:
-    """Inspect the features, save figures and summary, print the tables."""
+    """Inspect the features, save the result, print the tables."""
     from margincast.report import tables
-    from margincast.report.figures import cosine_matrices, save_figure
-    from margincast.report.sections import write_page
-    from margincast.runs.save import write_summary
     from margincast.structure import inspect_features
 
-    structure = inspect_features(inputs.features)
-    for side in structure.raw:
-        name = f"cosines-{side.replace('_', '-')}"
-        save_figure(cosine_matrices(structure, side), job.out / "figures", name)
-    results = {**structure_results(structure), "seconds": job.seconds}
-    summary = write_summary(job.out, "inspect", job.config, results, **inputs.sections())
-    write_page(job.out)
+    summary = job.keep(inspect_features(inputs.features), inputs.sections())
+    results = summary["results"]
     job.table("Embeddings", tables.STRUCTURE_HEADER, tables.structure_rows(results))
     if results["conditions"]:
         rows = tables.condition_rows(results["conditions"])
         job.table("Conditions of Theorems 4.1 and 4.2 on these data", tables.CONDITION_HEADER, rows)
     return summary
-
-
-def structure_results(structure: Structure) -> Json:
-    """The `results` of `inspect`. Lengths are in units where the mean half-distance of a concept's clusters is 1."""
-    from dataclasses import asdict
-
-    from margincast.theory.measured import measured_conditions
-
-    clusters = structure.clusters
-    nothing = float("nan")
-    cosines = {
-        f"cosine_{kind}{'' if side == 'both' else f'_{side}'}": matrix.tolist()
-        for kind, by_side in (("raw", structure.raw), ("centred", structure.centred_))
-        for side, matrix in by_side.items()
-    }
-    return {
-        "concepts": list(structure.concepts),
-        "pairs": structure.pairs,
-        "hidden": structure.hidden,
-        **cosines,
-        "mean_cosine_raw": structure.mean_between(structure.raw["both"]),
-        "mean_cosine_centred": structure.mean_between(structure.centred_["matching"]),
-        "shared_norm": clusters.shared_norm if clusters else nothing,
-        "noise": clusters.noise if clusters else nothing,
-        "noise_energy": clusters.noise_energy if clusters else nothing,
-        "effective_dimension": clusters.effective_dimension if clusters else nothing,
-        "unit": clusters.unit if clusters else nothing,
-        "concept_lengths": clusters.lengths.tolist() if clusters else None,
-        "concept_gram": clusters.gram.tolist() if clusters else None,
-        "angle_with_shared": clusters.angle_with_shared.tolist() if clusters else None,
-        "midpoint_spread": clusters.midpoint_spread if clusters else nothing,
-        "max_token_count": structure.sharing.max_token_count,
-        "interacting_concepts": structure.sharing.interacting_concepts,
-        "conditions": [asdict(check) for check in measured_conditions(structure)],
-    }

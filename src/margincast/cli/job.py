@@ -17,7 +17,7 @@ from margincast.cli.conditions import Condition, check, check_concepts, conditio
 from margincast.errors import InputError
 from margincast.processes import by_first, join, launched, process, processes
 from margincast.recipe.fields import options_of
-from margincast.records import Json
+from margincast.records import Json, Provenance, Result
 from margincast.runs.layout import (
     CONFIG,
     FEATURES,
@@ -102,6 +102,13 @@ class Job:
     def check_concepts(self, concepts: Iterable[str]) -> None:
         """Raises `InputError` where a condition is of none of the data's concepts."""
         check_concepts(self.conditions, concepts)
+
+    def keep(self, result: Result, sections: Json | None = None, **beside: Any) -> Json:
+        """Save a result in this job's folder, with settings, what it took and what is `beside` it; its summary."""
+        from margincast.runs.save import peak_memory_bytes
+
+        beside |= {"seconds": self.seconds, "peak_memory_bytes": peak_memory_bytes()}
+        return result.keep(self.out, Provenance(self.config, sections or {}, beside))
 
     def done(self, summary: Json) -> None:
         """Print the end of the job: its summary as JSON, or where to look.

@@ -7,25 +7,63 @@ changed data with the same settings, its batches drawn anew; with weights, the b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from margincast.diagnose.export import Change
 from margincast.diagnose.kernel import blocks
-from margincast.diagnose.suspects import shown
 from margincast.frozen.attribution.contributions import Attribution
 from margincast.frozen.attribution.counterfactual import rerun
 from margincast.frozen.attribution.edits import Edit
 from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
 from margincast.frozen.engine.spaces import token_spaces
+from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.forecast import forecast_frozen
 from margincast.recipe.recipe import Recipe
-from margincast.records import Features, Json
+from margincast.records import Features, Pair
 
 BLOCK = 4096
 DERIVATIVES = 20_000_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the training pair `id` contributes to a margin."""
+
+    id: str
+    contribution: float
+
+
+@dataclass(frozen=True)
+class MarginParts:
+    """A pair's margin: what training pairs add and take away, the largest contributions, and the sum of the others."""
+
+    id: str
+    concept: str
+    margin: float
+    positive: float
+    negative: float
+    rest: float
+    top: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Mean margin of some pairs, and the share of them with a margin above 0."""
+
+    margin: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class CleaningEffect:
+    """The held-out pairs as they are, after changes run again, and to first order where that was not too large."""
+
+    now: Level
+    first_order: Level | None
+    rerun: Level
 
 
 def heldout_effects(features: Features, attribution: Attribution, beta: float) -> Tensor:
@@ -35,26 +73,23 @@ def heldout_effects(features: Features, attribution: Attribution, beta: float) -
     return torch.cat([attribution.contributions(targets, part).mean(dim=0) for part in rows])
 
 
-def heldout_tops(features: Features, attribution: Attribution, beta: float, count: int) -> list[Json]:
-    """A row per held-out pair: its margin, what was added and taken away, and the `count` largest contributions."""
+def heldout_parts(features: Features, attribution: Attribution, beta: float, count: int) -> tuple[MarginParts, ...]:
+    """Of every held-out pair, with its `count` largest contributions."""
     _, targets = token_spaces(features, beta)
-    return _rows(features, attribution, targets, features.heldout.pairs, count)
+    return _parts(features, attribution, targets, features.heldout.pairs, count)
 
 
-def top_of(features: Features, attribution: Attribution, beta: float, name: str, count: int) -> Json:
-    """The same of one held-out or training pair, with texts."""
+def parts_of(features: Features, attribution: Attribution, beta: float, name: str, count: int) -> MarginParts:
+    """The same of one held-out or training pair. Raises `KeyError` where none has that id."""
     spaces = token_spaces(features, beta)
     for part, space in zip((features.train, features.heldout), spaces, strict=True):
         index = [k for k, pair in enumerate(part.pairs) if pair.id == name]
         if index:
-            row = _rows(features, attribution, space.rows(torch.tensor(index)), [part.pairs[index[0]]], count)[0]
-            texts = {pair.id: shown(pair) for pair in features.train.pairs}
-            row["top"] = [{**each, "text": texts[each["id"]]} for each in row["top"]]
-            return {**row, "text": shown(part.pairs[index[0]])}
+            return _parts(features, attribution, space.rows(torch.tensor(index)), [part.pairs[index[0]]], count)[0]
     raise KeyError(name)
 
 
-def counterfactual(features: Features, changes: Sequence[Change], recipe: Recipe) -> Json:
+def cleaning_effect(features: Features, changes: Sequence[Change], recipe: Recipe) -> CleaningEffect:
     """Mean held-out margin and accuracy now, after `changes` to first order, and run again.
 
     First order is left out where it would hold more than `DERIVATIVES` numbers.
@@ -66,36 +101,39 @@ def counterfactual(features: Features, changes: Sequence[Change], recipe: Recipe
     flipped[rows] = torch.tensor([change.action == "flip" for change in changes], dtype=torch.bool)
     weights[rows] = torch.tensor([change.weight for change in changes], dtype=torch.float64)
     edit = Edit(weights, flipped)
-    result = {}
+    first_order = None
     if len(place) * len(features.heldout.pairs) <= DERIVATIVES:
         known = sensitivity(features, recipe)
-        result = {"now": _summary(known.values), "first_order": _summary(known.values + known.change(edit))}
+        now, first_order = level(known.values), level(known.values + known.change(edit))
     else:
-        result = {"now": _summary(forecast_frozen(features, recipe).heldout.margins[-1])}
+        now = level(forecast_frozen(features, recipe).heldout.margins[-1])
     weighed = any(change.action == "weight" for change in changes)
     again = reweighed(features, edit, recipe) if weighed else rerun(features, edit, recipe).heldout.margins[-1]
-    return {**result, "rerun": _summary(again)}
+    return CleaningEffect(now, first_order, level(again))
 
 
-def _summary(margins: Tensor) -> dict[str, float]:
-    return {"margin": float(margins.mean()), "accuracy": float((margins > 0).double().mean())}
+def level(margins: Tensor) -> Level:
+    """Of (pairs,) margins."""
+    return Level(float(margins.mean()), float((margins > 0).double().mean()))
 
 
-def _rows(features: Features, attribution: Attribution, targets: Any, pairs: Sequence[Any], count: int) -> list[Json]:
+def _parts(
+    features: Features, attribution: Attribution, targets: TokenSpace, pairs: Sequence[Pair], count: int
+) -> tuple[MarginParts, ...]:
     top, margins = attribution.top(targets, count), attribution.margins(targets)
     ids = [pair.id for pair in features.train.pairs]
-    return [
-        {
-            "id": pair.id,
-            "concept": pair.concept,
-            "margin": float(margins[row]),
-            "positive": float(top.positive[row]),
-            "negative": float(top.negative[row]),
-            "rest": float(top.rest[row]),
-            "top": [
-                {"id": ids[index], "contribution": value}
+    return tuple(
+        MarginParts(
+            id=pair.id,
+            concept=pair.concept,
+            margin=float(margins[row]),
+            positive=float(top.positive[row]),
+            negative=float(top.negative[row]),
+            rest=float(top.rest[row]),
+            top=tuple(
+                Part(ids[index], value)
                 for index, value in zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
-            ],
-        }
+            ),
+        )
         for row, pair in enumerate(pairs)
-    ]
+    )

@@ -10,7 +10,8 @@ from typing import Any
 from margincast.diagnose.kinds import kinds as known_kinds
 from margincast.diagnose.suspects import Suspects
 from margincast.errors import InputError
-from margincast.records import Pair
+from margincast.frozen.tokens.displacement import Displacements, Exported
+from margincast.records import Pair, PairSet
 from margincast.runs.store import write_jsonl
 
 ACTIONS = ("drop", "flip", "weight")
@@ -91,6 +92,21 @@ def write_cleaned(path: str | Path, pairs: Sequence[Pair], heldout: Sequence[Pai
     write_pairs(path, left, weights if weighted else None)
     write_pairs(path.with_suffix(".heldout.jsonl"), heldout)
     write_jsonl(path.with_suffix(".changes.jsonl"), [asdict(change) for change in changes])
+
+
+def write_without_worst(
+    found: Displacements, pairs: PairSet, path: str | Path, *, share: float = 0.1, weight: float | None = None
+) -> Displacements:
+    """Write `pairs` without the training pairs that push falling chosen responses down most; `found`, saying so.
+
+    share: of training pairs that go at most;  weight: keep them, with this `weight`, where others have 1
+    """
+    worst = tuple(pair.id for pair in found.worst(share))
+    if weight is None:
+        write_pairs(path, [pair for pair in pairs if pair.id not in worst])
+    else:
+        write_pairs(path, pairs, [weight if pair.id in worst else 1.0 for pair in pairs])
+    return replace(found, exported=Exported(str(path), worst))
 
 
 def write_pairs(path: str | Path, pairs: Sequence[Pair], weights: Sequence[float] | None = None) -> None:

@@ -87,19 +87,21 @@ class Suspects(Shown):
         rows = ({**row, name: value} for row, value in zip(self.issues, values, strict=True))
         return replace(self, issues=tuple(rows))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write `issues.jsonl`, `suspects.json` (settings) and the pairs they are about, as JSON."""
         from margincast.runs.save import pair_row
 
+        folder = Path(folder)
         write_issues(folder / ISSUES, self)
         rows = [pair_row(pair, "train") for pair in self.pairs]
         write_json(folder / SETTINGS, {"settings": dict(self.settings), "pairs": rows})
 
     @classmethod
-    def load(cls, folder: Path) -> Suspects:
+    def load(cls, folder: str | Path) -> Suspects:
         """What `save` wrote. Raises `InputError` when it is not there, or damaged."""
         from margincast.runs.load import pair_of
 
+        folder = Path(folder)
         try:
             issues = [json.loads(line) for line in (folder / ISSUES).read_bytes().splitlines()]
             kept = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

@@ -13,10 +13,12 @@ from margincast.errors import InputError
 from margincast.records import Json
 from margincast.report import tables
 from margincast.report.attribution import attribution_sections
+from margincast.report.bounds import bound_sections
 from margincast.report.decomposition import decomposition_sections
 from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.report.reproduction import reproduction_sections
+from margincast.report.simulation import simulation_sections
 from margincast.report.trained import LIMITS, answers_in_words
 from margincast.runs import load
 from margincast.runs.store import write_text
@@ -201,6 +203,8 @@ BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], list[Section]]] = {
     "compare": comparison_sections,
     "decompose": decomposition_sections,
     "attribute": attribution_sections,
+    "bounds": bound_sections,
+    "simulate": simulation_sections,
     "demo": demo_sections,
     "reproduce": reproduction_sections,
 }

@@ -3,19 +3,104 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from margincast.records import Json
 from margincast.report.figures import new_figure
+from margincast.report.page import PageFigure, PageTable, Section
+from margincast.report.tables import Rows, number
 
 if TYPE_CHECKING:
     from margincast.theory.simulation import Simulation
 
 _COLOURS = {"printed": "#b2182b", "derived": "#ef8a62", "explicit": "#2166ac"}
 _TRUTH, _CERTIFICATE = "#222222", "#4d9221"
+TABLE_TITLE = "At tau_1; growth is the mean margin over t, in beta^2/tau"
+TABLE_HEADER = ("tau_1", "margin min", "max", "certified lower", "upper", "growth", "log10 risk", "envelope held")
+
+
+def simulation_results(run: Simulation) -> Json:
+    """What `summary.json` says of one run."""
+    last, lower, upper = run.train[-1], run.certificate.train.lower[-1], run.certificate.train.upper[-1]
+    return {
+        "tau_1": float(run.times[-1]),
+        "margin_at_tau_1": {"min": float(last.min()), "max": float(last.max()), "mean": float(last.mean())},
+        "fresh_margin_at_tau_1": {"min": float(run.fresh[-1].min()), "mean": float(run.fresh[-1].mean())},
+        "certificate_at_tau_1": {"lower": float(lower.min()), "upper": float(upper.max())},
+        "certified_learned_at_tau_1": {
+            "train": int(run.certificate.train.certified_learned()[-1]),
+            "train_true": int((last > 0).sum()),
+            "fresh": int(run.certificate.heldout.certified_learned()[-1]),
+            "fresh_true": int((run.fresh[-1] > 0).sum()),
+        },
+        "growth": run.growth,
+        "log10_risk_at_tau_1": float(run.risk.log10[-1]),
+        "envelope_held": run.envelope_held("derived"),
+        "explicit_envelope_held": run.envelope_held("explicit"),
+        "lemma_event_held": run.event_held,
+        "lemma_deviations": [
+            {"relation": line.relation.name.lower(), "measured": line.measured, "allowed": line.allowed}
+            for line in run.deviations
+        ],
+    }
+
+
+def simulation_rows(rows: Mapping[float, Mapping[str, Any]]) -> Rows:
+    """Of the results of runs, by the value of what was varied."""
+    return [
+        [
+            f"{value:g}",
+            number(row["tau_1"]),
+            number(row["margin_at_tau_1"]["min"]),
+            number(row["margin_at_tau_1"]["max"]),
+            number(row["certificate_at_tau_1"]["lower"]),
+            number(row["certificate_at_tau_1"]["upper"]),
+            number(row["growth"]),
+            number(row["log10_risk_at_tau_1"], 4),
+            "yes" if row["envelope_held"] else "no",
+        ]
+        for value, row in rows.items()
+    ]
+
+
+def simulation_table(results: Mapping[str, Any]) -> PageTable:
+    """Of the `results` of `simulate`: a row per value of what was varied, which comes first in the row of a run."""
+    runs = results.get("sweep", [results])
+    name = next(iter(runs[0]))
+    return PageTable(TABLE_TITLE, (name, *TABLE_HEADER), simulation_rows({row[name]: row for row in runs}))
+
+
+def simulation_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
+    """The page of `simulate`."""
+    results = summary["results"]
+    captions = {
+        "trajectories": "Training margins between the theorem's envelopes, the explicit ones and the certificate.",
+        "risk": "The exact population risk, and the bounds on it at tau_1.",
+        "coverage": "The share of pairs that are learned, and the share that the certificate proves learned.",
+    }
+    swept = results.get("swept")
+    tails = {f"-{swept}={row[swept]:g}": f" {swept} = {row[swept]:g}." for row in results.get("sweep", [])} or {"": ""}
+    grown = PageFigure(folder / "figures" / "sweep.svg", f"How fast margins grow as {swept} varies.")
+    return [
+        Section(
+            title="Simulated training on the preference distribution",
+            texts=["Draws of Section 4.1's distribution, gradient flow to tau_1, and what the theory promises of it."],
+            tables=[simulation_table(results)],
+            figures=[
+                *([grown] if swept else []),
+                *(
+                    PageFigure(folder / "figures" / f"{name}{tail}.svg", f"{caption}{which}")
+                    for tail, which in tails.items()
+                    for name, caption in captions.items()
+                ),
+            ],
+        )
+    ]
 
 
 def trajectories_figure(run: Simulation) -> Figure:

@@ -8,14 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from margincast.records import Features, PairSet, Shown
+from margincast.records import Features, PairSet, Result
 from margincast.structure.clusters import ClusterEstimate, TokenSharing, estimate_clusters, token_sharing
 from margincast.structure.cosines import centred, mean_cosines, membership
 
 
 @dataclass(frozen=True)
-class Structure(Shown):
-    """Cosines between concepts and estimates of the preference distribution.
+class Structure(Result):
+    """Cosines between concepts and estimates of the preference distribution. `measured_conditions` holds the theorems'
+    hypotheses against it.
 
     raw, centred_: average cosines by side, (concepts, concepts) each: "both", "matching", "non_matching"
     clusters: None when no concept has two clusters

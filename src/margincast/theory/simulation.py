@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.frozen.flow.states import gradient_flow
+from margincast.records import Result
 from margincast.theory.certificates import Certificate, certify
 from margincast.theory.distribution import PreferenceDistribution
-from margincast.theory.guarantee import Guarantee
+from margincast.theory.guarantee import Guarantee, tau_1
 from margincast.theory.lemmas import Deviation, measure_deviations
 from margincast.theory.risk import Risk, population_risk
 from margincast.theory.theorems import guarantees, theorem_epsilon
 
 _FRESH = 200  # new points whose margins are followed beside the exact risk
+_LARGEST = 10**9  # numbers of a draw
 
 
 @dataclass(frozen=True)
-class Simulation:
+class Simulation(Result):
     """One draw and its run.
 
     times: (times,) from 0 to tau_1;  train: (times, N) margins;  fresh: (times, new points) margins
     risk: exact population risk at each time;  deviations: Lemma A.1 measured on this draw
     certificate: brackets of the training and of the new points' margins;  guarantees: by form
     """
+
+    presenter: ClassVar[str] = "simulation"
 
     distribution: PreferenceDistribution
     beta: float
@@ -53,6 +58,11 @@ class Simulation:
         room = 1e-9 * (1.0 + self.train.abs())
         low, high = (self.times[:, None] * rate for rate in (guarantee.lower_rate, guarantee.upper_rate))
         return bool(((self.train >= low - room) & (self.train <= high + room)).all())
+
+    @property
+    def growth(self) -> float:
+        """The mean training margin at tau_1 over the time until then, in beta^2/tau: of any run beside any other."""
+        return float(self.train[-1].mean()) / float(self.times[-1]) * self.tau / self.beta**2
 
     @property
     def event_held(self) -> bool:
@@ -91,31 +101,63 @@ def simulate(
 
 
 @dataclass(frozen=True)
-class Job:
-    """The arguments of one `simulate`, to be sent to another process."""
+class Setup:
+    """What one simulation is of: a distribution, beta, tau and the seed of the draw.
+
+    Raises `InputError` for a bad beta or tau, and for a draw of more than 1e9 numbers.
+    """
 
     distribution: PreferenceDistribution
     beta: float
-    tau: float
-    seed: int
+    tau: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        tau_1(self.distribution, self.beta, self.tau)
+        it = self.distribution
+        if it.N * it.d > _LARGEST:
+            raise InputError(
+                f"K, Q and d ask for {it.N:,} features of width {it.d:,}, more than 1e9 numbers; lower Q or d"
+            )
 
 
-def sweep(jobs: Sequence[Job], processes: int | None = None) -> Iterator[tuple[int, Simulation]]:
-    """Run the jobs in parallel processes; yields (index of the job, its simulation) as each finishes.
+@dataclass(frozen=True)
+class Sweep(Result):
+    """Simulations beside one another. values: what was varied, called `name`, (runs,);  runs: in their order"""
+
+    presenter: ClassVar[str] = "sweep"
+
+    name: str
+    values: tuple[float, ...]
+    runs: tuple[Simulation, ...]
+
+
+def sweep(name: str, setups: Mapping[float, Setup], *, processes: int | None = None, progress: bool = False) -> Sweep:
+    """Simulate every setup, by the value of what `name` calls, several in parallel processes.
 
     processes: how many at once; the processors of this machine when not given. The numbers do not depend on it.
     """
+    jobs = list(setups.values())
+    if len(jobs) == 1:
+        return Sweep(name, tuple(setups), (_run(jobs[0]),))
+    from tqdm import tqdm
+
     workers = min(len(jobs), processes or os.cpu_count() or 1)
     # Spawned, not forked: a fork of a process whose torch has started threads can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        futures = {pool.submit(_run, job): index for index, job in enumerate(jobs)}
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool,
+        tqdm(total=len(jobs), desc="simulating", disable=not progress) as bar,
+    ):
+        futures = [pool.submit(_run, job) for job in jobs]
         for future in as_completed(futures):
-            yield futures[future], future.result()
+            future.result()  # its failure, when it fails
+            bar.update()
+    return Sweep(name, tuple(setups), tuple(future.result() for future in futures))
 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _run(job: Job) -> Simulation:
-    return simulate(job.distribution, job.beta, job.tau, job.seed)
+def _run(setup: Setup) -> Simulation:
+    return simulate(setup.distribution, setup.beta, setup.tau, setup.seed)

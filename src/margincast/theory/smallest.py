@@ -39,7 +39,7 @@ def smallest_where(says_something: Callable[[int], bool], largest: int = _LARGES
     return None
 
 
-def smallest_informative_Q(distribution: PreferenceDistribution, noise: float | None) -> tuple[SmallestQ, ...]:
+def smallest_informative_Q(distribution: PreferenceDistribution, noise: float | None = None) -> tuple[SmallestQ, ...]:
     """For the K, l_b and responses of `distribution`: the smallest Q at which each reading says something.
 
     noise: v, held fixed while Q varies, with the distribution's own d; None takes the widest clusters and the largest

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from margincast.features.positions import TokenFeatures
+from margincast.errors import InputError
+from margincast.features.positions import Positions, TokenFeatures
 from margincast.frozen.tokens.decomposition import along, pull, velocity
+from margincast.frozen.tokens.forecast import forecast_tokens
+from margincast.frozen.tokens.pushes import SHOWN, SIDES, Words
 from margincast.recipe.losses import Loss
-from margincast.records import Json, PairSet, SplitTrajectory, Trajectory
+from margincast.recipe.recipe import Recipe
+from margincast.records import Json, PairSet, Result, SplitTrajectory, Trajectory
+
+
+@dataclass(frozen=True)
+class Falls:
+    """Shares of `pairs` pairs whose response becomes less likely, over the run or at its start, and mean changes of
+    log pi over the run."""
+
+    pairs: int
+    chosen_falls: float
+    chosen_falls_at_start: float
+    rejected_falls: float
+    mean_delta_chosen: float
+    mean_delta_rejected: float
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,126 @@ class Displacement:
     ches_length_normalized: Tensor
     blame: Tensor | None = None
     blame_by_position: Tensor | None = None
+
+    @property
+    def falls(self) -> Falls:
+        """How many of the split's responses become less likely."""
+        shares = (self.forecast < 0).double().mean(0).tolist()
+        means = self.forecast.double().mean(0).tolist()
+        return Falls(
+            pairs=len(self.forecast),
+            chosen_falls=shares[0],
+            chosen_falls_at_start=float((self.rates[:, 0] < 0).double().mean()),
+            rejected_falls=shares[1],
+            mean_delta_chosen=means[0],
+            mean_delta_rejected=means[1],
+        )
+
+
+@dataclass(frozen=True)
+class BlamedToken:
+    """A word of the vocabulary on one side: what all its `times` places there add to the rate that `Displacement.blame`
+    is of."""
+
+    text: str
+    side: str
+    times: int
+    blame: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the pairs without the worst were written, and the ids of these, the worst first."""
+
+    file: str
+    worst: tuple[str, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Displacements(Result):
+    """Whose likelihoods fall over a run of the unembedding, and who pushes them down.
+
+    train, heldout: of `train_pairs` and `heldout_pairs`, after `steps` steps;  origin: what was forecast
+    worst_tokens: training tokens that push the falling chosen responses down most, the worst first
+    exported: the cleaned data, where `write_without_worst` wrote any
+    """
+
+    presenter: ClassVar[str] = "displacements"
+
+    train_pairs: PairSet
+    heldout_pairs: PairSet
+    train: Displacement
+    heldout: Displacement
+    origin: str
+    steps: int
+    worst_tokens: tuple[BlamedToken, ...]
+    exported: Exported | None = None
+
+    def __repr__(self) -> str:
+        train, heldout = self.train.falls.chosen_falls, self.heldout.falls.chosen_falls
+        return f"Displacements(step {self.steps}: chosen falls for {train:.0%} of training, {heldout:.0%} of held-out)"
+
+    def worst(self, share: float) -> PairSet:
+        """Training pairs that push the falling chosen responses down most: at most `share` of them, the worst first.
+
+        Raises `InputError` for a share that is not between 0 and 1.
+        """
+        if not 0.0 < share < 1.0:
+            raise InputError(f"worst must be between 0 and 1, got {share:g}")
+        return PairSet(tuple(self.train_pairs[k] for k in to_drop(self.train, share)))
+
+    def rows(self) -> list[Json]:
+        """The rows of `displacement.jsonl`, training pairs first; `blame` is None for held-out pairs."""
+        parts = (("train", self.train_pairs, self.train), ("heldout", self.heldout_pairs, self.heldout))
+        return [
+            {
+                "id": pair.id,
+                "split": name,
+                "source": pair.source,
+                "line": pair.line,
+                "forecast_delta_logp_chosen": float(split.forecast[k, 0]),
+                "forecast_delta_logp_rejected": float(split.forecast[k, 1]),
+                "rate_logp_chosen": float(split.rates[k, 0]),
+                "rate_logp_rejected": float(split.rates[k, 1]),
+                "ches": float(split.ches[k]),
+                "ches_length_normalized": float(split.ches_length_normalized[k]),
+                "blame": None if split.blame is None else float(split.blame[k]),
+            }
+            for name, pairs, split in parts
+            for k, pair in enumerate(pairs)
+        ]
+
+
+def displacements(positions: Positions, recipe: Recipe, *, word: Words = str, progress: bool = False) -> Displacements:
+    """Forecast the likelihoods of every pair over the run of `recipe`, and say which training pairs push them down.
+
+    word: the text of a token, as a tokenizer's `decode` gives it; by itself its number
+
+    Raises what `forecast_tokens` raises.
+    """
+    recipe = recipe.for_pairs(len(positions.train_pairs))
+    train, heldout = positions.train, positions.heldout
+    # float32: three times as fast, and the changes it is after are far above its rounding.
+    forecast = forecast_tokens(
+        train,
+        heldout,
+        (positions.train_pairs, positions.heldout_pairs),
+        positions.unembedding,
+        replace(recipe, eval_steps=recipe.steps),
+        bias=positions.bias,
+        dtype=torch.float32,
+        progress=progress,
+    )
+    unembedding = positions.unembedding.to(train.hidden)
+    both = displacement(train, heldout, forecast, unembedding, recipe.loss, positions.bias)
+    return Displacements(
+        positions.train_pairs,
+        positions.heldout_pairs,
+        *both,
+        origin=forecast.origin,
+        steps=recipe.steps,
+        worst_tokens=_worst_tokens(train, both[0], word),
+    )
 
 
 @torch.no_grad()
@@ -101,55 +238,13 @@ def to_drop(train: Displacement, share: float) -> list[int]:
     return [k for k in order[: round(share * len(order))] if float(train.blame[k]) < 0]
 
 
-def displacement_rows(pairs: tuple[PairSet, PairSet], splits: tuple[Displacement, Displacement]) -> list[Json]:
-    """The rows of `displacement.jsonl`; `blame` is None for held-out pairs."""
-    rows = []
-    for name, of_split, split in zip(("train", "heldout"), pairs, splits, strict=True):
-        for k, pair in enumerate(of_split):
-            rows.append(
-                {
-                    "id": pair.id,
-                    "split": name,
-                    "source": pair.source,
-                    "line": pair.line,
-                    "forecast_delta_logp_chosen": float(split.forecast[k, 0]),
-                    "forecast_delta_logp_rejected": float(split.forecast[k, 1]),
-                    "rate_logp_chosen": float(split.rates[k, 0]),
-                    "rate_logp_rejected": float(split.rates[k, 1]),
-                    "ches": float(split.ches[k]),
-                    "ches_length_normalized": float(split.ches_length_normalized[k]),
-                    "blame": None if split.blame is None else float(split.blame[k]),
-                }
-            )
-    return rows
-
-
-def split_summary(split: Displacement) -> dict[str, float]:
-    """Shares and means over the pairs of a split."""
-    falls = (split.forecast < 0).double().mean(0).tolist()
-    means = split.forecast.double().mean(0).tolist()
-    return {
-        "pairs": len(split.forecast),
-        "chosen_falls": falls[0],
-        "chosen_falls_at_start": float((split.rates[:, 0] < 0).double().mean()),
-        "rejected_falls": falls[1],
-        "mean_delta_chosen": means[0],
-        "mean_delta_rejected": means[1],
-    }
-
-
-def worst_tokens(features: TokenFeatures, train: Displacement, word: Callable[[int], str], count: int) -> list[Json]:
-    """The `count` training tokens, of one side each, that push the falling chosen responses down most."""
+def _worst_tokens(features: TokenFeatures, train: Displacement, word: Words) -> tuple[BlamedToken, ...]:
+    """The training tokens, of one side each, that push the falling chosen responses down most."""
     assert train.blame_by_position is not None
     kinds, which = torch.unique(2 * features.target + features.response % 2, return_inverse=True)
     blame = train.blame_by_position.new_zeros(len(kinds)).index_add_(0, which, train.blame_by_position)
     times = torch.bincount(which, minlength=len(kinds))
-    return [
-        {
-            "text": word(int(kinds[k]) // 2),
-            "side": ("chosen", "rejected")[int(kinds[k]) % 2],
-            "times": int(times[k]),
-            "blame": float(blame[k]),
-        }
-        for k in torch.argsort(blame, stable=True)[:count].tolist()
-    ]
+    return tuple(
+        BlamedToken(word(int(kinds[k]) // 2), SIDES[int(kinds[k]) % 2], int(times[k]), float(blame[k]))
+        for k in torch.argsort(blame, stable=True)[:SHOWN].tolist()
+    )

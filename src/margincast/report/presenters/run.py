@@ -8,11 +8,11 @@ from pathlib import Path
 from margincast.records import PRESENTERS, Json, Presenter, Trajectory
 from margincast.report import tables
 from margincast.report.figures import run_curves, save_figure
-from margincast.report.sections import write_page
+from margincast.report.saving import Contents, saving
 from margincast.report.trained import band_curves, trained_results
 from margincast.runs.layout import INTERVALS
 from margincast.runs.metrics import concept_results
-from margincast.runs.save import data_summary, save_trajectory, trajectory_results, write_summary
+from margincast.runs.save import data_summary, save_trajectory, trajectory_results
 from margincast.runs.store import write_tensors
 from margincast.trained.forecast import TrainedForecast
 
@@ -36,7 +36,7 @@ def _summary(run: Trajectory) -> tuple[str, Sequence[str], Sequence[Sequence[str
     return title, tables.CONCEPT_HEADER, tables.concept_rows(concept_results(run))
 
 
-def _save(run: Trajectory, folder: Path) -> None:
+def _leave(run: Trajectory, folder: Path) -> Contents:
     from margincast.recipe.losses import get_loss
 
     rows = save_trajectory(folder, run)
@@ -53,8 +53,7 @@ def _save(run: Trajectory, folder: Path) -> None:
     save_figure(figure, folder / "figures", "curves")
     both = type(run.train.pairs)(run.train.pairs.pairs + run.heldout.pairs.pairs)
     data = data_summary(both, run.train.pairs, run.heldout.pairs, "given in Python")
-    write_summary(folder, "forecast" if forecast else "train", config, results, data=data)
-    write_page(folder)
+    return Contents("forecast" if forecast else "train", results, config, {"data": data})
 
 
-PRESENTERS.register("run")(Presenter(_rows, _summary, _save))
+PRESENTERS.register("run")(Presenter(_rows, _summary, saving(_leave)))

@@ -1,0 +1,159 @@
+"""Which training pairs make or break each held-out margin of a run, which are suspect, and what would cleaning do?
+
+diagnosis = diagnose_run(features, recipe)
+diagnosis.to_pandas()  # a row per training pair: its scores, and what it adds to held-out margins
+diagnosis = clean(diagnosis, "cleaned.jsonl")  # the training pairs without the suspects, and what that would change
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from margincast.diagnose.effects import (
+    CleaningEffect,
+    Level,
+    MarginParts,
+    cleaning_effect,
+    heldout_effects,
+    heldout_parts,
+    level,
+    parts_of,
+)
+from margincast.diagnose.export import plan_changes, write_cleaned
+from margincast.diagnose.interaction import Interaction, interaction
+from margincast.diagnose.suspects import Suspects, find_issues, shown
+from margincast.errors import InputError
+from margincast.frozen.attribution.contributions import attribute
+from margincast.frozen.engine.spaces import token_spaces
+from margincast.frozen.forecast import forecast_frozen
+from margincast.recipe.recipe import Recipe
+from margincast.records import Features, Result
+
+EFFECT = "heldout_effect"  # the column of what a training pair adds to the mean held-out margin
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Training data as written to `file`: ids of the pairs that were `changed`, by `action`, and what that would do."""
+
+    file: str
+    changed: tuple[str, ...]
+    action: str
+    effect: CleaningEffect
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
+    """A run of the unembedding after `step` steps, told by its training pairs.
+
+    origin: what is diagnosed;  exact: in which sense contributions are
+    sum_error: how far their sums miss held-out margins, of the largest margin;  heldout: of all held-out pairs
+    suspects: scores of the training pairs, with a column `heldout_effect`: what each adds to the mean held-out margin
+    interaction: who helps whom;  margins: the parts of every held-out margin
+    pair: of the one that was asked for;  cleaned: the data without suspects, where `clean` wrote them
+    """
+
+    presenter: ClassVar[str] = "diagnosis"
+
+    features: Features
+    recipe: Recipe
+    origin: str
+    exact: str
+    step: int
+    sum_error: float
+    heldout: Level
+    suspects: Suspects
+    interaction: Interaction
+    margins: tuple[MarginParts, ...]
+    pair: MarginParts | None = None
+    cleaned: Cleaned | None = None
+
+    def __repr__(self) -> str:
+        return f"Diagnosis(step {self.step}, held-out accuracy {self.heldout.accuracy:.1%}, {self.suspects!r})"
+
+    def text(self, name: str) -> str:
+        """The pair with the id `name` in one line. Raises `KeyError` where there is none."""
+        for part in (self.features.train, self.features.heldout):
+            for pair in part.pairs:
+                if pair.id == name:
+                    return shown(pair)
+        raise KeyError(name)
+
+
+def diagnose_run(
+    features: Features,
+    recipe: Recipe,
+    *,
+    suspects: Suspects | None = None,
+    pair: str | None = None,
+    top: int = 10,
+    origin: str | None = None,
+) -> Diagnosis:
+    """Attribute the margins of the run that `forecast_frozen` tells, and find the suspects among its training pairs.
+
+    suspects: `find_issues(features)`, where it is known already;  pair: id of a pair whose margin's parts to give too
+    top: contributions to keep of every margin;  origin: what is diagnosed, where the recipe does not say it all
+
+    Raises what `forecast_frozen`, `attribute` and `find_issues` raise, and `InputError` for an id that no pair has.
+    """
+    if pair is not None and pair not in {each.id for part in (features.train, features.heldout) for each in part.pairs}:
+        raise InputError(f"no pair has the id {pair!r}; ids are like {features.heldout.pairs[0].id}")
+    now = forecast_frozen(features, recipe)
+    last = now.attributed()
+    suspects = find_issues(features) if suspects is None else suspects
+    effects = heldout_effects(features, last, recipe.beta)
+    count = min(top, len(features.train.pairs))
+    steps = (attribute(features, recipe, at=[step])[step] for step in now.steps)
+    margins = now.heldout.margins[-1]
+    sums = last.margins(token_spaces(features, recipe.beta)[1])
+    optimizer = recipe.optimizer if isinstance(recipe.optimizer, str) else type(recipe.optimizer).__name__
+    return Diagnosis(
+        features=features,
+        recipe=recipe,
+        origin=origin or origin_of(optimizer, now.steps[-1], recipe.train),
+        exact=last.exact,
+        step=now.steps[-1],
+        sum_error=float((sums - margins).abs().max() / margins.abs().max().clamp_min(1e-300)),
+        heldout=level(margins),
+        suspects=suspects.with_column(EFFECT, effects.tolist()),
+        interaction=interaction(features, steps, recipe.beta),
+        margins=heldout_parts(features, last, recipe.beta, count),
+        pair=None if pair is None else parts_of(features, last, recipe.beta, pair, count),
+    )
+
+
+def origin_of(optimizer: str, steps: int, train: str, *, trained: bool = False) -> str:
+    """What is diagnosed, said plainly. train: what the run trains, as `Recipe.train` has it;  trained: it has"""
+    frozen = f"training the unembedding on a frozen backbone, with {optimizer}, {steps} steps"
+    if train == "head":
+        return f"{frozen}: the run itself"
+    what = {"all": "all weights", "lora": "a LoRA adapter", "adapter": "an adapter"}.get(train, "some weights")
+    return (
+        f"the forecast of {frozen}, with the settings of a run that {'trained' if trained else 'trains'} {what}; "
+        "contributions are exact for the forecast, and no statement about what the moving backbone added. Suspects are "
+        "of the data, and hold for both"
+    )
+
+
+def clean(
+    diagnosis: Diagnosis,
+    path: str | Path,
+    *,
+    action: str = "drop",
+    kinds: Sequence[str] = ("mislabel",),
+    threshold: float | None = None,
+    share: float | None = None,
+) -> Diagnosis:
+    """Write the training pairs with suspects changed (`plan_changes`, `write_cleaned`); the diagnosis, saying so, with
+    what that would do to the held-out margins: first order, and run again.
+
+    Raises what `plan_changes` raises.
+    """
+    features = diagnosis.features
+    changes = plan_changes(diagnosis.suspects, action, kinds, threshold=threshold, share=share)
+    write_cleaned(path, features.train.pairs, features.heldout.pairs, changes)
+    effect = cleaning_effect(features, changes, diagnosis.recipe)
+    return replace(diagnosis, cleaned=Cleaned(str(path), tuple(change.id for change in changes), action, effect))
