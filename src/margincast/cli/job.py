@@ -13,8 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from margincast.cli.launch import launched
 from margincast.errors import InputError
-from margincast.processes import by_first, join, launched, process, processes
+from margincast.processes import by_first, join, process, processes
 from margincast.recipe.fields import options_of
 from margincast.records import Json
 from margincast.runs.layout import (
