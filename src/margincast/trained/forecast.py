@@ -108,9 +108,7 @@ def forecast_trained(
     spectra: tuple[Spectrum, Spectrum] | None = None
     path = torch.zeros(len(plan.lengths), len(responses.chosen), dtype=torch.float64)
     if spaces is not None:
-        deep = deep_spaces(features, recipe.beta, plan.taken)
-        train_spectrum, heldout_spectrum = token_spectra(deep[0].rows(plan.taken), *deep)
-        spectra = train_spectrum, heldout_spectrum
+        spectra = spectra_of(features, recipe, plan)
         path = shared_path(spaces[0], responses, plan, laws.offset)
     heldout_shape = None if spectra is None else spectra[1]
     effective = effective_forecast(heldout_shape, path, responses, plan, laws, rehearsal_margins, pilot_margins)
@@ -135,6 +133,13 @@ def forecast_trained(
         constants=known,
         **vars(drawn),
     )
+
+
+def spectra_of(features: Features, recipe: Recipe, plan: Plan) -> tuple[Spectrum, Spectrum]:
+    """The spectra of the training pairs that training takes, against all training pairs and against held-out ones."""
+    train, heldout = deep_spaces(features, recipe.beta, plan.taken)
+    of_train, of_heldout = token_spectra(train.rows(plan.taken), train, heldout)
+    return of_train, of_heldout
 
 
 @dataclass(frozen=True)
