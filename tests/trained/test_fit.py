@@ -20,7 +20,7 @@ from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, Pair, PairSet, SplitTrajectory, Trajectory
 from margincast.trained.amplitude import AmplitudeLaw
 from margincast.trained.constants import Constants, package_constants
-from margincast.trained.fit import HOLD, fit_constants, fit_growth, fit_offset
+from margincast.trained.fit import HOLD, fit_constants, fit_growth
 from margincast.trained.fit_run import FitRun
 from margincast.trained.forecast import TrainedForecast
 from margincast.trained.growth import GrowthLaw
@@ -77,7 +77,7 @@ def run_of(
 
 def drawn_run(number: int, generator: np.random.Generator) -> TrainedRun:
     """m(s) / beta = A x^p h + (1 - (1 - remaining) x) delta . b(s), with noise of log A alone."""
-    lora, steps = number % 4 == 3, int(generator.choice([20, 40, 80]))
+    lora, steps = number % 4 == 3, int(generator.choice([12, 24, 48]))
     rate = float(generator.choice([5e-6, 1e-5, 2e-5])) * (20.0 if lora else 1.0)
     recipe = Recipe(
         train="lora" if lora else "all", learning_rate=rate, max_steps=steps, eval_steps=steps // 4, beta=0.1,
@@ -129,12 +129,12 @@ def test_the_constants_that_runs_were_made_with_are_found() -> None:
     assert NOISE / 2 < laws.noise.amplitude < 2 * NOISE
 
 
-def test_a_rehearsal_that_tells_the_end_leaves_less_noise() -> None:
-    """Here A is a power of how far the rehearsal got, and nothing else."""
+def test_forecasts_beside_a_rehearsal_have_constants_of_their_own() -> None:
+    """A grows with how far the rehearsal got; the offsets of the end are the rehearsal's, not those of the batch order."""
     beside = constants().laws(with_rehearsal=True)
     assert beside.rehearsal is not None
-    assert beside.rehearsal.power == pytest.approx(0.5, abs=0.1)
-    assert beside.noise.amplitude < constants().from_features.noise.amplitude
+    assert beside.rehearsal.power > 0.1
+    assert NOISE / 2 < beside.noise.amplitude < 2 * NOISE
     assert beside.offset.remaining == 0.0
 
 
@@ -228,8 +228,8 @@ def test_a_file_of_other_constants_is_refused(tmp_path: Path, keys: Sequence[str
         Constants.read(tmp_path / "none")
 
 
-def test_growth_and_offsets_of_the_package_follow_from_the_margins_that_the_bank_keeps() -> None:
-    """Both need no features, which the bank leaves in a cache: only margins, labels and batch orders."""
+def test_growth_of_the_package_follows_from_the_margins_that_the_bank_keeps() -> None:
+    """It needs no features, which the bank leaves in a cache: only margins and labels."""
     from benchmarks.forecast.bank import BANK, rehearsal_of
     from benchmarks.forecast.evaluate import ENOUGH
     from benchmarks.forecast.plan import PLAN
@@ -250,4 +250,3 @@ def test_growth_and_offsets_of_the_package_follow_from_the_margins_that_the_bank
     assert len(runs) == 37
     assert fit_growth(runs).power == pytest.approx(kept.growth.power, rel=1e-9)
     assert fit_growth(runs).slowing == pytest.approx(kept.growth.slowing, rel=1e-9)
-    assert fit_offset(runs) == replace(kept.offset, remaining=1.0)
