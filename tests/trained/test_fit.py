@@ -130,7 +130,7 @@ def test_the_constants_that_runs_were_made_with_are_found() -> None:
 
 
 def test_forecasts_beside_a_rehearsal_have_constants_of_their_own() -> None:
-    """A grows with how far the rehearsal got; the offsets of the end are the rehearsal's, not those of the batch order."""
+    """A grows with how far the rehearsal got, which also says what offsets are left at the end."""
     beside = constants().laws(with_rehearsal=True)
     assert beside.rehearsal is not None
     assert beside.rehearsal.power > 0.1
