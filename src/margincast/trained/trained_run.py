@@ -87,12 +87,13 @@ class TrainedRun:
         run = load_run(folder)
         if run.summary["command"] != "train":
             raise InputError(f"{folder} is a {run.summary['command']}; constants are fitted on runs of train")
+        recipe = Recipe.from_config(run.summary["config"])
+        check_recipe(recipe)
         kept = kept_features(folder)
         cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
         loaded = load_model(model, cache_dir=cache) if isinstance(model, str) else model
         if loaded.hash != kept.model_hash:
             raise InputError(f"{folder} trained {kept.model}, whose weights are not those of {loaded.name}")
-        recipe = Recipe.from_config(run.summary["config"])
         train, heldout = kept.train.pairs, run.trajectory.heldout.pairs
         both = PairSet(train.pairs + heldout.pairs)
         encoding = encode(
