@@ -39,6 +39,8 @@ exact: mc.Forecast = mc.forecast_frozen(features, recipe)
 either = mc.forecast(features, recipe)
 width: float = float(either.heldout.margins[-1].mean())
 fitted: mc.TrainedForecast = mc.forecast_trained(features, recipe)
+constants: mc.Constants = mc.fit_constants([mc.TrainedRun.from_folder("runs/train", loaded, rehearsal=0)])
+elsewhere = mc.forecast(features, recipe, constants=constants)
 low: Estimate = fitted.bands[""].accuracy[-1]
 found: mc.PairAttribution = exact.attribution(pair=7)
 contributions = found.values
@@ -137,7 +139,7 @@ def test_one_call_says_exact_or_fitted(tmp_path: Path) -> None:
     exact = mc.forecast(features, mc.Recipe(train="head", **quick))
     fitted = mc.forecast(features, mc.Recipe(**quick))
     assert isinstance(exact, mc.Forecast) and isinstance(fitted, mc.TrainedForecast)
-    with pytest.raises(mc.InputError, match="takes no rehearsal and no pilot"):
+    with pytest.raises(mc.InputError, match="takes no rehearsal, no pilot and no constants"):
         mc.forecast(features, mc.Recipe(train="head", **quick), pilot=exact)
     shown: list[Any] = [exact, fitted, mc.compare(exact, fitted), mc.inspect_features(features)]
     shown.append(mc.find_issues(features))

@@ -154,7 +154,7 @@ def prior_fitted_curves(seen: Truth, others: Sequence[Truth]) -> Answer:
     """The posterior under LC-PFN's prior; margins in parts of the largest mean margin that another run came to."""
     concepts, steps = range(len(seen.run.concepts)), seen.run.steps
     accuracy = [posterior_median(pilot_points(seen, concept, accurate), steps) for concept in concepts]
-    top = max(float(other.truth[-1].mean()) for other in others)
+    top = max(float(other.margins[-1].mean()) for other in others)
     mean = top * posterior_median(pilot_points(seen, None, lambda margins: margins / top), steps)
     return Answer(seen.pilot.margins, accuracy, mean)
 
@@ -178,7 +178,8 @@ def meta_features(seen: Truth) -> Array:
     whole = [
         len(run.concepts), np.log(len(train)), seen.spread, float(energy[0]), float(energy[:10].sum()),
         -float((energy * energy.clamp_min(1e-12).log()).sum()), float((train.chosen == 1).double().mean()),
-        np.log(seen.length), np.log(run.learning_rate), np.log(run.steps), np.log(run.batch), np.log(run.beta),
+        np.log(seen.length(run.steps)), np.log(run.learning_rate), np.log(run.steps), np.log(run.batch),
+        np.log(run.beta),
         float(run.train == "lora"), float(seen.pilot.margins.mean()), float(rest.mean()), float(shift.abs().mean()),
         float(points.values[-2]), float((np.log(2) - losses) / run.beta / run.pilot), float(norms.log().mean()),
         float((norms[-1] / norms[0]).log()),
@@ -186,7 +187,7 @@ def meta_features(seen: Truth) -> Array:
     shape, probe = seen.shape(ALPHA), seen.shape(PROBE)
     of_train = seen.tensors["train_concept"]
     rows = []
-    for number, members in enumerate(seen.concepts):
+    for number, members in enumerate(seen.groups):
         mine = of_train == number
         own = [
             np.log(float(mine.sum())), float((train.chosen[mine] == 1).double().mean()),
@@ -231,10 +232,10 @@ def fitted(runs: Sequence[Truth]) -> tuple[Any, Any]:
     key = tuple(seen.run for seen in runs)
     if key not in _fitted:
         rows = [meta_features(seen) for seen in runs]
-        truths = np.array([float(accurate(s.truth[-1][members]).mean()) for s in runs for members in s.concepts])
-        sizes = np.array([np.log(max(1e-2, float(seen.truth[-1].mean()))) for seen in runs])
+        truths = np.array([float(accurate(s.margins[-1][members]).mean()) for s in runs for members in s.groups])
+        sizes = np.array([np.log(max(1e-2, float(seen.margins[-1].mean()))) for seen in runs])
         sets = [seen.run.personas for seen in runs]
-        of_concepts = [seen.run.personas for seen in runs for _ in seen.concepts]
+        of_concepts = [seen.run.personas for seen in runs for _ in seen.groups]
         _fitted[key] = (
             best_regressor(np.concatenate(rows), truths, of_concepts),
             best_regressor(np.stack([each.mean(0) for each in rows]), sizes, sets),

@@ -13,9 +13,7 @@ forecast` uses.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
@@ -24,10 +22,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.forecast.baselines import BASELINES
-from benchmarks.forecast.fit import fit
 from benchmarks.forecast.methods import METHODS, Answer
 from benchmarks.forecast.truth import Truth, every_run
-from margincast.trained.noise import LEVEL
+from margincast.trained.fit import fit_constants
+from margincast.trained.noise import COVERAGE
 from margincast.trained.offset import Parts
 
 ENOUGH = 16  # pairs of a batch: rehearsals of smaller ones have too few steps to fit constants on
@@ -35,13 +33,13 @@ ENOUGH = 16  # pairs of a batch: rehearsals of smaller ones have too few steps t
 
 def score(seen: Truth, answer: Answer) -> dict[str, list[float]]:
     """Errors of one answer. Accuracies in points; coverage as 0 and 1."""
-    truth = seen.truth[-1]
+    truth = seen.margins[-1]
     told, true = seen.part(answer.margins), seen.end
     mean = float(answer.margins.mean()) if answer.mean is None else answer.mean
-    truths = [float((truth[rows] > 0).double().mean()) for rows in seen.concepts]
+    truths = [float((truth[rows] > 0).double().mean()) for rows in seen.groups]
     forecast = answer.accuracy
     if forecast is None:
-        forecast = [float((answer.margins[rows] > 0).double().mean()) for rows in seen.concepts]
+        forecast = [float((answer.margins[rows] > 0).double().mean()) for rows in seen.groups]
     result = {
         "accuracy": [100 * (f - t) for f, t in zip(forecast, truths, strict=True)],
         "margin": [mean / float(truth.mean()) - 1],
@@ -59,7 +57,7 @@ def score(seen: Truth, answer: Answer) -> dict[str, list[float]]:
 
 
 def _without_shared(parts: Parts) -> Tensor:
-    return parts.rest + parts.own
+    return parts.rest + parts.concept_offset
 
 
 def _rank(left: Tensor, right: Tensor) -> float:
@@ -69,14 +67,7 @@ def _rank(left: Tensor, right: Tensor) -> float:
 def write_constants(runs: Sequence[Truth]) -> Path:
     """Fit the constants of the package on `runs`."""
     path = Path(str(files("margincast.trained").joinpath("constants.json")))
-    paths = {kind: [r.run.steps * r.run.learning_rate for r in runs if r.run.train == kind] for kind in ("all", "lora")}
-    values = {
-        "fitted_on": f"{len(runs)} runs of {len({run.run.personas for run in runs})} sets of personas, SmolLM2",
-        "paths": {kind: [float(f"{end:.3g}") for end in (min(every), max(every))] for kind, every in paths.items()},
-        "features": asdict(fit(runs, rehearsed=False)),
-        "rehearsed": asdict(fit(runs, rehearsed=True)),
-    }
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    fit_constants([each.trained for each in runs]).save(path)
     return path
 
 
@@ -93,7 +84,7 @@ def main() -> None:
         return
     chosen = [s for s in every_run() if (s.run.last or not arguments.last) and s.run.batch >= arguments.size]
     sets = {seen.run.personas for seen in known}
-    print(f"{len(chosen)} runs tested; {len(known)} runs of {len(sets)} sets to fit on; intervals of {LEVEL:.0%}")
+    print(f"{len(chosen)} runs tested; {len(known)} runs of {len(sets)} sets to fit on; intervals of {COVERAGE:.0%}")
     print(f"{'method':24} runs  accuracy: median, within 6   margin: median   rank  no offset   coverage, width")
     for name, method in (METHODS | BASELINES).items():
         scores: dict[str, list[float]] = {}

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.forecast.fit import apply, fit
-from benchmarks.forecast.truth import RIDGE, Truth, every_run
+from benchmarks.forecast.truth import Truth, every_run, laws_of
 from margincast.frozen.engine.pairspace import choose_form, simulate_in
 from margincast.intervals import Estimate
+from margincast.trained.fit_run import RIDGE
 from margincast.trained.forecast import noise_of
 from margincast.trained.laws import Laws
-from margincast.trained.noise import drawn_accuracies, drawn_runs, interval, learned
+from margincast.trained.noise import accuracies_of, drawn_accuracies, drawn_runs, interval
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def persistence(seen: Truth, others: Sequence[Truth]) -> Answer:
 def power_law(seen: Truth, others: Sequence[Truth]) -> Answer:
     """The pilot's margins times what pilots of other runs grew by, as a power of the steps."""
     growth = [
-        np.log(max(1e-3, float(other.truth[-1].mean())) / max(1e-3, float(other.pilot.margins.mean())))
+        np.log(max(1e-3, float(other.margins[-1].mean())) / max(1e-3, float(other.pilot.margins.mean())))
         / np.log(other.run.steps / other.run.pilot)
         for other in others
     ]
@@ -65,7 +65,7 @@ def frozen(seen: Truth, others: Sequence[Truth]) -> Answer:
 def probe(seen: Truth, others: Sequence[Truth]) -> Answer:
     """Ridge regression on frozen features, its size from other runs."""
     shape = seen.last_spectrum.shape(1.0, 3e-3)
-    size = float(np.median([float(other.truth[-1].mean()) for other in others]))
+    size = float(np.median([float(other.margins[-1].mean()) for other in others]))
     return Answer(shape / shape.mean() * size)
 
 
@@ -83,34 +83,34 @@ def floor(seen: Truth, others: Sequence[Truth]) -> Answer:
     """The same run with another batch order. It is no forecast: it has seen the run's end."""
     for other in every_run():
         if other is not seen and replace(other.run, name="", seed=0) == replace(seen.run, name="", seed=0):
-            return Answer(other.truth[-1])
+            return Answer(other.margins[-1])
     raise LookupError
 
 
 def features_only(seen: Truth, others: Sequence[Truth]) -> Answer:
-    return _ours(seen, fit(others, rehearsed=False))
+    return _ours(seen, laws_of(others, with_rehearsal=False))
 
 
 def with_rehearsal(seen: Truth, others: Sequence[Truth]) -> Answer:
-    return _ours(seen, fit(others, rehearsed=True))
+    return _ours(seen, laws_of(others, with_rehearsal=True))
 
 
 def rehearsal_alone(seen: Truth, others: Sequence[Truth]) -> Answer:
     """The margins of the rehearsal as they are."""
-    return Answer(seen.told)
+    return Answer(seen.rehearsal_margins)
 
 
 def _ours(seen: Truth, laws: Laws) -> Answer:
-    made = apply(seen, laws)
-    reached = None if laws.rehearsal is None else float(seen.told_parts.rest.mean())
+    made = seen.forecast(laws)
+    reached = None if laws.rehearsal is None else float(seen.rehearsal_parts.rest.mean())
     noise = noise_of(laws, reached, None, seen.run.steps)
     ends = torch.tensor([0, len(made.rest) - 1])
     *_, draws = drawn_runs(
-        made.rest[ends], made.shift[ends], seen.plan.lengths[ends], seen.who.concepts, seen.who.kinds, noise
+        made.rest[ends], made.shift[ends], seen.plan.lengths[ends], seen.responses.concepts, seen.responses.kinds, noise
     )
     margins = made.rest[-1] + made.shift[-1]
-    sizes = torch.tensor([len(rows) for rows in seen.concepts])
-    accuracies = drawn_accuracies(learned(margins, seen.concepts)[None], sizes, torch.ones(1), noise)[:, 0, :-1]
+    sizes = torch.tensor([len(rows) for rows in seen.groups])
+    accuracies = drawn_accuracies(accuracies_of(margins, seen.groups)[None], sizes, torch.ones(1), noise)[:, 0, :-1]
     mean = interval(draws.mean(1))
     return Answer(margins, mean=mean.value, spans=([interval(one) for one in accuracies.T], mean))
 

@@ -16,36 +16,35 @@ from typing import Any
 import torch
 
 from benchmarks.forecast.evaluate import ENOUGH
-from benchmarks.forecast.fit import apply, fit
-from benchmarks.forecast.truth import Truth, every_run
+from benchmarks.forecast.truth import Truth, every_run, laws_of
 from margincast.report.figures import CONCEPT_COLOURS, INK, TRAIN, new_figure, save_figure
 from margincast.trained.forecast import noise_of
-from margincast.trained.noise import drawn_accuracies, drawn_runs, interval, learned
+from margincast.trained.noise import accuracies_of, drawn_accuracies, drawn_runs, interval
 
 ASSETS = Path(__file__).parents[2] / "docs" / "assets"
 
 
 def draw(seen: Truth, axes: Sequence[Any], runs: Sequence[Truth]) -> None:
-    laws = fit([run for run in runs if run.run.personas != seen.run.personas], rehearsed=True)
-    made, at = apply(seen, laws), torch.tensor(seen.steps)
+    laws = laws_of([run for run in runs if run.run.personas != seen.run.personas], with_rehearsal=True)
+    made, at = seen.forecast(laws), torch.tensor(seen.steps)
     rest, shift, lengths = made.rest[at], made.shift[at], seen.plan.lengths[at]
-    noise = noise_of(laws, float(seen.told_parts.rest.mean()), None, seen.run.steps)
-    sizes = torch.tensor([len(rows) for rows in seen.concepts])
-    accuracies = drawn_accuracies(learned(rest + shift, seen.concepts), sizes, lengths / lengths[-1], noise)
+    noise = noise_of(laws, float(seen.rehearsal_parts.rest.mean()), None, seen.run.steps)
+    sizes = torch.tensor([len(rows) for rows in seen.groups])
+    accuracies = drawn_accuracies(accuracies_of(rest + shift, seen.groups), sizes, lengths / lengths[-1], noise)
     margins = [
         interval(seen.run.beta * draws.mean(1))
-        for draws in drawn_runs(rest, shift, lengths, seen.who.concepts, seen.who.kinds, noise)
+        for draws in drawn_runs(rest, shift, lengths, seen.responses.concepts, seen.responses.kinds, noise)
     ]
-    colours = CONCEPT_COLOURS[: len(seen.concepts)]
-    true = learned(seen.truth, seen.concepts)
+    colours = CONCEPT_COLOURS[: len(seen.groups)]
+    true = accuracies_of(seen.margins, seen.groups)
     true[0] = 0.0
     for place, (name, colour) in enumerate(zip(seen.run.concepts, colours, strict=True)):
         _band(axes[0], seen.steps, [interval(one) for one in accuracies[..., place].T], colour)
         axes[0].plot(seen.steps, true[:, place], "o", color=colour, markersize=4, label=name)
     _band(axes[1], seen.steps, margins, TRAIN)
-    axes[1].plot(seen.steps, seen.run.beta * seen.truth.mean(1), "o", color=INK, markersize=4)
-    told, end = (seen.run.beta * values[-1] for values in (rest + shift, seen.truth))
-    for rows, colour in zip(seen.concepts, colours, strict=True):
+    axes[1].plot(seen.steps, seen.run.beta * seen.margins.mean(1), "o", color=INK, markersize=4)
+    told, end = (seen.run.beta * values[-1] for values in (rest + shift, seen.margins))
+    for rows, colour in zip(seen.groups, colours, strict=True):
         axes[2].plot(told[rows], end[rows], ".", color=colour, markersize=4)
     axes[2].axline((0.0, 0.0), slope=1.0, color=TRAIN, linewidth=0.8)
     axes[0].set_title(seen.run.name, fontsize=9, color=INK, loc="left")

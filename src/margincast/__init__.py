@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from margincast.frozen.tokens import decompose as decompose
     from margincast.frozen.tokens import displacements as displacements
     from margincast.frozen.tokens import forecast_tokens as forecast_tokens
+    from margincast.frozen.tokens.kernel import linearised_margins as linearised_margins
+    from margincast.frozen.tokens.kernel import sequence_kernel as sequence_kernel
     from margincast.models import LoadedModel as LoadedModel
     from margincast.models import load_model as load_model
     from margincast.passes.tokenize import encode as encode
@@ -82,9 +84,13 @@ if TYPE_CHECKING:
     from margincast.theory.simulation import sweep as sweep
     from margincast.theory.theorems import guarantees as guarantees
     from margincast.theory.tube import flow_tube as flow_tube
+    from margincast.trained.constants import Constants as Constants
+    from margincast.trained.fit import fit_constants as fit_constants
     from margincast.trained.forecast import TrainedForecast as TrainedForecast
     from margincast.trained.forecast import forecast_trained as forecast_trained
+    from margincast.trained.rehearsal import Rehearsal as Rehearsal
     from margincast.trained.rehearsal import rehearse as rehearse
+    from margincast.trained.trained_run import TrainedRun as TrainedRun
     from margincast.training.run import train_model as train_model
     from margincast.training.trl import MarginCallback as MarginCallback
 
@@ -105,6 +111,8 @@ _HOMES = {
     "forecast": "margincast.forecasting",
     "forecast_frozen": "margincast.frozen.forecast",
     "forecast_tokens": "margincast.frozen.tokens",
+    "sequence_kernel": "margincast.frozen.tokens.kernel",
+    "linearised_margins": "margincast.frozen.tokens.kernel",
     "Recipe": "margincast.recipe.recipe",
     "Loss": "margincast.recipe.loss",
     "LOSSES": "margincast.recipe.losses",
@@ -113,6 +121,10 @@ _HOMES = {
     "OPTIMIZERS": "margincast.recipe.optimizers",
     "forecast_trained": "margincast.trained.forecast",
     "rehearse": "margincast.trained.rehearsal",
+    "Rehearsal": "margincast.trained.rehearsal",
+    "Constants": "margincast.trained.constants",
+    "fit_constants": "margincast.trained.fit",
+    "TrainedRun": "margincast.trained.trained_run",
     "attribute": "margincast.frozen.attribution.contributions",
     "counterfactuals": "margincast.frozen.attribution.counterfactual",
     "rerun": "margincast.frozen.attribution.counterfactual",

@@ -11,9 +11,12 @@ from margincast.errors import InputError
 from margincast.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from margincast.features.positions import Positions
     from margincast.frozen.forecast import Forecast
     from margincast.records import Features, Trajectory
+    from margincast.trained.constants import Constants
     from margincast.trained.forecast import TrainedForecast
     from margincast.trained.rehearsal import Rehearsal
 
@@ -29,6 +32,7 @@ def forecast(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
+    constants: Constants | str | Path | None = None,
 ) -> Forecast | TrainedForecast: ...
 
 
@@ -38,6 +42,7 @@ def forecast(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
+    constants: Constants | str | Path | None = None,
 ) -> Trajectory:
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last, of the run of `recipe`.
 
@@ -46,6 +51,7 @@ def forecast(
     recipe: None is `Recipe()`, the paper's run of all weights
     rehearsal: of this run (`rehearse`);  pilot: some first steps of it as trained. Both are of runs that train all
     weights or an adapter, whose forecast is not exact and has intervals
+    constants: of such forecasts, for another model than SmolLM2: from `fit_constants`, or the file they were saved in
 
     Gives a `Forecast`, which is exact and knows what every training pair contributed, where `recipe.train` is "head",
     else a `TrainedForecast`; of positions a plain `Trajectory`, exact too. Raises `InputError` for features, settings
@@ -59,9 +65,9 @@ def forecast(
     if recipe.train != "head":
         from margincast.trained.forecast import forecast_trained
 
-        return forecast_trained(features, recipe, rehearsal=rehearsal, pilot=pilot)
-    if rehearsal is not None or pilot is not None:
-        raise InputError("with train head the forecast is exact: it takes no rehearsal and no pilot")
+        return forecast_trained(features, recipe, rehearsal=rehearsal, pilot=pilot, constants=constants)
+    if rehearsal is not None or pilot is not None or constants is not None:
+        raise InputError("with train head the forecast is exact: it takes no rehearsal, no pilot and no constants")
     from margincast.frozen.forecast import forecast_frozen
 
     return forecast_frozen(features, recipe)

@@ -1,4 +1,7 @@
-"""Which process of a run is this? Runs started by `torchrun` or `accelerate launch` have several, others one."""
+"""Which process of a run is this? Runs started by `torchrun` or `accelerate launch` have several, others one.
+
+Answered by `torch.distributed`, once the processes have met; `cli.launch` reads what a launcher says before.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,6 @@ PATIENCE = timedelta(days=1)
 T = TypeVar("T")
 
 
-def launched() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def sharded() -> bool:
-    """Whether a launcher asked for weights to be sharded over its processes by FSDP."""
-    return launched() and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
-
-
 def join(device: str) -> None:
     """Meet the other processes that the launcher started; each gets its own accelerator where `device` is one."""
     from accelerate import PartialState
@@ -38,7 +31,7 @@ def leave(status: int) -> None:
     The interpreter's own end, while threads of the group are at work, aborted one of two gloo processes now and then.
     The first process has it still: trackers write their last lines then.
     """
-    if launched() and processes() > 1:
+    if processes() > 1:
         import torch.distributed as dist
 
         rank = process()

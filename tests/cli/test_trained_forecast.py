@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,31 @@ def test_responses_of_several_tokens_need_a_rehearsal(model_folder: Path, tmp_pa
     done = forecast(words, "--out", tmp_path / "out")
     assert done.status == 0, done.err
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_constants_come_from_folders_of_train(inputs: Words, model_folder: Path, cache: Path, tmp_path: Path) -> None:
+    """As the page says: runs are read, rehearsed, fitted, and the file that is saved makes a forecast."""
+    import margincast as mc
+
+    kinds = {"fast": ("--learning_rate", "2e-3"), "slow": ("--seed", 2)}
+    for name, words in kinds.items():
+        done = run("train", *inputs, *words, "--out", tmp_path / name)
+        assert done.status == 0, done.err
+    model = mc.load_model(str(model_folder))
+    runs = [mc.TrainedRun.from_folder(tmp_path / name, model, data=name, cache_dir=cache) for name in kinds]
+    trained = mc.load_run(tmp_path / "fast")
+    assert torch.equal(runs[0].trajectory.heldout.margins, trained.trajectory.heldout.margins)
+    assert runs[0].recipe == mc.Recipe.from_config(trained.summary["config"])
+    assert runs[0].features.heldout.pairs.fingerprint == trained.trajectory.heldout.pairs.fingerprint
+    assert all(each.rehearsal is not None and each.features.train.layers is not None for each in runs)
+    constants = mc.fit_constants(runs)
+    assert constants.paths["all"] == (pytest.approx(0.02), pytest.approx(0.04))
+    constants.save(tmp_path / "own.json")
+    known = mc.forecast(runs[0].features, runs[0].recipe, constants=tmp_path / "own.json", rehearsal=runs[0].rehearsal)
+    assert isinstance(known, mc.TrainedForecast) and not known.beyond
+    known.save(tmp_path / "forecast")
+    assert "2 runs of 2 data sets" in (tmp_path / "forecast" / "report.html").read_text()
+    with pytest.raises(mc.InputError, match="constants are fitted on runs of train"):
+        mc.TrainedRun.from_folder(tmp_path / "forecast", model, cache_dir=cache)
+    with pytest.raises(mc.InputError, match="whose weights are not those of another"):
+        mc.TrainedRun.from_folder(tmp_path / "fast", replace(model, name="another", hash="0"), cache_dir=cache)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,10 @@ from margincast.recipe.recipe import Recipe
 from margincast.records import Pair, PairSet
 from margincast.trained.amplitude import AmplitudeLaw
 from margincast.trained.answers import _extrapolate
-from margincast.trained.forecast import forecast_trained, plan_of
+from margincast.trained.constants import package_constants
+from margincast.trained.forecast import forecast_trained
 from margincast.trained.growth import GrowthLaw
+from margincast.trained.inputs import plan_of
 from margincast.trained.laws import (
     Laws,
     PilotLaw,
@@ -32,9 +34,7 @@ from margincast.trained.laws import (
     Responses,
     ShapeLaw,
     effective_forecast,
-    fitted,
     frozen_shape,
-    laws_from,
     shared_path,
 )
 from margincast.trained.noise import Noise, drawn_accuracies, drawn_runs, interval
@@ -295,7 +295,7 @@ def test_a_rehearsal_that_got_far_decides_on_order_and_one_that_got_nowhere_on_n
     size = factor * (float(parts.rest.mean()) + 2.0) ** 0.5
     end = (told.rest + told.shift)[-1]
     assert float(end.mean()) == pytest.approx(size + float(told.shift[-1].mean()), rel=1e-4)
-    assert error(told.shift[-1], 0.5 * path[-1] + 0.5 * parts.shared + parts.own) <= 1e-4
+    assert error(told.shift[-1], 0.5 * path[-1] + 0.5 * parts.shared_offset + parts.concept_offset) <= 1e-4
     assert learned(end, who) == learned(parts.rest, who)
     nothing = effective_forecast(features, path, who, plan, LAWS, 1e-9 * rehearsed / 1e6)
     by_features = replace(LAWS, amplitude=AmplitudeLaw(factor * 2.0**0.5, 0.0, 0.0, 0.0, 1.0), rehearsal=None)
@@ -309,7 +309,7 @@ def test_a_rehearsal_orders_pairs_however_large_its_margins(scale: float) -> Non
     generator = torch.Generator().manual_seed(8)
     rehearsed, frozen = (1.0 + torch.randn(2, 40, generator=generator, dtype=torch.float64)).unbind()
     concepts = torch.zeros(40, dtype=torch.long)
-    law = replace(LAWS.rehearsal, order=scale * float(rehearsed.mean()))
+    law = replace(LAWS.rehearsal, order_nats=scale * float(rehearsed.mean()))
     order, _ = law.mixed(scale * rehearsed, frozen, concepts)
     wanted = rehearsed / rehearsed.std(correction=0) + frozen / frozen.std(correction=0)
     assert error(order, wanted / wanted.mean()) <= 1e-9
@@ -365,7 +365,7 @@ def learned(margins: torch.Tensor, who: Responses) -> list[int]:
 
 
 def test_what_a_rehearsal_must_reach_for_an_end_is_what_reaches_it() -> None:
-    law = fitted(True).rehearsal
+    law = package_constants().laws(with_rehearsal=True).rehearsal
     assert law is not None
     for amplitude in (1.0, 8.0):
         assert law.at(law.needed(20.0, amplitude), amplitude) == pytest.approx(20.0)
@@ -380,14 +380,6 @@ def test_a_pilot_as_long_as_the_run_is_the_run() -> None:
         pilot_margins=PilotMargins(margins, 10),
     )  # fmt: skip
     assert error((told.rest + told.shift)[-1], margins) <= 1e-12
-
-
-def test_the_constants_of_the_package_are_laws() -> None:
-    for rehearsed in (False, True):
-        laws = fitted(rehearsed)
-        assert (laws.rehearsal is not None) == rehearsed
-        assert laws_from(asdict(laws)) == laws
-        assert 0.0 < laws.noise.amplitude < 2.0
 
 
 def test_an_adapter_has_its_own_size() -> None:

@@ -38,9 +38,11 @@ class DistributionOptions:
         from margincast.theory.distribution import preference_distribution
         from margincast.theory.guarantee import tau_1
 
-        made = preference_distribution(self.K, self.Q, self.d, self.shared_norm, self.noise, self.tokens, self.Z)
-        tau_1(made, self.beta, self.tau)
-        return made
+        distribution = preference_distribution(
+            self.K, self.Q, self.d, self.shared_norm, self.noise, self.tokens, self.Z
+        )
+        tau_1(distribution, self.beta, self.tau)
+        return distribution
 
 
 def bounds(options: DistributionOptions, output: OutputOptions) -> None:

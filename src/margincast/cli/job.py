@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from margincast.cli.conditions import Condition, check, check_concepts, conditions_of
+from margincast.cli.launch import launched
 from margincast.errors import InputError
-from margincast.processes import by_first, join, launched, process, processes
+from margincast.processes import by_first, join, process, processes
 from margincast.recipe.fields import options_of
 from margincast.records import Json, Provenance, Result
 from margincast.runs.layout import (

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from margincast.cli.conditions import ConditionHolds
+from margincast.cli.launch import first, launched
 from margincast.cli.signature import call, parameters_of, parts_of
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
@@ -169,7 +170,8 @@ def main(arguments: list[str] | None = None, recipe: type[Recipe] = Recipe) -> N
         else:
             hint = f"unexpected {type(error).__name__}: {error}; --debug shows where"
             status = _fail(error, 1, debug, hint)
-    leave(status or 0)
+    if launched():
+        leave(status or 0)
     sys.exit(status or 0)
 
 
@@ -180,7 +182,7 @@ def _fail(error: BaseException, status: int, debug: bool, message: str | None = 
         traceback.print_exception(error)
     # What is wrong with the input every process of a run finds, and the first says. The others wait: a launcher ends
     # all processes when one has ended, and a late first would be ended with nothing said.
-    if isinstance(error, InputError) and os.environ.get("RANK", "0") != "0":
+    if isinstance(error, InputError) and not first():
         time.sleep(SPEAKING)
     else:
         print(f"margincast: error: {' '.join((message or str(error)).split())}", file=sys.stderr)

@@ -220,7 +220,7 @@ class Plan:
         """Whether `part` is this process's to make: no other process that runs this reproduction is at it."""
         from filelock import FileLock, Timeout
 
-        from margincast.processes import launched
+        from margincast.cli.launch import launched
 
         if launched():  # processes of one launch make every part together
             yield True

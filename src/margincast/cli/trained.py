@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from margincast.cli.forecast import FittedOptions
 from margincast.cli.inputs import PairInputs, Reading, read_inputs, with_features
 from margincast.cli.job import Job, config_of, open_job
+from margincast.cli.launch import sharded
 from margincast.cli.options import OutputOptions, parse_sweep
 from margincast.cli.train import KeepOptions
 from margincast.errors import InputError
@@ -45,13 +46,13 @@ class Beforehand:
 
 
 def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, output: OutputOptions) -> None:
-    from margincast.trained.forecast import check_recipe
+    from margincast.trained.inputs import check_recipe
 
     job = open_job("forecast", output, recipe, fitted, reading.options, reading.pairs, data=reading.data)
     check_recipe(recipe)
     pilot = read_pilot(fitted.pilot, recipe.max_steps)
     # Only a pilot reports to trackers; who forecasts a run need not have those of the run.
-    (recipe if pilot.steps else replace(recipe, report_to="none")).check_trainable()
+    (recipe if pilot.steps else replace(recipe, report_to="none")).check_trainable(sharded=sharded())
     beforehand = Beforehand(pilot, fitted.rehearsal if pilot.trains else 0.0, read_sweep(fitted.sweep, pilot))
     job.say_defaults(recipe)
     inputs = read_inputs(job, reading, recipe.loss)
@@ -135,7 +136,10 @@ def say_trained(job: Job, trajectory: Trajectory, results: Json, swept: str | No
     from margincast.report.trained import answers_in_words
 
     end = trajectory.steps[-1]
-    job.say(f"This is a {trajectory.origin}. It is not exact: intervals are as wide as runs were missed so far.")
+    job.say(
+        f"This is a {trajectory.origin}. It is not exact: intervals are as wide as its error against runs left out of "
+        "the fit."
+    )
     job.table("", tables.BAND_HEADER, tables.band_rows(trajectory.steps, results))
     job.table(f"Step {end}", tables.TRAINED_HEADER, tables.concept_rows(results["concepts"]))
     if swept is not None:
@@ -163,11 +167,11 @@ def rehearsed(job: Job, inputs: PairInputs, recipe: Recipe, share: float) -> Reh
             kept = load_file(path)
             return Rehearsal(kept["heldout"], int(kept["pairs"]))
     steps, batch = size_of(recipe, share)
-    made = rehearse(
+    rehearsal = rehearse(
         inputs.loaded, inputs.encoding, inputs.features, recipe, steps, batch, seed=recipe.seed, progress=job.progress
     )
-    write_tensors(path, {"heldout": made.heldout, "pairs": torch.tensor(made.pairs)}, {"key": key})
-    return made
+    write_tensors(path, {"heldout": rehearsal.heldout, "pairs": torch.tensor(rehearsal.pairs)}, {"key": key})
+    return rehearsal
 
 
 def pilot_of(job: Job, inputs: PairInputs, recipe: Recipe, pilot: Pilot, reading: Reading) -> Trajectory | None:
@@ -205,14 +209,14 @@ def sweep_rows(
     for value in values:
         changed = replace(recipe, **{name: value})
         scaled = None if rehearsal is None else rescaled(rehearsal, inputs.features, recipe, changed)
-        made = forecast_trained(inputs.features, changed, rehearsal=scaled)
+        forecast = forecast_trained(inputs.features, changed, rehearsal=scaled)
         rows.append(
             {
                 name: value,
-                "heldout_accuracy": made.bands[""].accuracy[-1].as_dict(),
-                "heldout_margin": made.bands[""].margin[-1].as_dict(),
-                "stops_rising": stops_rising(made).as_dict(),
-                "beyond": made.beyond,
+                "heldout_accuracy": forecast.bands[""].accuracy[-1].as_dict(),
+                "heldout_margin": forecast.bands[""].margin[-1].as_dict(),
+                "stops_rising": stops_rising(forecast).as_dict(),
+                "beyond": forecast.beyond,
             }
         )
     return rows

@@ -72,14 +72,14 @@ def _nearest(points: PairPoints, pairs: PairSet, opposite: bool) -> Neighbours:
 def _same_words(points: PairPoints, pairs: PairSet, opposite: bool, score: Tensor, partner: Tensor) -> None:
     """Pairs with one prompt are neighbours whatever rounding makes of their cosine."""
     # By dictionary, not by comparison: N rows, not N^2.
-    seen: dict[tuple[str, int, int], list[int]] = {}
+    earlier: dict[tuple[str, int, int], list[int]] = {}
     prompts = (json.dumps(pair.prompt, default=dict) for pair in pairs)
     keys = list(zip(prompts, points.chosen.tolist(), points.rejected.tolist(), strict=True))
     for row, key in enumerate(keys):
-        seen.setdefault(key, []).append(row)
+        earlier.setdefault(key, []).append(row)
     for row, (prompt, chosen, rejected) in enumerate(keys):
         key = (prompt, rejected, chosen) if opposite else (prompt, chosen, rejected)
-        others = [other for other in seen.get(key, [])[:2] if other != row]
+        others = [other for other in earlier.get(key, [])[:2] if other != row]
         if others:
             score[row], partner[row] = 1.0, others[0]
 

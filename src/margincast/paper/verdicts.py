@@ -59,11 +59,11 @@ def cosine_verdicts(cosines: Cosines) -> list[Verdict]:
         ", norm applied twice" if cosines.double_norm else ""
     )
     over = f"{count * (count - 1) // 2} pairs of {count} personas ({what})"
-    own = cosines.centred.diagonal()
-    own = own.where(
-        own > 0.0, float("nan")
+    within = cosines.centred.diagonal()
+    within = within.where(
+        within > 0.0, float("nan")
     ).sqrt()  # a persona whose statements have nothing in common has no direction
-    directions = (cosines.centred / (own[:, None] * own[None, :])).abs()
+    directions = (cosines.centred / (within[:, None] * within[None, :])).abs()
     raw = between(cosines.raw)
     centred = between(cosines.centred.abs())
     apart = between(directions)
@@ -185,11 +185,11 @@ def _ordered(runs: Mapping[int, Sequence[Curves]], weights: str, split: str) -> 
 def _foretold(runs: Mapping[int, Sequence[Curves]], forecasts: Mapping[int, Sequence[Curves]], name: str) -> Verdict:
     """How far the forecast of a run's end was from it, in held-out accuracy or, relative to it, margin."""
 
-    def missed(made: Curves, true: Curves) -> float:
-        told, real = made.heldout[name][-1], true.heldout[name][-1]
+    def missed(forecast: Curves, true: Curves) -> float:
+        expected, real = forecast.heldout[name][-1], true.heldout[name][-1]
         if name == "accuracy":
-            return abs(told - real)
-        return abs(told / real - 1.0) if real else float("nan")
+            return abs(expected - real)
+        return abs(expected / real - 1.0) if real else float("nan")
 
     errors = {k: [missed(*pair) for pair in zip(forecasts[k], runs[k], strict=True)] for k in runs if k in forecasts}
     limit = FORETOLD[name]

@@ -44,8 +44,8 @@ class Pack:
 
     def sees(self, i: Tensor, j: Tensor, window: int | None = None) -> Tensor:
         """Whether node `i` sees node `j`, for broadcastable integers; `window` as in the module's docstring."""
-        seen = (j <= i) & (i < self.end[j])
-        return seen if window is None else seen & (self.depth[i] - self.depth[j] < window)
+        visible = (j <= i) & (i < self.end[j])
+        return visible if window is None else visible & (self.depth[i] - self.depth[j] < window)
 
     def mask(self, dtype: torch.dtype = torch.float32, window: int | None = None) -> Tensor:
         """Additive attention mask, (1, 1, nodes, nodes): 0 where node i sees node j, the lowest number elsewhere."""

@@ -171,12 +171,12 @@ def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
     else:
         width = max(map(len, sequences))
         ids = torch.zeros(len(sequences), width, dtype=torch.long)
-        seen = torch.zeros(len(sequences), width, dtype=torch.long)
+        attended = torch.zeros(len(sequences), width, dtype=torch.long)
         for index, sequence in enumerate(sequences):
             ids[index, : len(sequence)] = torch.tensor(sequence)
-            seen[index, : len(sequence)] = 1
+            attended[index, : len(sequence)] = 1
         paths = tuple(index * width + torch.arange(len(sequence)) for index, sequence in enumerate(sequences))
-        inputs = {"input_ids": ids.to(device), "attention_mask": seen.to(device)}
+        inputs = {"input_ids": ids.to(device), "attention_mask": attended.to(device)}
     row, target, response, first = [], [], [], []
     for index, pair in enumerate(batch):
         start = len(pair.prompt) - 1
@@ -326,11 +326,11 @@ def check_logits(model: Any, batch: Sequence[Encoded]) -> str:
     Raises `RuntimeError` when the logits that margincast computes are not the model's own: its numbers would be wrong.
     """
     ids = torch.tensor([batch[0].inputs[0][:SELF_CHECK_TOKENS]], device=next(model.parameters()).device)
-    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    expected = model(input_ids=ids, use_cache=False).logits[0].float()
     with unembedding_input(model) as received:
         model(input_ids=ids, use_cache=False, **_keep_one(model))
     ours = logits_of(model, received[0][0]).float()
-    gap = float((own - ours).abs().max() / own.abs().max())
+    gap = float((expected - ours).abs().max() / expected.abs().max())
     # The same operations in the same order; float32 gets room for another order of its sums.
     if not gap <= max(1e-5, 4 * torch.finfo(unwrapped(model).dtype).eps):
         raise RuntimeError(

@@ -42,8 +42,8 @@ class Option:
 
 def option(default: T, help: str, panel: str = TRAINING, **limits: Any) -> T:
     """A field with this default and `Option`."""
-    made: T = field(default=default, metadata={"option": Option(help, panel, **limits)})
-    return made
+    described: T = field(default=default, metadata={"option": Option(help, panel, **limits)})
+    return described
 
 
 def options_of(kind: type[DataclassInstance]) -> dict[str, Option]:

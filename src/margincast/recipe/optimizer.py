@@ -76,7 +76,7 @@ class Optimizer:
         raise InputError(f"{type(self).__name__} divides its gradients by nothing known; give it `divisor`")
 
     def without_decay(self) -> Optimizer:
-        """The same rule, which pulls no weight in."""
+        """The same rule without weight decay."""
         return self
 
     def torch_optimizer(self) -> tuple[type[Any], dict[str, Any]] | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from margincast.errors import InputError
-from margincast.processes import sharded
 from margincast.recipe.fields import INPUT, check_fields, option
 from margincast.recipe.losses import LOSS_PARAMETERS, LOSSES, Loss, get_loss
 from margincast.recipe.optimizer import Optimizer
@@ -183,12 +182,15 @@ class Recipe:
         """Steps of warm-up, as transformers counts a share of them."""
         return math.ceil(self.warmup_steps * self.steps) if self.warmup_steps < 1 else int(self.warmup_steps)
 
-    def check_trainable(self) -> None:
-        """Raises `InputError` for what a forecast can follow and a training run cannot, and for missing packages."""
+    def check_trainable(self, sharded: bool = False) -> None:
+        """Raises `InputError` for what a forecast can follow and a training run cannot, and for missing packages.
+
+        sharded: whether several processes share the weights by FSDP
+        """
         if self.rule.torch_optimizer() is None:
             able = [name for name, kind in OPTIMIZERS.all().items() if kind().torch_optimizer() is not None]
             raise InputError(f"optimizer {self.optimizer!r} cannot train; use one of: {', '.join(able)}")
-        if self.train == "head" and sharded():
+        if self.train == "head" and sharded:
             # FSDP sums gradients of what a layer's output depends on; with a frozen backbone that is nothing.
             raise InputError(
                 "train head cannot have its weights sharded by FSDP: launch it without, or as one process; "

@@ -130,10 +130,12 @@ def interaction_over_time(interaction: Mapping[str, Any]) -> Figure:
             if name not in interaction["trained"]:
                 continue
             b, a = interaction["heldout"].index(name), interaction["trained"].index(name)
-            own = [matrix[a][b] for matrix in interaction[kind]]
+            within = [matrix[a][b] for matrix in interaction[kind]]
             others = [sum(row[b] for k, row in enumerate(matrix) if k != a) for matrix in interaction[kind]]
             first = name == interaction["heldout"][0]
-            axis.plot(interaction["steps"], own, color="#0072b2", linewidth=1.2, label="own concept" if first else None)
+            axis.plot(
+                interaction["steps"], within, color="#0072b2", linewidth=1.2, label="own concept" if first else None
+            )
             axis.plot(
                 interaction["steps"], others, color=HELDOUT, linewidth=1.2, linestyle=(0, (4, 1.5)),
                 label="all other concepts" if first else None,

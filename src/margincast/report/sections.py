@@ -19,7 +19,7 @@ from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.report.reproduction import reproduction_sections
 from margincast.report.simulation import simulation_sections
-from margincast.report.trained import LIMITS, answers_in_words
+from margincast.report.trained import answers_in_words, limits
 from margincast.runs import load
 from margincast.runs.store import write_text
 
@@ -133,7 +133,7 @@ def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     return [
         Section(
             title="Forecast",
-            texts=[f"This is a {results['origin']}. It is not exact.", LIMITS],
+            texts=[f"This is a {results['origin']}. It is not exact.", limits(results)],
             reading=answers_in_words(results, steps[-1]),
             figures=[
                 PageFigure(

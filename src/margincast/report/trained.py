@@ -10,14 +10,12 @@ from matplotlib.figure import Figure
 from margincast.records import Json
 from margincast.report.figures import INK, TRAIN, finish_curves, legend_height, new_figure, styles
 from margincast.trained.answers import Pairs, still_rising, stops_rising
+from margincast.trained.constants import package_constants
 from margincast.trained.forecast import TrainedForecast
-from margincast.trained.noise import LEVEL
+from margincast.trained.noise import COVERAGE
 
 MOST = 0.5  # of the drawn runs
-LIMITS = (
-    "The constants behind it come from runs of SmolLM2-135M on persona questions with AdamW. On another model or other "
-    "data the order of concepts is likelier to hold than the size of margins; margincast compare, after training, says."
-)
+PACKAGE = "runs of SmolLM2-135M on persona questions with AdamW"  # where results name no other constants
 
 
 def band_curves(forecast: TrainedForecast) -> Figure:
@@ -40,11 +38,20 @@ def band_curves(forecast: TrainedForecast) -> Figure:
     return figure
 
 
+def limits(results: Mapping[str, Any]) -> str:
+    """Where the constants of a forecast are from, and what to trust elsewhere."""
+    return (
+        f"The constants behind it come from {results.get('constants', PACKAGE)}. On another model or other data the "
+        "order of concepts is likelier to hold than the size of margins; margincast compare, after training, says."
+    )
+
+
 def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> Json:
     """What `summary.json` has of it besides what every forecast has: intervals of 90%, and answers."""
     named = {name: band for name, band in forecast.bands.items() if name}
+    known = forecast.constants
     return {
-        "interval": LEVEL,
+        "interval": COVERAGE,
         "concepts": {
             name: {
                 "heldout_margin": band.margin[-1].as_dict(),
@@ -59,11 +66,12 @@ def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> Json:
         "still_rising": still_rising(forecast),
         "more_pairs": None if pairs is None else vars(pairs),
         "path": {"length": forecast.length, "tested": list(forecast.tested), "beyond": forecast.beyond},
+        **({} if known == package_constants() else {"constants": known.fitted_on}),
     }
 
 
 def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
-    """How far to trust it, when to stop, whether more pairs would help, who lags."""
+    """How far to trust it, when to stop, whether more pairs would help, which concept lags."""
     stop, rising, path = results["stops_rising"], results["still_rising"], results["path"]
     known = "those of the runs behind the constants to {:.2g} to {:.2g}".format(*path["tested"])
     texts = []

@@ -38,11 +38,11 @@ def mean_cosines(embeddings: Tensor, member: Tensor) -> Tensor:
     cosines = (sums @ sums.T) / (counts[:, None] * counts[None, :])
     # An embedding's product with itself is 1, or 0 for one of length zero: data that centring leaves nothing of.
     itself = member @ directions.square().sum(dim=1)
-    own = (sums.square().sum(dim=1) - itself) / (counts * (counts - 1))
-    own[counts < 2] = float("nan")
+    within = (sums.square().sum(dim=1) - itself) / (counts * (counts - 1))
+    within[counts < 2] = float("nan")
     cosines[counts == 0, :] = float("nan")
     cosines[:, counts == 0] = float("nan")
-    return cosines.fill_diagonal_(0.0) + torch.diag(own)
+    return cosines.fill_diagonal_(0.0) + torch.diag(within)
 
 
 def centred(embeddings: Tensor) -> Tensor:

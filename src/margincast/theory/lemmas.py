@@ -97,9 +97,9 @@ def predicted_velocity(distribution: PreferenceDistribution, clusters: Tensor, m
     slopes = torch.sigmoid(-margins)
     totals = slopes.new_zeros(2 * distribution.K).index_add_(0, clusters, slopes)
     shared = distribution.shared_norm**2
-    own, opposite = totals[clusters], totals[clusters ^ 1]
+    same, opposite = totals[clusters], totals[clusters ^ 1]
     itself = distribution.d * distribution.noise**2 * slopes
-    return 2.0 * beta**2 / distribution.N * ((1.0 + shared) * own + (1.0 - shared) * opposite + itself)
+    return 2.0 * beta**2 / distribution.N * ((1.0 + shared) * same + (1.0 - shared) * opposite + itself)
 
 
 def velocity_slack(distribution: PreferenceDistribution, margins: Tensor, beta: float, epsilon: float) -> float:

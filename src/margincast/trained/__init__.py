@@ -1,1 +1,1 @@
-"""What will training every weight do? Effective models of it, from frozen features and a short pilot."""
+"""What will training every weight do? Forecasts with intervals, from frozen features, a rehearsal and a pilot."""

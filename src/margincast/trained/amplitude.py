@@ -34,11 +34,11 @@ class AmplitudeLaw:
     adapter: float
 
     def at(self, length: float, pairs: int, spread: float, lora: bool) -> float:
-        """A in nats. length: path length in units of `time.UNIT`;  spread: see `spread_of`"""
+        """A in nats. length: path length in units of `time.UNIT`;  spread: see `bounded_spread`"""
         value = self.scale * length**self.length * float(pairs) ** self.pairs * spread**self.spread
         return float(value * (self.adapter if lora else 1.0))
 
 
-def spread_of(shape: Tensor) -> float:
+def bounded_spread(shape: Tensor) -> float:
     """sigma of a shape whose mean is 1, (pairs,)."""
     return min(max(float(spread(shape)), 1.0 / WIDEST), WIDEST)

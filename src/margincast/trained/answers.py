@@ -13,10 +13,11 @@ from torch import Tensor
 from margincast.intervals import Estimate
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features
-from margincast.trained.forecast import TrainedForecast, deep_spaces, plan_of, responses_of
-from margincast.trained.laws import fitted, frozen_shape
-from margincast.trained.noise import LEVEL
-from margincast.trained.shape import LARGEST, Spectrum, token_spectra
+from margincast.trained.forecast import TrainedForecast
+from margincast.trained.inputs import deep_spaces, plan_of, responses_of
+from margincast.trained.laws import frozen_shape
+from margincast.trained.noise import COVERAGE
+from margincast.trained.shape import KERNEL_PAIRS, Spectrum, token_spectra
 
 NEAR = 0.01  # of accuracy: what is still to be gained where accuracy has stopped rising
 SHARES, DRAWS = (0.125, 0.25, 0.5), 4
@@ -26,7 +27,7 @@ def stops_rising(forecast: TrainedForecast) -> Estimate:
     """The recorded step from which held-out accuracy gains no more than a point, in the drawn runs."""
     best = forecast.draws[:, -1:] - NEAR
     first = torch.tensor(forecast.steps, dtype=torch.float64)[(forecast.draws >= best).double().argmax(1)]
-    quantiles = torch.tensor([0.5, 0.5 - LEVEL / 2, 0.5 + LEVEL / 2], dtype=torch.float64)
+    quantiles = torch.tensor([0.5, 0.5 - COVERAGE / 2, 0.5 + COVERAGE / 2], dtype=torch.float64)
     value, low, high = torch.quantile(first, quantiles, interpolation="nearest").tolist()
     return Estimate(value, low, high)
 
@@ -57,11 +58,11 @@ def more_pairs(features: Features, recipe: Recipe, forecast: TrainedForecast) ->
     Concepts keep their shares. The subsets of a size are averaged over a few draws.
     """
     taken = plan_of(recipe, len(features.train.pairs)).taken
-    if forecast.spectrum is None or len(taken) > LARGEST:
+    if forecast.spectrum is None or len(taken) > KERNEL_PAIRS:
         return None
     train, heldout = deep_spaces(features, recipe.beta, taken)
     train, concepts = train.rows(taken), responses_of(features, features.train).concepts[taken]
-    responses, laws = responses_of(features, features.heldout), fitted(rehearsed=False)
+    responses, laws = responses_of(features, features.heldout), forecast.constants.from_features
     nats = float(forecast.heldout.margins[-1].double().mean()) / recipe.beta
     generator = torch.Generator().manual_seed(0)
 

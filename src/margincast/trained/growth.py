@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALLEST, LARGEST = 0.7, 4.0  # powers that runs have: outside of them the line is an extrapolation
+SMALLEST_POWER, LARGEST_POWER = 0.7, 4.0  # powers that runs have: outside of them the line is an extrapolation
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class GrowthLaw:
     def of(self, end: float) -> float:
         """The power for a run that ends at `end` nats."""
         power = self.power + self.slowing * float(torch.tensor(max(end, 1e-3)).log())
-        return min(max(power, SMALLEST), LARGEST)
+        return min(max(power, SMALLEST_POWER), LARGEST_POWER)
 
     def factors(self, x: Tensor, end: float) -> Tensor:
         """A(x) / A(1)."""

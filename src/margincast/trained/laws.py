@@ -1,21 +1,19 @@
-"""What will margins do when every weight trains? The effective model, put together, and its constants.
+"""What will margins do when every weight trains? The effective model, put together.
 
     m_j(s) / beta = A(s) h_j + delta_j . b(s)
 
 h and A come from frozen features (`shape`, `amplitude`) or from a rehearsal (`rehearsal`), A's way to the end from
 `growth`, b from the batch order (`offset`) and the rehearsal. A pilot, some first steps of the run itself, corrects all
-of them by what it saw, the more the longer it is. The constants were fitted on true runs by `benchmarks/forecast`.
+of them by what it recorded, the more the longer it is. The numbers in all laws are in `constants`; `fit` estimates them
+from finished runs.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +22,7 @@ from margincast.frozen.engine.state import TokenSpace
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
 from margincast.recipe.optimizer import Optimizer
-from margincast.records import Json
-from margincast.trained.amplitude import ALPHA, AmplitudeLaw, spread_of
+from margincast.trained.amplitude import ALPHA, AmplitudeLaw, bounded_spread
 from margincast.trained.growth import GrowthLaw
 from margincast.trained.noise import Noise
 from margincast.trained.offset import Kind, OffsetLaw, Parts, kinds_of, offset_path, parted
@@ -33,7 +30,7 @@ from margincast.trained.rehearsal_law import RehearsalLaw, levelled
 from margincast.trained.shape import Spectrum, unit
 from margincast.trained.time import ADAPTER_UNIT, UNIT
 
-LARGEST = 4.0  # factor by which margins are made larger, or smaller, again after their signs were set
+LARGEST_RESCALING = 4.0  # factor by which margins are made larger, or smaller, again after their signs were set
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class ShapeLaw:
 
 @dataclass(frozen=True)
 class PilotLaw:
-    """What a pilot saw at x, its part of the path, counts by x^exponent: for amplitude, offsets and shape."""
+    """What a pilot recorded at x, its part of the path, counts by x^exponent: for amplitude, offsets and shape."""
 
     amplitude: float
     offset: float
@@ -60,7 +57,7 @@ class PilotLaw:
 
 @dataclass(frozen=True)
 class Laws:
-    """rehearsal: None where the forecast is from features alone"""
+    """All constants of a forecast, law by law. rehearsal: None where the forecast is from features alone"""
 
     offset: OffsetLaw
     amplitude: AmplitudeLaw
@@ -69,36 +66,6 @@ class Laws:
     rehearsal: RehearsalLaw | None
     pilot: PilotLaw
     noise: Noise
-
-
-def fitted(rehearsed: bool) -> Laws:
-    """The constants that the bank's runs gave, for forecasts with or without a rehearsal."""
-    return laws_from(_constants()["rehearsed" if rehearsed else "features"])
-
-
-def tested_paths(lora: bool) -> tuple[float, float]:
-    """The shortest and the longest path, a sum of learning rates, of the runs behind the constants."""
-    low, high = _constants()["paths"]["lora" if lora else "all"]
-    return low, high
-
-
-def _constants() -> Json:
-    text = files("margincast.trained").joinpath("constants.json").read_text("utf-8")
-    values: Json = json.loads(text)
-    return values
-
-
-def laws_from(values: Mapping[str, Any]) -> Laws:
-    """Laws from what `dataclasses.asdict` made of them."""
-    kinds = {
-        "offset": OffsetLaw, "amplitude": AmplitudeLaw, "growth": GrowthLaw, "shape": ShapeLaw, "pilot": PilotLaw,
-        "noise": Noise,
-    }  # fmt: skip
-    parts: Json = {name: kind(**values[name]) for name, kind in kinds.items()}
-    rehearsal = values["rehearsal"]
-    if rehearsal is not None:
-        rehearsal = RehearsalLaw(**{**rehearsal, "amplitude": AmplitudeLaw(**rehearsal["amplitude"])})
-    return Laws(**parts, rehearsal=rehearsal)
 
 
 @dataclass(frozen=True)
@@ -134,7 +101,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Responses:
-    """Whose margins these are. chosen, rejected: (pairs,) token indices;  concepts: (pairs,) numbers"""
+    """The responses and concepts of pairs. chosen, rejected: (pairs,) token indices;  concepts: (pairs,) numbers"""
 
     chosen: Tensor
     rejected: Tensor
@@ -152,7 +119,7 @@ class Responses:
 
 @dataclass(frozen=True)
 class PilotMargins:
-    """What a pilot showed after `step` steps. margins: (pairs,) over beta"""
+    """What a pilot recorded after `step` steps. margins: (pairs,) over beta"""
 
     margins: Tensor
     step: int
@@ -208,9 +175,12 @@ def effective_forecast(
         shift = shift + x[:, None] * law.offsets(parts, None if features is None else responses.concepts)
     rest = end * shape
     if level is not None:
-        # As many pairs learned as `level` has them, in the order that offsets make, and as large as before.
+        # The accuracy of `level` in every concept, the order that offsets make, and a mean as large as before.
         ends = levelled(rest + shift[-1], level, responses.concepts)
-        rest = ends * ((end + shift[-1].mean()) / ends.mean()).clamp(1.0 / LARGEST, LARGEST) - shift[-1]
+        rest = (
+            ends * ((end + shift[-1].mean()) / ends.mean()).clamp(1.0 / LARGEST_RESCALING, LARGEST_RESCALING)
+            - shift[-1]
+        )
     effective = EffectiveForecast(laws.growth.factors(x, end)[:, None] * rest, shift)
     return effective if pilot_margins is None else corrected(effective, responses, x, pilot_margins, laws.pilot)
 
@@ -222,13 +192,13 @@ def frozen_shape(features: Spectrum, responses: Responses, law: ShapeLaw, end: f
 
 def shape_spread(features: Spectrum | None, responses: Responses, law: ShapeLaw) -> float:
     """sigma of `amplitude`; where there are no features, that of a shape that spreads as far as its mean is."""
-    return 1.0 if features is None else spread_of(unit(responses.part(features.shape(ALPHA, law.ridge)).rest))
+    return 1.0 if features is None else bounded_spread(unit(responses.part(features.shape(ALPHA, law.ridge)).rest))
 
 
 def corrected(
     effective: EffectiveForecast, responses: Responses, x: Tensor, pilot_margins: PilotMargins, law: PilotLaw
 ) -> EffectiveForecast:
-    """`effective` after a pilot: the gap between it and what the pilot showed counts by its part of the run."""
+    """`effective` after a pilot: the gap between it and what the pilot recorded counts by its part of the run."""
     part = float(x[pilot_margins.step] / x[-1])
     parts = responses.part(pilot_margins.margins.double())
     expected, reached = float(effective.rest[pilot_margins.step].mean()), float(parts.rest.mean())

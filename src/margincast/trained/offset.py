@@ -28,16 +28,16 @@ from margincast.trained.time import UNIT
 @dataclass(frozen=True)
 class OffsetLaw:
     """rate: nats a token's shared logit moves in a step of learning rate `time.UNIT`;  growth: per path length
-    left: the part of this path that is still to be seen at the end of a run, where offsets wander
+    remaining: the part of this path that is still there at the end of a run, where offsets wander
     """
 
     rate: float
     growth: float
-    left: float = 1.0
+    remaining: float = 1.0
 
     def fading(self, x: Tensor) -> Tensor:
-        """What is left of the path at x, the part of the run that is behind."""
-        return 1.0 - (1.0 - self.left) * x
+        """The part of the path that is still there at x, the part of the run that is behind."""
+        return 1.0 - (1.0 - self.remaining) * x
 
 
 def offset_path(
@@ -62,9 +62,9 @@ def offset_path(
     slots: dict[str, Tensor] = {}
     path, travelled = [logits], 0.0
     for step, (batch, learning_rate) in enumerate(zip(batches, learning_rates, strict=True), start=1):
-        mine, other = chosen[batch.rows], rejected[batch.rows]
-        push = batch.weights * loss.slope(beta * (logits[mine] - logits[other]))
-        gradient = torch.zeros_like(logits).index_add(0, mine, push).index_add(0, other, -push)
+        of_chosen, of_rejected = chosen[batch.rows], rejected[batch.rows]
+        push = batch.weights * loss.slope(beta * (logits[of_chosen] - logits[of_rejected]))
+        gradient = torch.zeros_like(logits).index_add(0, of_chosen, push).index_add(0, of_rejected, -push)
         unit = optimizer.update(gradient, logits, slots, step, 1.0)
         logits = logits + law.rate * learning_rate / UNIT * (1.0 + law.growth * travelled) * unit
         travelled += learning_rate / UNIT
@@ -74,16 +74,19 @@ def offset_path(
 
 @dataclass(frozen=True)
 class Parts:
-    """Margins as a sum, (..., pairs) each: `rest`, the shift that all pairs of the same two tokens share, and what each
-    concept adds to it."""
+    """Margins over beta as a sum of three parts, (..., pairs) each.
+
+    shared_offset: the shift that all pairs of the same two tokens share;  concept_offset: what each concept adds to it
+    rest: the margin without both
+    """
 
     rest: Tensor
-    shared: Tensor
-    own: Tensor
+    shared_offset: Tensor
+    concept_offset: Tensor
 
     @property
     def shift(self) -> Tensor:
-        return self.shared + self.own
+        return self.shared_offset + self.concept_offset
 
 
 @dataclass(frozen=True)
@@ -100,24 +103,24 @@ class Kind:
 
 
 def kinds_of(chosen: Tensor, rejected: Tensor, concepts: Tensor | None = None) -> list[Kind]:
-    """The kinds of pairs with members of both preferences: of others a shift cannot be told from margins."""
+    """The kinds of pairs with members of both preferences: of others margins do not show a shift."""
     groups = torch.zeros_like(chosen) if concepts is None else concepts
     low, high = torch.minimum(chosen, rejected), torch.maximum(chosen, rejected)
     keys = torch.stack([groups, low, high], dim=1)
     found = []
     for group, first, second in sorted({tuple(key) for key in keys.tolist()}):
-        mine = (groups == group) & (low == first) & (high == second)
-        kind = Kind(mine & (chosen == first), mine & (chosen == second))
+        members = (groups == group) & (low == first) & (high == second)
+        kind = Kind(members & (chosen == first), members & (chosen == second))
         if bool(kind.up.any()) and bool(kind.down.any()):
             found.append(kind)
     return found
 
 
-def parted(margins: Tensor, shared: Sequence[Kind], own: Sequence[Kind]) -> Parts:
-    """`margins`, (..., pairs), in parts. shared, own: the kinds of all pairs, and those of every concept"""
-    common = shift_of(margins, shared)
-    concept = shift_of(margins - common, own)
-    return Parts(margins - common - concept, common, concept)
+def parted(margins: Tensor, of_all: Sequence[Kind], of_concepts: Sequence[Kind]) -> Parts:
+    """`margins`, (..., pairs), in parts. of_all: the kinds of all pairs;  of_concepts: those of every concept"""
+    shared = shift_of(margins, of_all)
+    of_concept = shift_of(margins - shared, of_concepts)
+    return Parts(margins - shared - of_concept, shared, of_concept)
 
 
 def shift_of(margins: Tensor, kinds: Sequence[Kind]) -> Tensor:

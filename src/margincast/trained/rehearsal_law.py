@@ -1,7 +1,7 @@
-"""What does a rehearsal say of the run? How far it gets, in which order its pairs are learned, and how many.
+"""What does a rehearsal say of the run? How far it gets, the order of its pairs, and its accuracy.
 
-A rehearsal's noise is about the same in nats however far it gets, so that it counts by what it reached, and beside it
-stands the frozen shape: in the order of pairs soon, in how many of a concept are learned only late.
+A rehearsal's noise is about the same in nats however far it gets. So the weight of a rehearsal against the frozen shape
+grows with the nats it reached: soon for the order of pairs, late for the accuracy of each concept.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from margincast.trained.amplitude import AmplitudeLaw
 from margincast.trained.offset import Parts
 from margincast.trained.shape import spread, unit
 
-FLOOR = 2.0  # nats that are added to what a rehearsal reached: less than them is not told from nothing
+FLOOR = 2.0  # nats that are added to what a rehearsal reached: below them a rehearsal is all noise
 
 
 @dataclass(frozen=True)
 class RehearsalLaw:
     """How far a run gets by how far its rehearsal got, R: A = (R + 2)^power, times an `AmplitudeLaw` of its own.
 
-    order: nats reached in a rehearsal at which it counts as much as frozen features do for the order of pairs
-    level: the same for how many pairs of a concept are learned
-    shared, own: parts of the rehearsal's offsets, in nats, that the run has too
+    order_nats: how far a rehearsal has got where it counts as much as frozen features do, for the order of pairs
+    accuracy_nats: the same for the accuracy of each concept
+    shared_offset, concept_offset: the parts of the rehearsal's offsets that the run has too
     """
 
     amplitude: AmplitudeLaw
     power: float
-    order: float
-    level: float
-    shared: float
-    own: float
+    order_nats: float
+    accuracy_nats: float
+    shared_offset: float
+    concept_offset: float
 
     def at(self, reached: float, amplitude: float) -> float:
         """A in nats. reached: R;  amplitude: what `self.amplitude` gives for the run"""
@@ -45,12 +45,12 @@ class RehearsalLaw:
 
     def doubt(self, reached: float) -> float:
         """How much less sure than after a long way a forecast is: the noise times this."""
-        return math.sqrt(1.0 + (self.order / max(reached, self.order / 2.0)) ** 2)
+        return math.sqrt(1.0 + (self.order_nats / max(reached, self.order_nats / 2.0)) ** 2)
 
     def mixed(self, rehearsed: Tensor, frozen: Tensor, concepts: Tensor) -> tuple[Tensor, Tensor]:
         """A run's shape, from the frozen one and from margins over beta of its rehearsal without offsets, weighed
-        twice: for the order of pairs, and for how many are learned. (pairs,) with a mean of 1 each."""
-        order, level = (trusted(rehearsed, concepts, nats) for nats in (self.order, self.level))
+        twice: for the order of pairs, and for accuracies. (pairs,) with a mean of 1 each."""
+        order, level = (trusted(rehearsed, concepts, nats) for nats in (self.order_nats, self.accuracy_nats))
         rehearsal_margins = unit(rehearsed)
         ordered = order * rehearsed / spread(rehearsed) + (1.0 - order) * frozen / spread(frozen)
         return unit(ordered), unit(level * rehearsal_margins + (1.0 - level) * frozen)
@@ -60,8 +60,8 @@ class RehearsalLaw:
 
         Labels out of balance show early in what all concepts share; in concepts, only where they are learned.
         """
-        trust = torch.ones_like(parts.rest) if concepts is None else trusted(parts.rest, concepts, self.order)
-        return self.shared * parts.shared + trust * self.own * parts.own
+        trust = torch.ones_like(parts.rest) if concepts is None else trusted(parts.rest, concepts, self.order_nats)
+        return self.shared_offset * parts.shared_offset + trust * self.concept_offset * parts.concept_offset
 
 
 def weight(reached: Tensor, nats: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which held-out pairs gain more than others, before any training? Spectral shapes of what inner layers say of them.
+"""Which held-out pairs will gain more than others? Spectral shapes of the outputs of inner layers, before training.
 
 Every weight trains, so that what layers before the last know comes into use too: the outputs of some are put side by
 side as a pair's features. (Middle layers foresee training better than the last one: measured, docs.) With g^ a feature
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from margincast.frozen.engine.state import TokenSpace
 
-LARGEST = 4000  # training pairs whose kernel is diagonalised: 128 MB, half a minute. Of more, as many spread evenly.
+KERNEL_PAIRS = 4000  # training pairs whose kernel is diagonalised, 128 MB: of more, as many spread evenly
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,19 @@ def side_by_side(taken: Tensor, *splits: Tensor) -> list[Tensor]:
     return [torch.nn.functional.normalize(each.double() - mean, dim=-1).flatten(1) for each in splits]
 
 
-def token_spectra(train: TokenSpace, *others: TokenSpace) -> tuple[Spectrum, ...]:
-    """The spectrum of centred features of `train`, or of `LARGEST` of them, spread evenly, against each of `others`:
-    pairs whose responses are one token."""
+def token_spectra(train: TokenSpace, *spaces: TokenSpace) -> tuple[Spectrum, ...]:
+    """The spectrum of centred features of `train`, or of `KERNEL_PAIRS` of them, spread evenly, against each of
+    `spaces`: pairs whose responses are one token."""
     mean = train.features.double().mean(0)
-    rows = torch.linspace(0, len(train) - 1, min(len(train), LARGEST), dtype=torch.float64).round().long()
+    rows = torch.linspace(0, len(train) - 1, min(len(train), KERNEL_PAIRS), dtype=torch.float64).round().long()
 
     def centred(space: TokenSpace) -> TokenSpace:
         return TokenSpace(space.features.double() - mean, space.chosen, space.rejected, space.beta, space.tokens)
 
-    own = centred(train).rows(rows)
-    values, vectors = torch.linalg.eigh(own.kernel(own))
+    drawn = centred(train).rows(rows)
+    values, vectors = torch.linalg.eigh(drawn.kernel(drawn))
     values, weights = values.clamp_min(0.0), vectors.sum(0)
-    return tuple(Spectrum(values, weights, centred(other).kernel(own) @ vectors) for other in others)
+    return tuple(Spectrum(values, weights, centred(space).kernel(drawn) @ vectors) for space in spaces)
 
 
 def unit(shape: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def step_of(folder: Path) -> int:
 
 
 def last_checkpoint(state: Path, missing: Callable[[int], Iterable[int]], say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint in `state` that a run can go on from; those that it cannot are removed, and `say` is told.
+    """The newest checkpoint in `state` that a run can go on from; others are removed, and `say` gets a line for each.
 
     missing: the steps up to one that should be recorded and are not
     """

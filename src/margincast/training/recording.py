@@ -1,4 +1,4 @@
-"""How is a real run remembered? Log-probabilities of the recorded pairs, each step on disk as it is made."""
+"""How is a real run recorded? As log-probabilities of the recorded pairs, written to disk at every recorded step."""
 
 from __future__ import annotations
 

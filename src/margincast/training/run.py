@@ -23,7 +23,7 @@ from margincast.models.load import LoadedModel, untie
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoded, Encoding
-from margincast.processes import by_first, everyone, process, processes, sharded
+from margincast.processes import by_first, everyone, process, processes
 from margincast.recipe.losses import refuse_length_normalized
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, Trajectory
@@ -59,8 +59,7 @@ def train_model(
     steps from which the same call continues after an interruption. All processes of a run must share it.
     stop_after: the step at which to pause, recorded too; `folder` is left as by an interruption there
     keep_state: leave what an interrupted run needs, for a caller that has more to write before the run is finished and
-    then calls `forget_state`;  say: is told which checkpoints could not be used
-
+    then calls `forget_state`;  say: gets a line for every checkpoint that could not be used
 
     Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not the reference, when
     another process trains in `folder`, and when the loss divides log-ratios by the length of responses that are longer
@@ -82,6 +81,7 @@ def train_model(
         recording = Recording(evaluator, state, recorded, features.heldout.pairs)
         recorder = Recorder(recording, recipe, features, stop_after)
         trainer = trainer_of(model, rows, features, recipe, state, packed)
+        recipe.check_trainable(sharded=trainer.is_fsdp_enabled)
         for callback in [recorder, *([ProgressBar()] if progress else [])]:
             trainer.add_callback(callback)
         recorder.trainer = trainer
@@ -126,7 +126,7 @@ def prepared(loaded: LoadedModel, recipe: Recipe) -> Any:
 
 
 def finish(trainer: MarginTrainer, loaded: LoadedModel, folder: Path, save_model: bool) -> None:
-    """Keep the log and the model of a run that has taken its last step, and nothing of the way there."""
+    """Write the log and, with `save_model`, the model of a run that has taken its last step."""
     weights = whole_weights(loaded.model) if save_model and processes() > 1 else None
     everyone(None)  # all have read what is removed now
     if process() == 0 and trainer.state.global_step == trainer.recipe.steps:
@@ -144,7 +144,7 @@ def carry_out(trainer: MarginTrainer, recording: Recording, end: int, say: Calla
 
     checkpoint = by_first(lambda: last_checkpoint(recording.folder, missing, say))
     step = 0 if checkpoint is None else step_of(checkpoint)
-    if checkpoint is not None and step >= trainer.recipe.steps and sharded():
+    if checkpoint is not None and step >= trainer.recipe.steps and trainer.is_fsdp_enabled:
         # All steps were taken, and the weights lie in parts that only training puts together.
         checkpoint, step = None, 0
     if process() == 0:

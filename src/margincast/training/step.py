@@ -50,7 +50,7 @@ def rewards(result: PassResult, reference: tuple[Tensor, Tensor], loss: Loss, be
 
 
 def decaying(model: nn.Module) -> list[str]:
-    """Names of the weights that weight decay pulls in."""
+    """Names of the weights that decay."""
     norms = {f"{name}." for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     return [
         name
@@ -61,10 +61,10 @@ def decaying(model: nn.Module) -> list[str]:
 
 def torch_optimizer(model: nn.Module, rule: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of `model`'s trainable weights. Raises `ValueError` for a rule that cannot train."""
-    made = rule.torch_optimizer()
-    if made is None:
+    known = rule.torch_optimizer()
+    if known is None:
         raise ValueError(f"{rule!r} cannot train a model")
-    kind, settings = made
+    kind, settings = known
     names = set(decaying(model))
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     groups = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -200,17 +201,15 @@ def some_attribution(pairs: int, tokens: int, seed: int, adam: bool, batch: int)
 def test_top_and_groups_are_those_of_all_contributions(
     pairs: int, tokens: int, seed: int, adam: bool, batch: int, block: int, data: st.DataObject
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("margincast.frozen.attribution.contributions.BLOCK_NUMBERS", 6 * block)
-        patch.setattr("margincast.frozen.attribution.contributions.TARGETS", 3)
-        found, targets = some_attribution(pairs, tokens, seed, adam, batch)
-        count = data.draw(st.integers(1, pairs))
-        top = found.top(targets, count)
-        dense = found.contributions(targets)
-        rows = torch.randperm(pairs)[: max(1, pairs // 2)]
-        assert torch.equal(found.contributions(targets, rows), dense[:, rows])
-        groups = torch.arange(pairs) % 3
-        by_group = torch.stack([targets.margins(state) for state in found.by_group(groups, 3)], dim=1)
+    made, targets = some_attribution(pairs, tokens, seed, adam, batch)
+    found = replace(made, targets_at_once=3, block_numbers=6 * block)
+    count = data.draw(st.integers(1, pairs))
+    top = found.top(targets, count)
+    dense = found.contributions(targets)
+    rows = torch.randperm(pairs)[: max(1, pairs // 2)]
+    assert torch.equal(found.contributions(targets, rows), dense[:, rows])
+    groups = torch.arange(pairs) % 3
+    by_group = torch.stack([targets.margins(state) for state in found.by_group(groups, 3)], dim=1)
     size = dense.abs().max()
     sizes = dense.abs().sort(dim=1, descending=True).values[:, :count]
     assert (top.values.abs() - sizes).abs().max() <= EXACT * size

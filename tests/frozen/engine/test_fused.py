@@ -133,12 +133,11 @@ def test_a_pass_says_which_margins_it_met(loss: str) -> None:
     """In the order of the batch, also where rows are visited in another."""
     space = random_space(40, 5, 4, 0.3, seed=1)
     rows = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:23]
-    state, met = drawn(space), torch.empty(23, 1, dtype=torch.float64)
-    visits, weights = plan_visits(rows, space.chosen, space.rejected), torch.ones(23, 1, dtype=torch.float64)
-    beta = torch.tensor([0.3], dtype=torch.float64)
-    fused_gradient(space.features, visits, state[None], beta, weights, get_loss(loss, 0.3), met)
+    state, met = drawn(space), torch.empty(23, dtype=torch.float64)
+    visits, weights = plan_visits(rows, space.chosen, space.rejected), torch.ones(23, dtype=torch.float64)
+    fused_gradient(space.features, visits, state, 0.3, weights, get_loss(loss, 0.3), met)
     expected = torch.tensor(margins_loop(space.rows(rows), state), dtype=torch.float64)
-    assert error(met.squeeze(1), expected) <= TOLERANCE[torch.float64].formula
+    assert error(met, expected) <= TOLERANCE[torch.float64].formula
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -15,7 +15,7 @@ cancel, and a margin can be a thousandth of the largest of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,10 +28,6 @@ from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.flow.driven import driven_flow
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features
-
-# Numbers in the largest temporary matrix, and targets that are met in one go with a block of training pairs.
-BLOCK_NUMBERS = 1 << 23
-TARGETS = 1024
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,7 @@ class Attribution:
 
     unembedding: (T, hidden), W0's rows, and start_weight their coefficient in the margins: kappa, or 1 + kappa for a
         loss without a reference, whose margins begin at W0's
+    targets_at_once: that are met with a block of training pairs;  block_numbers: in the largest temporary matrix
     """
 
     step: int
@@ -62,6 +59,8 @@ class Attribution:
     shares: Shares
     unembedding: Tensor
     start_weight: float
+    targets_at_once: int = field(default=1024, repr=False)
+    block_numbers: int = field(default=1 << 23, repr=False)
 
     @property
     def exact(self) -> str:
@@ -79,7 +78,7 @@ class Attribution:
         """
         rows = torch.arange(len(self.train)) if rows is None else rows
         out = torch.empty(len(targets), len(rows), dtype=torch.float64)
-        for some, met in _parts(targets):
+        for some, met in self._parts(targets):
             for part in self._blocks(rows):
                 out[some, part] = self._products(met, rows[part])
         return out
@@ -99,7 +98,7 @@ class Attribution:
         rows = self.shares.active()
         if len(rows) < count:  # the others contribute 0
             rows = torch.arange(len(self.train))
-        found = [self._top(met, rows, count) for _, met in _parts(targets)]
+        found = [self._top(met, rows, count) for _, met in self._parts(targets)]
         return Top(*(torch.cat([getattr(top, name) for top in found]) for name in Top.__dataclass_fields__))
 
     def by_group(self, groups: Tensor, count: int) -> Tensor:
@@ -145,8 +144,15 @@ class Attribution:
             return products.mul_(chosen.sub_(rejected))
         return products.mul_(chosen).sub_(rejected.mul_(features @ moves.rejected.T))
 
+    def _parts(self, targets: TokenSpace) -> Iterator[tuple[slice, TokenSpace]]:
+        """Targets in groups whose features are held in float64."""
+        for first in range(0, len(targets), self.targets_at_once):
+            part = slice(first, min(first + self.targets_at_once, len(targets)))
+            features = targets.features[part].double()
+            yield part, TokenSpace(features, targets.chosen[part], targets.rejected[part], targets.beta, targets.tokens)
+
     def _blocks(self, rows: Tensor) -> Iterator[slice]:
-        size = max(1, BLOCK_NUMBERS // max(TARGETS, 2 * self.train.features.shape[1]))
+        size = max(1, self.block_numbers // max(self.targets_at_once, 2 * self.train.features.shape[1]))
         return (slice(first, first + size) for first in range(0, len(rows), size))
 
 
@@ -195,11 +201,3 @@ def account(train: TokenSpace, recipe: Recipe, unembedding: Tensor, at: Sequence
     )
     found = shares_of(pushes, rule, train, wanted)
     return {step: Attribution(step, train, shares, unembedding, free + kappa) for step, shares, kappa in found}
-
-
-def _parts(targets: TokenSpace) -> Iterator[tuple[slice, TokenSpace]]:
-    """Targets in groups whose features are held in float64."""
-    for first in range(0, len(targets), TARGETS):
-        part = slice(first, min(first + TARGETS, len(targets)))
-        features = targets.features[part].double()
-        yield part, TokenSpace(features, targets.chosen[part], targets.rejected[part], targets.beta, targets.tokens)

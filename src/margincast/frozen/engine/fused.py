@@ -4,8 +4,6 @@ Both sums of Eq. 6, r_i = beta delta_i^T dW g_i and sum_i f'(r_i) delta_i g_i^T,
 that the first one yields. Two matrix products read the features twice; here four rows are dotted with the state, the
 slope of the loss is taken, and the rows are added to the pull before they leave the core's L2. Memory is what limits
 the step, so this is twice as fast, and storing the features in 16 bits doubles it again.
-
-Several states (the settings of a sweep) advance in the same pass: a tile of four rows by four states in registers.
 """
 
 from __future__ import annotations
@@ -67,32 +65,32 @@ def plan_visits(rows: Tensor, chosen: Tensor, rejected: Tensor) -> Visits:
 def fused_gradient(
     features: Tensor,
     visits: Visits,
-    states: Tensor,
-    beta: Tensor,
+    state: Tensor,
+    beta: float,
     weights: Tensor,
     loss: Loss,
-    met: Tensor | None = None,
+    margins: Tensor | None = None,
 ) -> Tensor:
-    """Gradients of sum_i weights_i f(r_i) in each of S states, (S, T, hidden), from one pass over `features`.
+    """The gradient of sum_i weights_i f(r_i), (T, hidden), from one pass over `features`.
 
-    features: (pairs, hidden), float64, float32, bfloat16 or float16;  states: (S, T, hidden), float64 or float32
-    beta: (S,);  weights: (batch, S), in the order of the rows that `visits` was planned for
-    met: (batch, S), where given, takes the margins that the pass met, in the same order
+    features: (pairs, hidden), float64, float32, bfloat16 or float16;  state: (T, hidden), float64 or float32
+    weights: (batch,), in the order of the rows that `visits` was planned for
+    margins: (batch,), where given, takes the margins that the pass met, in the same order
     """
-    state, stored = states.contiguous().numpy(), _bits(features)
-    real, (settings, tokens, width), count = state.dtype, state.shape, len(visits.rows)
-    betas = beta.numpy().astype(real)
-    weighted = (weights.numpy() * beta.numpy()).astype(real)[visits.source]
-    margins, coefficients = np.empty((2, count, settings), real)
+    numbers, stored = state.contiguous().numpy(), _bits(features)
+    real, (tokens, width), count = numbers.dtype, numbers.shape, len(visits.rows)
+    strength = real.type(beta)
+    weighted = (weights.double().numpy() * beta).astype(real)[visits.source]
+    passed, coefficients = np.empty((2, count), real)
     row_bytes = width * stored.itemsize
     threads = max(1, min(torch.get_num_threads(), count * row_bytes // THREAD_BYTES))
-    pulls = np.zeros((threads, settings, tokens, width))
+    pulls = np.zeros((threads, tokens, width))
     block = max(4, SLOPE_BYTES // row_bytes)
 
     def work(thread: int) -> None:
         def call(mode: int, start: int, stop: int, given: NDArray[Any]) -> None:
             pairs = (visits.rows, visits.plus, visits.minus, visits.sign)
-            visit(mode, start, stop, stored, pairs, state, betas, margins, given, pulls[thread])
+            visit(mode, start, stop, stored, pairs, numbers, strength, passed, given, pulls[thread])
 
         first, last = thread * count // threads, (thread + 1) * count // threads
         if loss.logistic:
@@ -101,13 +99,13 @@ def fused_gradient(
         for start in range(first, last, block):
             stop = min(start + block, last)
             call(MARGINS, start, stop, weighted)
-            coefficients[start:stop] = weighted[start:stop] * loss.slope(torch.from_numpy(margins[start:stop])).numpy()
+            coefficients[start:stop] = weighted[start:stop] * loss.slope(torch.from_numpy(passed[start:stop])).numpy()
             call(PULL, start, stop, coefficients)
 
     _share(work, threads)
-    if met is not None:
-        met[torch.from_numpy(visits.source)] = torch.from_numpy(margins).to(met)
-    return torch.from_numpy(pulls.sum(axis=0)).to(states.dtype)
+    if margins is not None:
+        margins[torch.from_numpy(visits.source)] = torch.from_numpy(passed).to(margins)
+    return torch.from_numpy(pulls.sum(axis=0)).to(state.dtype)
 
 
 def fused_pull(features: Tensor, visits: Visits, coefficients: Tensor, tokens: int) -> Tensor:
@@ -115,11 +113,11 @@ def fused_pull(features: Tensor, visits: Visits, coefficients: Tensor, tokens: i
 
     coefficients: (batch,), float64 or float32, in the order of the rows that `visits` was planned for
     """
-    stored, given = _bits(features), coefficients.numpy()[visits.source, None]
+    stored, given = _bits(features), coefficients.numpy()[visits.source]
     count, width = len(visits.rows), features.shape[1]
     threads = max(1, min(torch.get_num_threads(), count * width * stored.itemsize // THREAD_BYTES))
-    state, beta = np.zeros((1, tokens, width), given.dtype), np.ones(1, given.dtype)
-    pulls, margins = np.zeros((threads, 1, tokens, width)), np.empty_like(given)
+    state, beta = np.zeros((tokens, width), given.dtype), given.dtype.type(1)
+    pulls, margins = np.zeros((threads, tokens, width)), np.empty_like(given)
 
     def work(thread: int) -> None:
         first, last = thread * count // threads, (thread + 1) * count // threads
@@ -127,15 +125,15 @@ def fused_pull(features: Tensor, visits: Visits, coefficients: Tensor, tokens: i
         visit(PULL, first, last, stored, pairs, state, beta, margins, given, pulls[thread])
 
     _share(work, threads)
-    return torch.from_numpy(pulls.sum(axis=0)[0]).to(coefficients.dtype)
+    return torch.from_numpy(pulls.sum(axis=0)).to(coefficients.dtype)
 
 
 def _share(work: Callable[[int], None], threads: int) -> None:
     """Run work(0) here and the rest on other threads; which thread does which rows never depends on timing."""
-    others = [_pool(threads).submit(work, thread) for thread in range(1, threads)]
+    running = [_pool(threads).submit(work, thread) for thread in range(1, threads)]
     work(0)
-    for other in others:
-        other.result()
+    for each in running:
+        each.result()
 
 
 @cache

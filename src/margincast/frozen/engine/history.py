@@ -1,4 +1,4 @@
-"""Which pair pushed how hard at each step? The run of `simulate`, with what it otherwise forgets.
+"""How hard did each pair push at each step? The run of `simulate`, with the coefficients of every step kept.
 
 Step k moves along the gradient G_k = sum_i c_i(k) delta_i g_i^T, with c_i(k) = beta w_i f'(r_i), times the clipping
 factor. Adam divides it by sqrt(v_k) / c2_k + eps; once the run is known, that divisor is a fixed (T, hidden) matrix.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from margincast.frozen.engine.fused import fused_gradient, plan_visits
@@ -60,7 +61,7 @@ def record_run(
 
 @dataclass
 class _Recorded:
-    """The pairs, and what their last gradient was made of."""
+    """A space that keeps the coefficients and the length of its last gradient."""
 
     train: TokenSpace
     rows: Tensor = field(init=False)
@@ -74,12 +75,11 @@ class _Recorded:
         return self.train.zeros().double()
 
     def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
-        space, met = self.train, batch.weights.new_empty(len(batch.rows), 1)
+        space, margins = self.train, torch.empty_like(batch.weights)
         visits = plan_visits(batch.rows, space.chosen, space.rejected)
-        beta = batch.weights.new_tensor([space.beta])
-        gradient = fused_gradient(space.features, visits, state[None], beta, batch.weights[:, None], loss, met)[0]
+        gradient = fused_gradient(space.features, visits, state, space.beta, batch.weights, loss, margins)
         # From the margins that the gradient was made of, so that dW is their sum even at the kink of a loss.
-        self.rows, self.coefficients = batch.rows, space.beta * batch.weights * loss.slope(met.squeeze(1))
+        self.rows, self.coefficients = batch.rows, space.beta * batch.weights * loss.slope(margins)
         return gradient
 
     def norm(self, gradient: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class _Recorded:
 
 @dataclass
 class _Watched:
-    """An optimizer, and what its last step was."""
+    """An optimizer that keeps the learning rate and the divisor of its last step."""
 
     optimizer: Optimizer
     rate: float = 0.0

@@ -103,19 +103,12 @@ class TokenSpace:
         On a CPU by the fused kernel; elsewhere by matrix products on the device of the features.
         """
         if self.features.device.type == "cpu":
-            beta = torch.tensor([self.beta], dtype=torch.float64)
-            return self.gradients(state[None], loss, batch.rows, batch.weights[:, None], beta)[0]
+            from margincast.frozen.engine.fused import fused_gradient, plan_visits
+
+            visits = plan_visits(batch.rows, self.chosen, self.rejected)
+            return fused_gradient(self.features, visits, state, self.beta, batch.weights, loss)
         rows = self.rows(batch.rows.to(self.features.device))
         return self.beta * rows.pull(batch.weights.to(state) * loss.slope(rows.margins(state)))
-
-    def gradients(self, states: Tensor, loss: Loss, rows: Tensor, weights: Tensor, beta: Tensor) -> Tensor:
-        """Gradients at several states, (S, T, hidden), from one pass over the features of `rows`, on a CPU.
-
-        states: (S, T, hidden);  rows: (batch,);  weights: (batch, S);  beta: (S,), in place of the space's own
-        """
-        from margincast.frozen.engine.fused import fused_gradient, plan_visits
-
-        return fused_gradient(self.features, plan_visits(rows, self.chosen, self.rejected), states, beta, weights, loss)
 
     def norm(self, gradient: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(gradient)

@@ -72,19 +72,16 @@ class _Driven:
         self.numbers = self.shape.numel()
         self.length = float(space.lengths().square().mean().sqrt()) or 1.0
         self.visits = plan_visits(self.stiff.batch.rows, space.chosen, space.rejected)
-        self.beta = torch.tensor([space.beta], dtype=torch.float64)
 
     def zeros(self) -> Tensor:
         return torch.zeros(self.numbers + len(self.space), dtype=torch.float64)
 
     def velocity(self, state: Tensor) -> Tensor:
         weights = self.stiff.batch.weights
-        met = weights.new_empty(len(weights), 1)
+        margins = torch.empty_like(weights)
         here = self.stiff.start + state[: self.numbers].view(self.shape)
-        gradient = fused_gradient(
-            self.space.features, self.visits, here[None], self.beta, weights[:, None], self.loss, met
-        )
-        pushes = self.space.beta * weights * self.loss.slope(met.squeeze(1))
+        gradient = fused_gradient(self.space.features, self.visits, here, self.space.beta, weights, self.loss, margins)
+        pushes = self.space.beta * weights * self.loss.slope(margins)
         return torch.cat([gradient.flatten(), self.length * pushes]) / -self.tau
 
     def implicit(self, state: Tensor) -> Callable[[Tensor, float], Tensor]:

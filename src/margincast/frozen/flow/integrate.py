@@ -1,4 +1,4 @@
-"""How is a flow followed? By one integrator, to a stated local error, whatever moves in it.
+"""How is a flow integrated? By one method with a stated local error, for any state and velocity.
 
 Embeddings share a large component, so the Hessian of the loss has a few eigenvalues thousands of times the median; an
 explicit method takes steps of the size of the largest one's inverse although nothing moves there any more. Here steps
@@ -28,7 +28,7 @@ MAX_ORDER = 9
 
 
 def clock_of(times: Sequence[float]) -> list[float]:
-    """`times` as `follow` takes them. Raises `InputError` for such as are none: t >= 0, finite, strictly ascending."""
+    """`times` as `follow` takes them. Raises `InputError` unless they are finite, t >= 0 and ascend."""
     clock = np.asarray(times, dtype=np.float64)
     ascending = clock.ndim == 1 and len(clock) > 0 and clock[0] >= 0 and bool((np.diff(clock) > 0).all())
     if not (ascending and np.isfinite(clock[-1])):

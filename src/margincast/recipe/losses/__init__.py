@@ -53,17 +53,17 @@ def get_loss(
     `loss` does not take; for a value out of range.
     """
     given = {name: value for name, value in parameters.items() if value is not None}
-    made = _named(loss, beta, given) if isinstance(loss, str) else loss
-    if made is loss and given:
-        raise InputError(f"the loss {made.name!r} is already made; give {', '.join(given)} where it is made")
-    if beta is not None and made.parameters.get("beta", beta) != beta:
-        raise InputError(f"the loss {made.name!r} was made for beta {made.parameters['beta']}, not {beta}")
-    if made.reference_free and not without_reference:
+    member = _named(loss, beta, given) if isinstance(loss, str) else loss
+    if member is loss and given:
+        raise InputError(f"the loss {member.name!r} is already made; give {', '.join(given)} where it is made")
+    if beta is not None and member.parameters.get("beta", beta) != beta:
+        raise InputError(f"the loss {member.name!r} was made for beta {member.parameters['beta']}, not {beta}")
+    if member.reference_free and not without_reference:
         raise InputError(
-            f"loss_type {made.name!r} leaves the reference out, so that its margins start at the model's own "
+            f"loss_type {member.name!r} leaves the reference out, so that its margins start at the model's own "
             "log-ratios; this computation starts them at 0"
         )
-    return made
+    return member
 
 
 def loss_parameters(name: str) -> tuple[str, ...]:

@@ -29,5 +29,5 @@ def make_optimizer(name: str, learning_rate: float, settings: Mapping[str, tuple
         if value != default and setting not in kind.settings:
             takers = [other for other, each in OPTIMIZERS.all().items() if setting in each.settings]
             raise InputError(f"{setting} belongs to {', '.join(takers)}; with {name} leave it out")
-    taken = {own: settings[setting][0] for setting, own in kind.settings.items() if setting in settings}
+    taken = {name_there: settings[setting][0] for setting, name_there in kind.settings.items() if setting in settings}
     return kind(learning_rate, **taken)

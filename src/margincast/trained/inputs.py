@@ -1,0 +1,102 @@
+"""What does a fitted forecast read of features, recipe and recorded margins? Plan, responses, spaces, nats.
+
+Margins are over beta here, in nats, so that runs of different beta compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from margincast.errors import InputError
+from margincast.frozen.engine.spaces import token_spaces
+from margincast.frozen.engine.state import TokenSpace
+from margincast.recipe.recipe import Recipe
+from margincast.records import Features, FeatureSet, Trajectory
+from margincast.trained.laws import PilotMargins, Plan, Responses
+from margincast.trained.shape import side_by_side
+from margincast.trained.time import learning_rates
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises `InputError` for settings that a path length does not describe."""
+    if recipe.train == "head":
+        raise InputError("with train head the backbone is frozen, and the forecast exact: `forecast_frozen`")
+    if not recipe.rule.path_known:
+        raise InputError(
+            f"forecasts of a trained backbone know adamw and adam, not {recipe.optimizer}: how far a run gets is its "
+            "learning rate times its steps only where steps do not depend on the size of the gradient; the exact "
+            "forecast of train head knows every optimizer"
+        )
+
+
+def plan_of(recipe: Recipe, pairs: int) -> Plan:
+    """The run of `recipe` on `pairs` training pairs."""
+    recipe = recipe.for_pairs(pairs)
+    rule, batches = recipe.rule.without_decay(), tuple(recipe.batches(pairs))
+    return Plan(tuple(learning_rates(recipe)), batches, rule, recipe.loss, recipe.train == "lora")
+
+
+def start_of(recipe: Recipe, split: FeatureSet) -> Tensor:
+    """Where margins over beta start, (pairs,): at 0, or at the model's own log-ratios without a reference."""
+    ratios = (split.reference_chosen - split.reference_rejected).double()
+    return ratios if recipe.loss.reference_free else torch.zeros_like(ratios)
+
+
+def deep_spaces(features: Features, beta: float, taken: Tensor) -> tuple[TokenSpace, TokenSpace]:
+    """Training and held-out pairs with the outputs of inner layers as features. taken: rows that training takes
+
+    Raises `InputError` for features without inner layers, and for inner layers that are not finite.
+    """
+    inner = [split.layers for split in (features.train, features.heldout) if split.layers is not None]
+    if len(inner) < 2:
+        raise InputError("a forecast of a trained backbone looks at inner layers: extract features with layers=True")
+    if not all(bool(each.isfinite().all()) for each in inner):
+        raise InputError("what inner layers say of some pairs is not finite; extract features in float32")
+    train, heldout = token_spaces(features, beta)
+    deep = side_by_side(inner[0][taken], *inner)
+    return replace(train, features=deep[0]), replace(heldout, features=deep[1])
+
+
+def single_token(features: Features) -> bool:
+    return features.train.single_token and features.heldout.single_token
+
+
+def responses_of(features: Features, split: FeatureSet) -> Responses:
+    """The response tokens and concepts of the pairs of `split`. Responses of several tokens share no offset."""
+    numbers = {name: number for number, name in enumerate(split.pairs.concepts)}
+    concepts = torch.tensor([numbers[pair.concept] for pair in split.pairs])
+    if not single_token(features):
+        return Responses(torch.zeros_like(concepts), torch.ones_like(concepts), concepts)
+    chosen, rejected = (
+        torch.searchsorted(features.tokens, torch.tensor([ids[0] for ids in side]))
+        for side in (split.chosen_ids, split.rejected_ids)
+    )
+    return Responses(chosen, rejected, concepts)
+
+
+def heldout_nats(run: Trajectory, features: Features, recipe: Recipe, name: str) -> Tensor:
+    """Held-out margins that `run` recorded, over beta and from 0 on, in the order of `features`: (steps, pairs).
+
+    Raises `InputError`, which calls the run `name`, where it did not record one of those pairs.
+    """
+    rows = {pair.id: row for row, pair in enumerate(run.heldout.pairs)}
+    missing = [pair.id for pair in features.heldout.pairs if pair.id not in rows]
+    if missing:
+        raise InputError(
+            f"{name} did not record held-out pair {missing[0]} and {len(missing) - 1} more: give the run the same "
+            "data, --holdout and --seed"
+        )
+    order = [rows[pair.id] for pair in features.heldout.pairs]
+    return run.heldout.margins[:, order].double() / run.beta - start_of(recipe, features.heldout)
+
+
+def pilot_margins_in(pilot: Trajectory, features: Features, recipe: Recipe) -> PilotMargins:
+    """The last recorded step of `pilot`. Raises `InputError` where it is of other pairs, or has not begun."""
+    nats = heldout_nats(pilot, features, recipe, "the pilot")
+    steps = [step for step in pilot.steps if 0 < step <= recipe.steps]
+    if not steps:
+        raise InputError("the pilot has no recorded step after step 0")
+    return PilotMargins(nats[pilot.steps.index(steps[-1])], steps[-1])
