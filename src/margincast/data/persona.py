@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from margincast.data.readers import Source, file_source, first_line, shorten
+from margincast.data.formats import file_source
+from margincast.data.readers import Source, first_line, shorten
 from margincast.errors import InputError, StatedFailure
 
 _REPOSITORY = "Anthropic/model-written-evals"
