@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from margincast.data.readers import shorten
 from margincast.data.texts import RowError, Texts
@@ -64,6 +65,7 @@ class UnknownShapeError(RowError):
     """A row whose columns are those of no shape."""
 
 
+@cache
 def prompt_like(name: str) -> bool:
     """Whether a column's name says that it belongs to the prompt."""
     return re.sub(r"[\s.-]+", "_", name.strip()).lower() in _PROMPT_LIKE

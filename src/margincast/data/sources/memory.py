@@ -63,8 +63,8 @@ def _records(table: Any, name: str) -> Iterable[object]:
     if isinstance(table, Sequence) and not isinstance(table, (str, bytes)):
         return table
     raise InputError(
-        f"{name}: a {type(table).__name__} is no data; give a path, a Dataset or DatasetDict of datasets, a DataFrame, "
-        "or a list of dicts"
+        f"{name}: an object of type {type(table).__name__} is no data; give a path, a Dataset or DatasetDict of "
+        "datasets, a DataFrame, or a list of dicts"
     )
 
 
