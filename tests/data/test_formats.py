@@ -52,6 +52,7 @@ TEXTS = {
     "array.json": json.dumps(ROWS, indent=2),
     "columns.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}),
     "pandas.json": json.dumps(PANDAS),
+    "split.json": json.dumps({"columns": list(ROWS[0]), "index": [0, 1], "data": [list(row.values()) for row in ROWS]}),
     "inside.json": json.dumps({"version": "1.0", "data": ROWS}),
     "cells.csv": _delimited(","),
     "cells.tsv": _delimited("\t"),

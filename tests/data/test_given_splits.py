@@ -44,8 +44,11 @@ def test_of_test_and_validation_the_one_that_is_named(write: Write):
     assert sides("d", dataset_test_split="validation") == (["train:1"], ["validation:1"])
     with pytest.raises(InputError, match=r"^--dataset_test_split dev: beside train there are test, validation$"):
         load_pairs("d", dataset_test_split="dev")
-    with pytest.raises(InputError, match=r"^d/train.jsonl: has no split 'test'; give held-out pairs with"):
-        load_pairs("d/train.jsonl", dataset_test_split="test")
+    with pytest.raises(InputError, match=r"^d/train.jsonl: has no split 'dev'; give held-out pairs with"):
+        load_pairs("d/train.jsonl", dataset_test_split="dev")
+    assert load_pairs("d/train.jsonl", dataset_test_split="test").notes[-1] == (
+        "no split 'test' in d/train.jsonl: held-out pairs are drawn"
+    )
 
 
 @pytest.mark.parametrize(

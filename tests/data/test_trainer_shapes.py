@@ -78,6 +78,11 @@ READ: dict[str, tuple[dict[str, Any], str, list[dict[str, object]]]] = {
     "orca with an empty system": ({"system": "", "question": ASKED, **ANSWERS}, "Orca", [USER]),
     "openai": (OPENAI, "OpenAI", [USER]),
     "openai, one message": (OPENAI | {"preferred_output": YES, "non_preferred_output": NO}, "OpenAI", [USER]),
+    "axolotl whose messages hold the chosen one": (
+        {"messages": [USER, YES], "chosen": [YES], "rejected": [NO]},
+        "axolotl",
+        [USER],
+    ),
     "axolotl": ({"messages": [USER], "chosen": YES, "rejected": NO}, "axolotl", [USER]),
     "swift": ({"messages": [USER, YES], "rejected_response": BAD}, "ms-swift", [USER]),
     "system beside prompt": (TEXT | {"system": SYSTEM}, "TRL", [says("system", SYSTEM), USER]),
@@ -155,6 +160,7 @@ def test_other_json_is_a_text_like_any_other(text):
         ),
         (LF | {"conversations": []}, "prompt is empty"),
         (LF | {"conversations": "Hi"}, "conversations must be a list of messages"),
+        (LF | {"conversations": SAID_BEFORE[:2]}, "conversations ends with a message of the assistant"),
         (LF | {"tools": '[{"name": "f"}]'}, "column 'tools' is not supported"),
         (LF | {"chosen": from_("gpt", GOOD) | {"value": None}}, "'value' in message 1 of chosen must be a string"),
         (ALPACA | {"instruction": ""}, "instruction is empty"),
@@ -174,6 +180,10 @@ def test_other_json_is_a_text_like_any_other(text):
         (CHAT | {"chosen": [YES | {"tool_calls": [{"f": 1}]}]}, "'tool_calls' in message 1 of chosen is not supported"),
         (CHAT | {"chosen": IMPLICIT["chosen"]}, "one of chosen and rejected repeats the prompt"),
         (TEXT | {"chosen": "[{'role': 'assistant', 'content': 'a'}"}, "chosen is a string that begins like a list of"),
+        (
+            TEXT | {"chosen": "[{'role': 'a', 'content': " + "\\'" * 500_000},
+            "chosen is a string that begins like a list",
+        ),
         (TEXT | {"chosen": "[{'role': 'user', 'content': " + "(" * 5000}, "chosen is a string that begins like a list"),
         (TEXT | {"chosen": '[{"role": ' + "[" * 100_000}, "chosen is a string that begins like a list"),
         (
@@ -303,7 +313,13 @@ def test_a_mapped_column_that_is_missing_is_named(write: Write):
         load_pairs("rows.jsonl", chosen_column="best")
 
 
-@pytest.mark.parametrize("write_as", WRITTEN_AS.values())
+def _as_numpy_prints(value: object) -> str:
+    import numpy
+
+    return str(numpy.array(value, dtype=object))
+
+
+@pytest.mark.parametrize("write_as", [*WRITTEN_AS.values(), _as_numpy_prints])
 @pytest.mark.parametrize("mark", [",", "\t"])
 def test_messages_in_cells(tmp_path, mark, write_as):
     cells = [write_as(each).replace('"', '""') for each in CHAT.values()]

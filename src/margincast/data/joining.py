@@ -42,6 +42,23 @@ def read_row(columns: Mapping[str, object], prompt: Text | None, notes: list[str
     )
 
 
+def conversation(columns: Mapping[str, object], name: str, notes: list[str]) -> tuple[Message, ...]:
+    """The messages in column `name`, to which the responses are the answer.
+
+    Raises `RowError` for a text, and for messages that end with the assistant's (where that is not the chosen one).
+    """
+    said = read_text(name, columns[name], notes)
+    if isinstance(said, str):
+        raise RowError(f"{name} must be a list of messages; a text is a 'prompt'")
+    if not said or said[-1]["role"] != "assistant":
+        return said
+    chosen = read_text("chosen", columns["chosen"])
+    if said[-1]["content"] != (chosen if isinstance(chosen, str) else chosen[-1]["content"] if chosen else None):
+        raise RowError(f"{name} ends with a message of the assistant, which the responses cannot answer")
+    notes.append(f"the chosen response, with which {name!r} ends, was cut from there")
+    return said[:-1]
+
+
 def read_system(columns: Mapping[str, object]) -> str | None:
     """The column `system`, None where it is missing or null."""
     system = columns.get("system")

@@ -11,6 +11,7 @@ from margincast.data.hints import advice
 from margincast.data.readers import Row, Source, shorten
 from margincast.data.shapes import UnknownShapeError, read_texts
 from margincast.data.sources import Where, find_sources
+from margincast.data.splits import TRL_DEFAULT
 from margincast.data.texts import RowError, Texts, check_string
 from margincast.data.understood import describe
 from margincast.errors import InputError
@@ -41,7 +42,8 @@ def load_pairs(
         `owner/name[:split]` on the Hub, or a table in memory. The shapes of rows are those of `shapes`.
     heldout: held-out pairs of one's own, as `data`; those of `data` are then for training
     dataset_test_split: the part of `data` that is held out, by its name; without it the files `test` (or
-        `validation`) of a folder that has `train` too, and of the Hub nothing
+        `validation`) of a folder that has `train` too, and of the Hub nothing. "test", which is TRL's default, may be
+        missing: that is noted
     persona_dir: folder of persona files; without one they come from the Hub
     concept_column: column that groups pairs into concepts, of strings or integers. Without it the concept is the file
         name without its extension (below a folder: the path within the folder), or the Hub data set's name.
@@ -63,7 +65,8 @@ def load_pairs(
     sources = find_sources(data, where)
     if heldout is not None:
         sources = _with_heldout(sources, find_sources(heldout, replace(where, test_split=None)))
-    if dataset_test_split is not None and not any(source.split == "heldout" for source in sources):
+    unsplit = dataset_test_split is not None and not any(source.split == "heldout" for source in sources)
+    if unsplit and dataset_test_split != TRL_DEFAULT:
         raise InputError(
             f"{_named(data)}: has no split {dataset_test_split!r}; give held-out pairs with --heldout DATA"
         )
@@ -76,6 +79,8 @@ def load_pairs(
     if read.bad and (on_bad_row == "fail" or not read.pairs):
         raise InputError(_bad_rows(read.bad, usable=len(read.pairs)))
     notes = [describe(read.texts), *(note for source in sources for note in source.notes)]
+    if unsplit:
+        notes.append(f"no split {dataset_test_split!r} in {_named(data)}: held-out pairs are drawn")
     return PairSet(tuple(read.pairs), _duplicates(read.pairs), tuple(read.bad), tuple(notes))
 
 

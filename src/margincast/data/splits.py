@@ -16,6 +16,8 @@ from margincast.errors import InputError
 _TRAIN = ("train", "training")
 # In this order: of test and validation the first is held out, as TRL's dataset_test_split has it.
 _HELDOUT = ("test", "testing", "heldout", "validation", "valid", "val", "dev", "eval", "evaluation")
+# The name that files for `trl dpo` give where nobody chose one; data need not have it.
+TRL_DEFAULT = "test"
 _SHARD = re.compile(r"[-_.]\d{5}-of-\d{5}$")
 
 
@@ -74,10 +76,10 @@ def _word_of(stem: str) -> tuple[str, str] | None:
 
 
 def _taken(words: dict[str, list[str]], heldout: list[str], test_split: str | None, beside: str) -> str:
-    if test_split is None:
-        return heldout[0]
     for word in heldout:
         names = {_SHARD.sub("", label).rpartition("/")[2].lower() for label in words[word]}
-        if test_split.lower() in (word, *names):
+        if test_split is not None and test_split.lower() in (word, *names):
             return word
+    if test_split in (None, TRL_DEFAULT):
+        return heldout[0]
     raise InputError(f"--dataset_test_split {test_split}: beside {beside} there are {', '.join(heldout)}")

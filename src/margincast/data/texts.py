@@ -18,6 +18,8 @@ from margincast.records import Message, Text
 # How a list of messages, one message, or an object that holds them begins where it is written into a string.
 _WRITTEN = re.compile(r"""\s*(\[\s*)?\{\s*['"]\w+['"]\s*:""")
 _SURELY_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from)['"]\s*:""")
+# A string, or the end of one object and the beginning of the next.
+_NO_COMMA = re.compile(r"""('(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$))|\}\s*\{""", re.S)
 # Longer strings are not parsed: no conversation is, and parsing one would take minutes and gigabytes.
 _LONGEST_WRITTEN = 4_000_000
 # Who speaks in ShareGPT's words.
@@ -114,7 +116,8 @@ def parse_written(name: str, text: str) -> object:
     except (ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(text.strip())
+        # numpy prints the messages of a pandas cell without commas between them.
+        return ast.literal_eval(_NO_COMMA.sub(lambda found: found[1] or "}, {", text.strip()))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise RowError(
             f"{name} is a string that begins like a list of messages and is none, as JSON or Python: {shorten(text)}"

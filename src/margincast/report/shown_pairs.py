@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from margincast.records import Pair
 
 LONGEST = 2000  # characters of one part that are shown
+_INDENT = "\n" + " " * 12  # of what follows a line break
 _UNSEEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 
 
@@ -18,7 +19,7 @@ def pair_text(pair: Pair, row: Encoded, tokenizer: Any, split: str) -> str:
     lines = [visible(f"{pair.id} ({split}, {pair.concept}) as the model reads it:")]
     for name, ids in (("prompt", row.prompt), ("chosen", row.chosen), ("rejected", row.rejected)):
         text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        lines.append(f"  {name:<9} {visible(shortened(text), line_break=chr(10) + ' ' * 12)}")
+        lines.append(f"  {name:<9} {visible(shortened(text), _INDENT).removesuffix(_INDENT)}")
     return "\n".join(lines)
 
 

@@ -119,6 +119,8 @@ def _items(content: object, name: str) -> list[object]:
         return content
     if not isinstance(content, dict):
         raise InputError(f"{name}: an array of JSON objects is needed, this is a JSON {_KINDS[type(content)]}")
+    if {"columns", "data"} <= content.keys():  # as pandas writes a frame with orient="split"
+        return [dict(zip(content["columns"], values, strict=False)) for values in content["data"]]
     columns = _columns(content)
     if columns is not None:
         lengths = {len(values) for values in columns.values()}

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from margincast.data.joining import read_row
+from margincast.data.joining import conversation, read_row
 from margincast.data.shapes import SHAPES, Shape
-from margincast.data.texts import RowError, Texts, read_text
+from margincast.data.texts import Texts
 
 COLUMNS = ("conversations", "chosen", "rejected")
 
 
 def _sharegpt(columns: Mapping[str, object]) -> Texts:
     notes: list[str] = []
-    prompt = read_text("conversations", columns["conversations"], notes)
-    if isinstance(prompt, str):
-        raise RowError("conversations must be a list of messages; a text is a 'prompt'")
-    return read_row(columns, prompt, notes, chat=True)
+    return read_row(columns, conversation(columns, "conversations", notes), notes, chat=True)
 
 
 SHAPES.register("sharegpt")(
