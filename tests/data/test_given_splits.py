@@ -89,18 +89,19 @@ def test_what_a_folder_holds_beside_data_is_named(write: Write):
     write("d/.cache/x.jsonl", *rows("Q"))
     write("d/dataset_info.json", {"license": "mit"})
     write("d/b.txt.gz", b"")
+    write("d/tags.json", ["sea", "snow"])
     write("elsewhere/c.jsonl", *rows("R"))
     Path("d/link").symlink_to(Path("elsewhere").resolve())
     Path("d/gone").symlink_to("nowhere")
     (_, note) = load_pairs("d").notes
     assert note == (
         "not read in d: .cache (hidden), README.md (no data file by its extension), b.txt.gz (no data file by its "
-        "extension), dataset_info.json (an object with no rows), gone (a link to nothing), "
-        "link (a link to a folder; give that folder)"
+        "extension), dataset_info.json (it holds no rows), gone (a link to nothing), "
+        "link (a link to a folder; give that folder) and 1 more"
     )
     for k in range(4):
         write(f"d/{k}.md", b"")
-    assert load_pairs("d").notes[1].endswith(" and 4 more")
+    assert load_pairs("d").notes[1].endswith(" and 5 more")
 
 
 def test_a_dangling_link_to_data_is_refused(write: Write):

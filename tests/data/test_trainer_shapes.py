@@ -179,6 +179,9 @@ def test_other_json_is_a_text_like_any_other(text):
         ),
         (CHAT | {"chosen": [YES | {"tool_calls": [{"f": 1}]}]}, "'tool_calls' in message 1 of chosen is not supported"),
         (CHAT | {"chosen": IMPLICIT["chosen"]}, "one of chosen and rejected repeats the prompt"),
+        (CHAT | {"prompt": ASKED, "rejected": IMPLICIT["rejected"]}, "one of chosen and rejected repeats the prompt"),
+        (CHAT | {"chosen": '[{"role": "a", "content": "b", "content": "c"}]'}, "an object has the key 'content' twice"),
+        (CHAT | {"chosen": "[{'role': 'a', 'content': 'b', 'content': 'c'}]"}, "an object has the key 'content' twice"),
         (TEXT | {"chosen": "[{'role': 'assistant', 'content': 'a'}"}, "chosen is a string that begins like a list of"),
         (
             TEXT | {"chosen": "[{'role': 'a', 'content': " + "\\'" * 500_000},

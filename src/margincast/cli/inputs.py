@@ -184,7 +184,9 @@ def about_prompts(pairs: PairSet, allow_leakage: bool) -> list[str]:
 
 def _say_what_was_read(job: Job, pairs: PairSet, data: str, notes: tuple[str, ...]) -> None:
     job.say(notes[0])
-    job.say(f"{len(pairs)} pairs in {len(pairs.concepts)} concepts from {data}")
+    given = sum(pair.split == "heldout" for pair in pairs)
+    heldout = f", {given} of them held out" if given else ""
+    job.say(f"{len(pairs)} pairs in {len(pairs.concepts)} concepts from {data}{heldout}")
     for note in notes[1:]:
         job.say(note)
     if pairs.duplicates:

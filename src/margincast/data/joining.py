@@ -93,7 +93,7 @@ def join(prompt: Text | None, chosen: Text, rejected: Text, notes: list[str]) ->
     if prompt is None:
         return _split_messages(chosen, rejected)
     if isinstance(prompt, str):
-        return _string_prompt(prompt, chosen, rejected)
+        return _string_prompt(prompt, chosen, rejected, notes)
     return _without_prompt(prompt, chosen, rejected, notes)
 
 
@@ -120,10 +120,10 @@ def _split_messages(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) 
     return Texts(chosen[:cut], chosen[cut:], rejected[cut:])
 
 
-def _string_prompt(prompt: str, chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Texts:
+def _string_prompt(prompt: str, chosen: tuple[Message, ...], rejected: tuple[Message, ...], notes: list[str]) -> Texts:
     """A prompt string beside lists of messages: either the lists hold it too, or it is the user message before them."""
     if _shared_length(chosen, rejected) == 0 or chosen[0]["role"] == "assistant":
-        return Texts(message("user", prompt) if prompt else "", chosen, rejected)
+        return _without_prompt(message("user", prompt) if prompt else (), chosen, rejected, notes)
     texts = _split_messages(chosen, rejected)
     if not any(isinstance(each, Mapping) and each["content"] == prompt for each in texts.prompt):
         raise RowError("chosen and rejected open with the same messages, but 'prompt' is not one of them")
@@ -151,11 +151,11 @@ def _without_prompt(
     return Texts(whole, chosen[repeats[0] :], rejected[repeats[1] :])
 
 
-def _is_end(opening: Sequence[object], prompt: Sequence[object]) -> bool:
+def _is_end(opening: Sequence[tuple[str, str]], prompt: Sequence[tuple[str, str]]) -> bool:
     """Whether one of the two is the other with system messages before it."""
     short, long = sorted((opening, prompt), key=len)
     before = long[: len(long) - len(short)]
-    return bool(short) and long[len(before) :] == short and all(each[0] == "system" for each in before)  # type: ignore[index]
+    return bool(short) and long[len(before) :] == short and all(role == "system" for role, _ in before)
 
 
 def _said(messages: Sequence[Message]) -> list[tuple[str, str]]:

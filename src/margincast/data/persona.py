@@ -49,7 +49,7 @@ def _expand(requested: Sequence[str], every: Sequence[str]) -> list[str]:
 def _in_folder(requested: Sequence[str], folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"persona folder {folder}: no such folder")
-    files = {file.stem: file for file in sorted(folder.glob("*.jsonl")) if file.is_file()}
+    files = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
     if not files:
         raise InputError(f"persona folder {folder}: holds no .jsonl files")
     names = _expand(requested, list(files))

@@ -8,11 +8,13 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources.abc import Traversable
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from margincast.data.readers import first_line
 from margincast.errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 COMPRESSIONS = (".gz", ".zst")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from margincast.data.readers import shorten
@@ -111,17 +111,36 @@ def parse_written(name: str, text: str) -> object:
     """The list or object that a string writes, as JSON or as Python prints it. Raises `RowError` for another."""
     if len(text) > _LONGEST_WRITTEN:
         raise RowError(f"{name} holds a written list of {len(text)} characters; write it as a list, not as a string")
+
+    def made(items: list[tuple[str, object]]) -> dict[str, object]:
+        _refuse_twice(name, [key for key, _ in items])
+        return dict(items)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=made)
+    except RowError:
+        raise
     except (ValueError, RecursionError):
         pass
     try:
         # numpy prints the messages of a pandas cell without commas between them.
-        return ast.literal_eval(_NO_COMMA.sub(lambda found: found[1] or "}, {", text.strip()))
+        tree = ast.parse(_NO_COMMA.sub(lambda found: found[1] or "}, {", text.strip()), mode="eval")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Dict):
+                _refuse_twice(name, [key.value for key in node.keys if isinstance(key, ast.Constant)])
+        return ast.literal_eval(tree)
+    except RowError:
+        raise
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise RowError(
             f"{name} is a string that begins like a list of messages and is none, as JSON or Python: {shorten(text)}"
         ) from error
+
+
+def _refuse_twice(name: str, keys: Sequence[object]) -> None:
+    if len(set(keys)) < len(keys):
+        twice = next(key for k, key in enumerate(keys) if key in keys[:k])
+        raise RowError(f"{name} is a string in which an object has the key {shorten(twice)} twice")
 
 
 def is_message(value: object) -> bool:

@@ -6,8 +6,8 @@ A reader opens one file and yields its rows as they stand, columns by name, with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from margincast.data.formats.columnar import read_arrow, read_parquet
 from margincast.data.formats.delimited import HEADER_HINT, read_csv, read_tsv
@@ -15,6 +15,9 @@ from margincast.data.formats.json_files import read_json, read_jsonl
 from margincast.data.readers import Row, Source
 from margincast.data.streams import COMPRESSIONS
 from margincast.errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 READERS: dict[str, Callable[[Traversable, str], Iterator[Row]]] = {
     ".jsonl": read_jsonl,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from margincast.data.readers import Row, Source, first_line
 from margincast.data.streams import compressed, opened
 from margincast.errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 _STATE, _INFO = "state.json", "dataset_info.json"
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING
 
 from margincast.data.readers import Row, shorten
 from margincast.data.streams import encoding_of, opened, undecodable
 from margincast.errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 HEADER_HINT = "the first line must be a header that names the columns"
 # The csv module refuses longer cells, of 131,072 characters where nobody says otherwise; a conversation may be longer.

@@ -79,7 +79,7 @@ def _found(path: Path) -> tuple[list[Path], list[str]]:
         elif not suffix_of(file.name):
             beside.append(f"{inside} ({'a link to nothing' if not file.exists() else 'no data file by its extension'})")
         elif suffix_of(file.name).lower() == ".json" and _describes(file):
-            beside.append(f"{inside} (an object with no rows)")
+            beside.append(f"{inside} (it holds no rows)")
         else:
             data.append(file)
     return data, beside
@@ -96,12 +96,13 @@ def _walk(path: Path) -> Iterator[Path]:
 
 
 def _describes(file: Path) -> bool:
-    """Whether a .json file is one object that is no row: what is said about data beside it."""
+    """Whether a .json file is an object that is no row, or a list of no objects: what is said about data beside it."""
     if not file.is_file():
         return False
     with file.open("rb") as stream:
-        if stream.read(64).lstrip()[:1] == b"[":
-            return False
+        head = stream.read(64).lstrip()
+    if head[:1] == b"[":
+        return head[1:].lstrip()[:1] not in (b"{", b"]", b"")
     try:
         rows = list(read_json(file, file.name))
     except InputError:
