@@ -141,6 +141,15 @@ def test_own_heldout_pairs_are_of_the_training_pairs_concept(write: Write):
     assert len(load_pairs("traits", heldout="b/pairs.jsonl")) == 481
 
 
+def test_a_persona_that_is_held_out_is_a_concept_of_its_own(write: Write):
+    row = {"question": "Q", "answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No"}
+    write("p/calm.jsonl", row)
+    write("p/kind.jsonl", row | {"question": "R"})
+    pairs = load_pairs("persona:calm", heldout="persona:kind", persona_dir="p")
+    assert pairs.concepts == ("calm", "kind")
+    assert [pair.id for pair in pairs.split()[1]] == ["kind:1"]
+
+
 def test_data_that_are_split_take_no_other_heldout_pairs(write: Write):
     write("d/train.jsonl", *rows("P"))
     write("d/test.jsonl", *rows("Q"))

@@ -173,7 +173,7 @@ class ReadRows:
 def _with_heldout(train: Sequence[Source], heldout: Sequence[Source]) -> list[Source]:
     """Both as one list, each on its side. Raises `InputError` where one of them comes split already.
 
-    Training and held-out pairs of one file each are of one concept.
+    Training and held-out pairs of one file each are of one concept, unless the held-out ones are of a persona.
     """
     for sources, which in ((train, "DATA"), (heldout, "--heldout")):
         split = next((source for source in sources if source.split), None)
@@ -183,7 +183,7 @@ def _with_heldout(train: Sequence[Source], heldout: Sequence[Source]) -> list[So
             )
     labels = {source.label for source in train}
     clash = any(source.label in labels for source in heldout)
-    single = len(train) == len(heldout) == 1
+    single = len(train) == len(heldout) == 1 and not heldout[0].concept
     return [
         *(replace(source, split="train") for source in train),
         *(

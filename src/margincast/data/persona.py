@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def persona_sources(names: str, persona_dir: Path | None, revision: str | None) 
     if not all(requested):
         raise InputError(f"persona:{names} holds an empty name; write persona:NAME[,NAME…]")
     files = _on_hub(requested, revision) if persona_dir is None else _in_folder(requested, persona_dir)
-    return [file_source(file, f"{name}.jsonl", name) for name, file in files.items()]
+    return [replace(file_source(file, f"{name}.jsonl", name), concept=name) for name, file in files.items()]
 
 
 def _expand(requested: Sequence[str], every: Sequence[str]) -> list[str]:
