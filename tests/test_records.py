@@ -60,7 +60,7 @@ sets = st.lists(st.sampled_from("abc"), min_size=2, max_size=30)
 
 @given(sets, st.floats(0.01, 0.99), st.integers(0, 50))
 def test_a_split_parts_every_concept(concepts: list[str], holdout: float, seed: int) -> None:
-    pairs = PairSet(tuple(Pair(f"p{k}", c, "q", "a", "b", "s", k + 1) for k, c in enumerate(concepts)))
+    pairs = PairSet(tuple(Pair(f"p{k}", c, f"q{k}", "a", "b", "s", k + 1) for k, c in enumerate(concepts)))
     if max(pairs.counts.values()) < 2:
         with pytest.raises(InputError, match="too few to split"):
             pairs.split(holdout, seed)

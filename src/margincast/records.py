@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from margincast.errors import InputError
 from margincast.registry import Registry
+from margincast.splitting import heldout_ids, refuse_leakage
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -40,6 +41,7 @@ class Pair:
     `prompt`, `chosen` and `rejected` are all strings (standard) or all tuples of `{"role", "content"}` messages
     (conversational). `source` and `line` (from 1) say where the pair was read; `id` is unique within a `PairSet`.
     `statement` is the bare statement that a persona question asks about, where there is one.
+    `split` is the side the pair came on, where the data are split already.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Pair:
     source: str
     line: int
     statement: str | None = None
+    split: Literal["train", "heldout"] | None = None
 
     @property
     def conversational(self) -> bool:
@@ -61,12 +64,13 @@ class PairSet(Sequence[Pair]):
     """An ordered set of pairs. Iterates, indexes and splits; `fingerprint` names its content.
 
     `duplicates` holds (first id, repeated id) for rows whose prompt and responses repeat an earlier row exactly;
-    `skipped` the one-line reasons of rows left out on request.
+    `skipped` the one-line reasons of rows left out on request; `notes` how the data were understood, a line each.
     """
 
     pairs: tuple[Pair, ...]
     duplicates: tuple[tuple[str, str], ...] = ()
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -108,27 +112,31 @@ class PairSet(Sequence[Pair]):
             digest.update(b"\n")
         return digest.hexdigest()
 
-    def split(self, holdout: float = 0.1, seed: int = 1234) -> tuple[PairSet, PairSet]:
+    def split(self, holdout: float = 0.1, seed: int = 1234, *, allow_leakage: bool = False) -> tuple[PairSet, PairSet]:
         """Part each concept into training and held-out pairs; the same seed gives the same parts.
 
-        Every concept is drawn on its own, so adding a concept leaves the split of the others as it was. A concept of
-        at least two pairs gives at least one to each part. Order within a part is the order of this set.
+        Pairs that came on a side (`Pair.split`) stay there; the others are drawn. Every concept is drawn on its own, so
+        adding one leaves the split of the others as it was, as far as it shares no prompts with them: pairs with one
+        prompt stay on one side. A concept of at least two prompts gives at least one to each part, unless another
+        concept has them. Order within a part is the order of this set.
 
-        Raises `InputError` when `holdout` is not strictly between 0 and 1 or no pair would be left for training or
-        for holding out.
+        allow_leakage: whether pairs that came split may have a prompt on both sides
+
+        Raises `InputError` when `holdout` is not strictly between 0 and 1, when no pair would be left for training or
+        for holding out, and for leakage.
         """
         if not 0.0 < holdout < 1.0:
             raise InputError(f"holdout must be between 0 and 1, got {holdout}")
-        heldout_ids: set[str] = set()
-        for concept in self.concepts:
-            members = [pair.id for pair in self.pairs if pair.concept == concept]
-            random.Random(f"{seed}/{concept}").shuffle(members)
-            share = min(max(round(holdout * len(members)), 1), len(members) - 1)
-            heldout_ids.update(members[:share])
-        train = tuple(pair for pair in self.pairs if pair.id not in heldout_ids)
-        heldout = tuple(pair for pair in self.pairs if pair.id in heldout_ids)
+        if not allow_leakage:
+            refuse_leakage(self.pairs)
+        held = heldout_ids(self.pairs, holdout, seed)
+        train = tuple(pair for pair in self.pairs if pair.id not in held)
+        heldout = tuple(pair for pair in self.pairs if pair.id in held)
         if not train or not heldout:
-            raise InputError("the pairs of every concept are too few to split; give at least 2 pairs of one concept")
+            raise InputError(
+                "the pairs of every concept are too few to split; give at least 2 pairs of one concept, with different "
+                "prompts"
+            )
         return PairSet(train), PairSet(heldout)
 
     def spread(self, count: int) -> PairSet:

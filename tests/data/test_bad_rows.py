@@ -12,9 +12,14 @@ from margincast.errors import InputError
 ROW = {"prompt": "Is it raining?", "chosen": " No", "rejected": " Yes"}
 PERSONA = {"question": "Q?", "answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No"}
 UNDERSTOOD = (
-    "understood are 'prompt' + 'chosen' + 'rejected', 'chosen' + 'rejected', "
-    "or 'question' + 'answer_matching_behavior' + 'answer_not_matching_behavior'"
+    "understood are 'prompt' + 'chosen' + 'rejected', 'question' + 'answer_matching_behavior' + "
+    "'answer_not_matching_behavior', 'input' + 'preferred_output' + 'non_preferred_output', "
+    "'conversations' + 'chosen' + 'rejected', "
+    "'messages' + 'chosen' + 'rejected', 'messages' + 'rejected_response', 'instruction' + 'chosen' + "
+    "'rejected', 'question' + 'chosen' + 'rejected', 'chosen' + 'rejected'; name yours with --prompt_column, "
+    "--chosen_column and --rejected_column"
 )
+FILES = ".jsonl, .json, .parquet, .arrow, .csv, .tsv, each also .gz or .zst"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +68,7 @@ def test_bad_jsonl_row(write, bad, reason):
         (b"prompt,chosen,rejected\nQ,caf\xe9,b", "rows.csv, line 2: not valid UTF-8 (column 'chosen')"),
         (
             b"""prompt,chosen,rejected\nQ,"[{'role': 'user', 'content': 'a'}]",b""",
-            "rows.csv, line 2: column 'chosen' holds a list of messages; CSV can hold plain strings only, use .jsonl",
+            "rows.csv, line 2: one of chosen and rejected is a string, the other a list of messages",
         ),
         (b'prompt,chosen,rejected\n"Q\nQ",a,b\n\nQ,a,a', "rows.csv, line 5: chosen and rejected are the same"),
     ],
@@ -83,8 +88,8 @@ def test_bad_csv_row(write, content, message):
         (
             "rows.csv",
             b"What?,yes,no\nWhy?,so,not",
-            "rows.csv: the first line must be a header that names the columns, with 'chosen' and 'rejected' "
-            "or the persona columns among them; it reads ['What?', 'yes', 'no']",
+            f"rows.csv, line 2: columns missing: found 'What?', 'yes', 'no'; {UNDERSTOOD}; the first line must be a "
+            "header that names the columns; no usable row is left",
         ),
         (
             "rows.csv",
@@ -93,8 +98,9 @@ def test_bad_csv_row(write, content, message):
         ),
         ("rows.csv", b'chosen,rejected\n"a,b\nc,d', "rows.csv, line 3: not valid CSV: unexpected end of data"),
         ("rows.jsonl", b"\n  \n", "rows.jsonl: no rows"),
-        ("rows.json", b"[]", "rows.json: unknown extension '.json'; data files are .jsonl, .parquet, .csv"),
-        ("rows", b"", "rows: unknown extension ''; data files are .jsonl, .parquet, .csv"),
+        ("rows.json", b"[]", "rows.json: no rows"),
+        ("rows.txt", b"", f"rows.txt: unknown extension '.txt'; data files are {FILES}"),
+        ("rows", b"", f"rows: unknown extension ''; data files are {FILES}"),
     ],
 )
 def test_bad_file(write, name, content, message):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-# What differs from call to call, from machine to machine, or holds a folder's name.
+# What differs from call to call, from machine to machine, holds a folder's name, or is said in words.
 LEFT_OUT = {
     "seconds",
     "peak_memory_bytes",
@@ -24,6 +24,7 @@ LEFT_OUT = {
     "b",
     "setting",
     "hash",
+    "notes",
 }
 LONG = 4  # numbers of a list that are kept one by one
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Inputs:
     """What the options name, loaded: model and encoded pairs of both splits.
 
-    data: as it was named;  options: where the model came from
+    data: as it was named;  options: where the model came from;  notes: how the data were understood
     """
 
     data: str
@@ -32,12 +32,14 @@ class Inputs:
     encoding: Encoding
     train: PairSet
     heldout: PairSet
+    notes: tuple[str, ...]
 
     def sections(self) -> Json:
         """The `data`, `model` and `device` parts of a summary."""
         from margincast.runs.save import data_summary
 
         data = data_summary(self.encoding.pairs, self.train, self.heldout, self.data)
+        data["notes"] = list(self.notes)
         data["tokens"] = {
             "eos_appended": self.encoding.eos,
             "single_token_responses": self.encoding.single_token,
@@ -95,12 +97,18 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     options, on_bad_row = reading.options, reading.pairs.on_bad_row
     pairs = load_pairs(
         reading.data,
+        heldout=reading.pairs.heldout,
+        dataset_test_split=reading.pairs.dataset_test_split,
         persona_dir=options.persona_dir,
         concept_column=reading.pairs.concept_column,
+        prompt_column=reading.pairs.prompt_column,
+        chosen_column=reading.pairs.chosen_column,
+        rejected_column=reading.pairs.rejected_column,
         on_bad_row=on_bad_row,
     )
     job.check_concepts(pairs.concepts)
-    _say_what_was_read(job, pairs, reading.data)
+    notes = (*pairs.notes, *about_prompts(pairs, reading.pairs.allow_leakage))
+    _say_what_was_read(job, pairs, reading.data, notes)
     loaded = load_model(
         options.model,
         revision=options.revision,
@@ -122,10 +130,12 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
         job.say(f"left out {left_out} pairs that the model cannot read, the first: {encoding.pairs.skipped[-left_out]}")
     if encoding.truncated:
         job.say(f"{encoding.truncated} responses are cut at max_length {encoding.max_length}")
-    train, heldout = encoding.pairs.split(reading.pairs.holdout, reading.seed)
+    train, heldout = encoding.pairs.split(
+        reading.pairs.holdout, reading.seed, allow_leakage=reading.pairs.allow_leakage
+    )
     if loss is not None:
         refuse_length_normalized(loss, encoding.single_token)
-    return Inputs(reading.data, options, loaded, encoding, train, heldout)
+    return Inputs(reading.data, options, loaded, encoding, train, heldout, notes)
 
 
 def with_features(job: Job, inputs: Inputs, layers: bool = False) -> PairInputs:
@@ -165,8 +175,27 @@ def _leave_to_first(job: Job) -> None:
         raise typer.Exit  # the rest is no work for several
 
 
-def _say_what_was_read(job: Job, pairs: PairSet, data: str) -> None:
-    job.say(f"{len(pairs)} pairs in {len(pairs.concepts)} concepts from {data}")
+def about_prompts(pairs: PairSet, allow_leakage: bool) -> list[str]:
+    """What there is to say of prompts that several pairs have. Raises `InputError` for leakage that is not allowed."""
+    from margincast.splitting import refuse_leakage, repeated_prompts, shared_prompts
+
+    if not allow_leakage:
+        refuse_leakage(pairs)
+    shared, repeated = len(shared_prompts(pairs)), repeated_prompts(pairs)
+    if shared:
+        return [f"{shared} held-out pairs have a prompt that training pairs have too: their numbers are too good"]
+    if repeated and any(pair.split is None for pair in pairs):
+        return [f"{repeated} pairs have a prompt that another pair has too; the split keeps each prompt on one side"]
+    return []
+
+
+def _say_what_was_read(job: Job, pairs: PairSet, data: str, notes: tuple[str, ...]) -> None:
+    job.say(notes[0])
+    given = sum(pair.split == "heldout" for pair in pairs)
+    heldout = f", {given} of them held out" if given else ""
+    job.say(f"{len(pairs)} pairs in {len(pairs.concepts)} concepts from {data}{heldout}")
+    for note in notes[1:]:
+        job.say(note)
     if pairs.duplicates:
         first, again = pairs.duplicates[0]
         job.say(

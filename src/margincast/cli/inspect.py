@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from margincast.cli.inputs import PairInputs, Reading, load_inputs
+from margincast.cli.inputs import Inputs, PairInputs, Reading, read_inputs, with_features
 from margincast.cli.job import Job, open_job
 from margincast.cli.options import Data, InputOptions, OutputOptions, PairOptions, ReadOptions
-from margincast.recipe.fields import OUTPUT, option
+from margincast.recipe.fields import INPUT, OUTPUT, option
 from margincast.records import Json
 
 
@@ -23,12 +23,20 @@ class ReferenceOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """What of the pairs is shown."""
+
+    show: int = option(1, "Print this many pairs as the model reads them", INPUT, least=0, setting=False)
+
+
 def inspect(
     data: Data,
     inputs: InputOptions,
     pairs: PairOptions,
     read: ReadOptions,
     reference: ReferenceOptions,
+    shown: ShowOptions,
     output: OutputOptions,
 ) -> None:
     """Show the structure of the embeddings per concept, and which conditions of the theorems it meets.
@@ -41,13 +49,25 @@ def inspect(
         from margincast.training.references import check_references
 
         check_references(path, pairs.eos)  # minutes of extraction earlier than the writing itself would
-    loaded = load_inputs(job, Reading(data, inputs, pairs, read.seed, read.max_length))
+    encoded = read_inputs(job, Reading(data, inputs, pairs, read.seed, read.max_length))
+    show_pairs(job, encoded, shown.show)
+    loaded = with_features(job, encoded)
     if path:
         from margincast.training.references import write_references
 
         write_references(path, loaded.features, loaded.encoding)
         job.say(f"Pairs with reference log-probabilities for TRL: {path}")
     job.done(run_inspection(job, loaded))
+
+
+def show_pairs(job: Job, inputs: Inputs, count: int) -> None:
+    """Print the first pairs token by token, as text in which special tokens are seen."""
+    from margincast.report.shown_pairs import pair_text
+
+    heldout = {pair.id for pair in inputs.heldout}
+    for pair, row in list(zip(inputs.encoding.pairs, inputs.encoding.rows, strict=True))[:count]:
+        split = "held out" if pair.id in heldout else "training"
+        job.say(pair_text(pair, row, inputs.loaded.tokenizer, split))
 
 
 def run_inspection(job: Job, inputs: PairInputs) -> Json:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 Data = Annotated[
     str,
     typer.Argument(
-        help="traits | persona:NAME[,NAME...] | persona:k1 ... persona:k16 | persona:all | a .jsonl, .parquet or .csv "
-        "file or a folder of them | owner/name[:split] on the Hugging Face Hub"
+        help="traits | persona:NAME[,NAME...] | persona:k1 ... persona:k16 | persona:all | a .jsonl, .json, .parquet, "
+        ".arrow, .csv or .tsv file (also .gz, .zst), a folder of them or of save_to_disk | owner/name[:split] on the "
+        "Hugging Face Hub"
     ),
 ]
 
@@ -64,17 +65,29 @@ class PairOptions:
     """How pairs are read and split."""
 
     concept_column: str | None = option(None, "Column that groups pairs into concepts", INPUT)
+    prompt_column: str | None = option(None, "Column of the prompt, where it has another name", INPUT)
+    chosen_column: str | None = option(None, "Column of the preferred response, likewise", INPUT)
+    rejected_column: str | None = option(None, "Column of the other response, likewise", INPUT)
     on_bad_row: Literal["fail", "skip"] = option(
         "fail", "Stop at unusable rows (fail), or leave them out (skip)", INPUT, choices=lambda: ("fail", "skip")
     )
     eos: bool | None = option(
         None, "Append the end-of-sequence token as TRL does [default: not when all responses are one token]", INPUT
     )
-    holdout: float = option(0.1, "Share of every concept kept for evaluation", INPUT)
+    holdout: float = option(0.1, "Share of every concept kept for evaluation, where the data are not split", INPUT)
+    heldout: str | None = option(None, "Held-out pairs of your own, in any form of DATA", INPUT)
+    dataset_test_split: str | None = option(
+        None, "Split or file of DATA that is held out, by its name [default: test, where a folder has it]", INPUT
+    )
+    allow_leakage: bool = option(
+        False, "Take held-out pairs whose prompt training pairs have too, and count them", INPUT
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.holdout < 1:
             raise InputError(f"holdout must be between 0 and 1, got {self.holdout:g}")
+        if self.heldout is not None and self.dataset_test_split is not None:
+            raise InputError("--heldout and --dataset_test_split both name the held-out pairs; give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,17 +31,17 @@ class Plan:
     def __init__(
         self, job: Job, options: ReproduceOptions, scale: Scale, figures: list[str], inputs: InputOptions
     ) -> None:
-        from margincast.data.sources import find_sources
+        from margincast.data.sources import Where, find_sources
         from margincast.paper.scales import run_specs
 
         self.job, self.options, self.scale, self.figures, self.inputs = job, options, scale, figures, inputs
-        personas = inputs.persona_dir
+        where = Where(inputs.persona_dir)
         with_runs = bool({"fig2", "fig4", "fig5"} & set(figures))
         self.specs = run_specs(scale) if with_runs else []
         # Every file is looked for before the first is used.
-        self.found = [source.label for source in find_sources("persona:all", personas, None)]
+        self.found = [source.label for source in find_sources("persona:all", where)]
         for k in scale.K if with_runs else ():
-            find_sources(self.data(k), personas, None)
+            find_sources(self.data(k), where)
 
     def data(self, k: int) -> str:
         """The DATA of K personas: the paper's list, or the first ones of the packaged data."""

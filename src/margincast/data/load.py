@@ -2,93 +2,204 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from margincast.data.hints import advice
 from margincast.data.readers import Row, Source, shorten
-from margincast.data.shapes import read_texts
-from margincast.data.sources import find_sources
-from margincast.data.texts import RowError, check_string
+from margincast.data.shapes import UnknownShapeError, read_texts
+from margincast.data.sources import Where, find_sources
+from margincast.data.splits import TRL_DEFAULT
+from margincast.data.texts import RowError, Texts, check_string
+from margincast.data.understood import describe
 from margincast.errors import InputError
 from margincast.records import Pair, PairSet, Text
 
+if TYPE_CHECKING:
+    import datasets
+    import pandas  # type: ignore[import-untyped]
+
 
 def load_pairs(
-    data: str | Path,
+    data: str | Path | datasets.Dataset | datasets.DatasetDict | pandas.DataFrame | Sequence[Mapping[str, object]],
     *,
+    heldout: str | Path | datasets.Dataset | pandas.DataFrame | Sequence[Mapping[str, object]] | None = None,
+    dataset_test_split: str | None = None,
     persona_dir: str | Path | None = None,
     concept_column: str | None = None,
+    prompt_column: str | None = None,
+    chosen_column: str | None = None,
+    rejected_column: str | None = None,
     on_bad_row: Literal["fail", "skip"] = "fail",
     revision: str | None = None,
 ) -> PairSet:
     """Read preference pairs from `data`, in order of files and rows.
 
-    data: `traits`, `persona:NAME[,NAME…]` (also `persona:k1` … `persona:k16`, `persona:all`), a .jsonl, .parquet or
-        .csv file or a folder of them, or `owner/name[:split]` on the Hub. The shapes of rows are those of `shapes`.
+    data: `traits`, `persona:NAME[,NAME…]` (also `persona:k1` … `persona:k16`, `persona:all`), a .jsonl, .json,
+        .parquet, .arrow, .csv or .tsv file (also .gz or .zst), a folder of them or of `save_to_disk`,
+        `owner/name[:split]` on the Hub, or a table in memory. The shapes of rows are those of `shapes`.
+    heldout: held-out pairs of one's own, as `data`; those of `data` are then for training
+    dataset_test_split: the part of `data` that is held out, by its name; without it the files `test` (or
+        `validation`) of a folder that has `train` too, and of the Hub nothing. "test", which is TRL's default, may be
+        missing: that is noted
     persona_dir: folder of persona files; without one they come from the Hub
     concept_column: column that groups pairs into concepts, of strings or integers. Without it the concept is the file
         name without its extension (below a folder: the path within the folder), or the Hub data set's name.
+    prompt_column, chosen_column, rejected_column: which columns are the prompt and the responses, whatever they are
+        called; other columns that look like a prompt may then stay unused
     on_bad_row: "fail" raises an error that names the first bad row and counts the others; "skip" leaves bad rows out
         and lists each with its reason in `PairSet.skipped`. Problems of a whole file are errors under both.
     revision: commit, branch or tag of what is read from the Hub; local data have none
 
-    A pair's id is "<file name without extension, or Hub name>:<line>". Rows that repeat an earlier prompt, chosen and
-    rejected exactly are kept, and listed in `PairSet.duplicates`.
+    A pair's id is "<file name without extension, Hub name or memory>:<line>". Rows that repeat an earlier prompt,
+    chosen and rejected exactly are kept, and listed in `PairSet.duplicates`; how rows were understood, and what of a
+    folder was not read, in `PairSet.notes`.
 
     Raises `InputError` for data that cannot be used, `StatedFailure` when the Hub is needed and cannot be reached.
     """
     if on_bad_row not in ("fail", "skip"):
         raise InputError(f"on_bad_row must be 'fail' or 'skip', got {on_bad_row!r}")
-    pairs: list[Pair] = []
-    bad: list[str] = []
-    columns_found: dict[str, None] = {}
-    personas = None if persona_dir is None else Path(persona_dir)
-    for source in find_sources(str(data), personas, revision):
+    where = Where(None if persona_dir is None else Path(persona_dir), revision, dataset_test_split)
+    sources = find_sources(data, where)
+    if heldout is not None:
+        sources = _with_heldout(sources, find_sources(heldout, replace(where, test_split=None)))
+    unsplit = dataset_test_split is not None and not any(source.split == "heldout" for source in sources)
+    if unsplit and dataset_test_split != TRL_DEFAULT:
+        raise InputError(
+            f"{_named(data)}: has no split {dataset_test_split!r}; give held-out pairs with --heldout DATA"
+        )
+    mapped = {"prompt": prompt_column, "chosen": chosen_column, "rejected": rejected_column}
+    columns = Columns(concept_column, {part: name for part, name in mapped.items() if name is not None})
+    read = ReadRows(columns)
+    for source in sources:
+        read.read(source)
+    columns.refuse_missing(_named(data), read.columns_found)
+    if read.bad and (on_bad_row == "fail" or not read.pairs):
+        raise InputError(_bad_rows(read.bad, usable=len(read.pairs)))
+    notes = [describe(read.texts), *(note for source in sources for note in source.notes)]
+    if unsplit:
+        notes.append(f"no split {dataset_test_split!r} in {_named(data)}: held-out pairs are drawn")
+    return PairSet(tuple(read.pairs), _duplicates(read.pairs), tuple(read.bad), tuple(notes))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What columns are for, as the caller says: concept names that which groups pairs, mapped prompt and responses."""
+
+    concept: str | None
+    mapped: Mapping[str, str]
+
+    def texts(self, row: Mapping[str, object]) -> Texts:
+        missing = next((name for name in self.mapped.values() if name not in row), None)
+        if missing is not None:
+            raise RowError(f"column {missing!r} is missing")
+        taken = {name for part, name in self.mapped.items() if part != name}
+        renamed = {name: value for name, value in row.items() if name not in {*taken, *self.mapped}}
+        renamed |= {part: row[name] for part, name in self.mapped.items()}
+        # Whoever says which column is the prompt has decided about the others.
+        spoken_for = set(row) if "prompt" in self.mapped else {self.concept or ""}
+        return read_texts(renamed, spoken_for)
+
+    def concept_of(self, row: Mapping[str, object], source: Source) -> str:
+        name = self.concept
+        if name is None:
+            return source.concept or source.label
+        if name not in row:
+            raise RowError(f"concept column {name!r} is missing")
+        value = row[name]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise RowError(f"concept column {name!r} must hold a string or an integer, got {shorten(value)}")
+        return check_string(f"concept column {name!r}", value)
+
+    def refuse_missing(self, data: str, found: Mapping[str, None]) -> None:
+        """Raises `InputError` where a column is named that no row has."""
+        for kind, name in (("concept", self.concept), *self.mapped.items()):
+            if name is not None and found and name not in found:
+                listed = ", ".join(map(shorten, found))
+                raise InputError(f"{data}: no row has the {kind} column {name!r}; columns found: {listed}")
+
+
+@dataclass
+class ReadRows:
+    """Rows read so far: pairs and, row by row, their texts; the reasons of bad ones; and every column met."""
+
+    columns: Columns
+    pairs: list[Pair] = field(default_factory=list)
+    texts: list[Texts] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    columns_found: dict[str, None] = field(default_factory=dict)
+
+    def read(self, source: Source) -> None:
+        """The rows of one source. Raises `InputError` when it has none."""
         line = 0
         for row in source.rows():
             line = row.line
-            columns_found.update(dict.fromkeys(row.columns))
+            self.columns_found.update(dict.fromkeys(row.columns))
             try:
-                pairs.append(_pair(row, source, concept_column))
+                texts = self._texts(row, source)
+                self.pairs.append(self._pair(row, texts, source))
+                self.texts.append(texts)
             except RowError as error:
-                bad.append(f"{source.name}, {source.unit} {row.line}: {error}")
+                self.bad.append(f"{source.name}, {source.unit} {row.line}: {error}")
         if line == 0:
             raise InputError(f"{source.name}: no rows")
-    if concept_column is not None and columns_found and concept_column not in columns_found:
-        found = ", ".join(map(shorten, columns_found))
-        raise InputError(f"{data}: no row has the concept column {concept_column!r}; columns found: {found}")
-    if bad and (on_bad_row == "fail" or not pairs):
-        raise InputError(_bad_rows(bad, usable=len(pairs)))
-    return PairSet(tuple(pairs), _duplicates(pairs), tuple(bad))
+
+    def _texts(self, row: Row, source: Source) -> Texts:
+        if row.problem:
+            raise RowError(row.problem)
+        try:
+            return self.columns.texts(row.columns)
+        except UnknownShapeError as error:
+            raise RowError(f"{error}; {advice(row.columns, source)}") from error
+
+    def _pair(self, row: Row, texts: Texts, source: Source) -> Pair:
+        return Pair(
+            id=f"{source.label}:{row.line}",
+            concept=self.columns.concept_of(row.columns, source),
+            prompt=texts.prompt,
+            chosen=texts.chosen,
+            rejected=texts.rejected,
+            source=source.name,
+            line=row.line,
+            statement=texts.statement,
+            split=source.split,
+        )
 
 
-def _pair(row: Row, source: Source, concept_column: str | None) -> Pair:
-    if row.problem:
-        raise RowError(row.problem)
-    texts = read_texts(row.columns)
-    concept = source.label if concept_column is None else _concept(row.columns, concept_column)
-    return Pair(
-        id=f"{source.label}:{row.line}",
-        concept=concept,
-        prompt=texts.prompt,
-        chosen=texts.chosen,
-        rejected=texts.rejected,
-        source=source.name,
-        line=row.line,
-        statement=texts.statement,
-    )
+def _with_heldout(train: Sequence[Source], heldout: Sequence[Source]) -> list[Source]:
+    """Both as one list, each on its side. Raises `InputError` where one of them comes split already.
+
+    Training and held-out pairs of one file each are of one concept, unless the held-out ones are of a persona.
+    """
+    for sources, which in ((train, "DATA"), (heldout, "--heldout")):
+        split = next((source for source in sources if source.split), None)
+        if split:
+            raise InputError(
+                f"{which} has training and held-out pairs of its own ({split.name}); name one of its files"
+            )
+    labels = {source.label for source in train}
+    clash = any(source.label in labels for source in heldout)
+    single = len(train) == len(heldout) == 1 and not heldout[0].concept
+    return [
+        *(replace(source, split="train") for source in train),
+        *(
+            replace(
+                source,
+                label=f"heldout/{source.label}" if clash else source.label,
+                concept=(train[0].concept or train[0].label) if single else (source.concept or source.label),
+                split="heldout",
+            )
+            for source in heldout
+        ),
+    ]
 
 
-def _concept(columns: Mapping[str, object], name: str) -> str:
-    if name not in columns:
-        raise RowError(f"concept column {name!r} is missing")
-    value = columns[name]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(f"concept column {name!r} must hold a string or an integer, got {shorten(value)}")
-    return check_string(f"concept column {name!r}", value)
+def _named(data: object) -> str:
+    return str(data) if isinstance(data, (str, Path)) else "memory"
 
 
 def _bad_rows(bad: list[str], usable: int) -> str:

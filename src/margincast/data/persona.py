@@ -11,10 +11,12 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from margincast.data.readers import Source, file_source, first_line, shorten
+from margincast.data.formats import file_source
+from margincast.data.readers import Source, first_line, shorten
 from margincast.errors import InputError, StatedFailure
 
 _REPOSITORY = "Anthropic/model-written-evals"
@@ -37,7 +39,7 @@ def persona_sources(names: str, persona_dir: Path | None, revision: str | None) 
     if not all(requested):
         raise InputError(f"persona:{names} holds an empty name; write persona:NAME[,NAME…]")
     files = _on_hub(requested, revision) if persona_dir is None else _in_folder(requested, persona_dir)
-    return [file_source(file, f"{name}.jsonl", name) for name, file in files.items()]
+    return [replace(file_source(file, f"{name}.jsonl", name), concept=name) for name, file in files.items()]
 
 
 def _expand(requested: Sequence[str], every: Sequence[str]) -> list[str]:
@@ -48,7 +50,7 @@ def _expand(requested: Sequence[str], every: Sequence[str]) -> list[str]:
 def _in_folder(requested: Sequence[str], folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"persona folder {folder}: no such folder")
-    files = {file.stem: file for file in sorted(folder.glob("*.jsonl")) if file.is_file()}
+    files = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
     if not files:
         raise InputError(f"persona folder {folder}: holds no .jsonl files")
     names = _expand(requested, list(files))

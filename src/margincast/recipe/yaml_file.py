@@ -178,7 +178,10 @@ def _word(value: Any) -> Any:
 def read_settings(path: Path, known: Iterable[str]) -> tuple[Settings, list[str]]:
     """`settings_in` of the file's values, but for a record alone: names of data and model are not its own."""
     values = read_yaml(path)
-    elsewhere = {"data", "model", "revision", "dtype", "device", "holdout", "concept_column", "eos", "on_bad_row"}
+    elsewhere = {
+        "data", "model", "revision", "dtype", "device", "holdout", "heldout", "allow_leakage", "concept_column",
+        "prompt_column", "chosen_column", "rejected_column", "dataset_test_split", "eos", "on_bad_row",
+    }  # fmt: skip
     return settings_in(path, {name: value for name, value in values.items() if name not in elsewhere}, known)
 
 

@@ -23,4 +23,4 @@ def _persona(columns: Mapping[str, object]) -> Texts:
     )
 
 
-SHAPES.register("persona")(Shape(COLUMNS, _persona, rank=1))
+SHAPES.register("persona")(Shape(COLUMNS, _persona, rank=1, title="persona", also=("statement",)))

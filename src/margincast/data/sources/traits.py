@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib import resources
 
-from margincast.data.readers import Source, file_source
+from margincast.data.formats import file_source
+from margincast.data.readers import Source
 from margincast.data.sources import SOURCES, SourceKind
 
 

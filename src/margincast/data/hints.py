@@ -1,0 +1,91 @@
+"""What is to be done with a row whose columns are those of no shape? The flags that map them, or a conversion.
+
+Two responses of which a third column says which is better are no pair before somebody has applied the label: what it
+means (0 or 1, "A", a score) is the data set's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from margincast.data.formats import suffix_of
+from margincast.data.readers import Source
+from margincast.data.shapes import flag_value, prompt_like, understood
+
+# Words in the name of a column with the preferred response, and in that of the other.
+_BETTER = re.compile(
+    r"chosen|(?<!non_)(?<!dis)(?<!not_)preferred|accepted|winner|winning|better|positive|(^|_)(good|win|w|j)$", re.I
+)
+_WORSE = re.compile(r"rejected|dispreferred|(non|not)_preferred|loser|losing|worse|negative|(^|_)(bad|lose|l|k)$", re.I)
+# The two responses beside a label, their label, and when the first is the better one, as the data sets' cards say.
+_LABELLED = (
+    ("response_0", "response_1", "better_response_id", "{} == 0"),
+    ("response_0", "response_1", "safer_response_id", "{} == 0"),
+    ("human_ref_A", "human_ref_B", "labels", "{} == 1"),
+    ("response1", "response2", "overall_preference", "{} < 0"),
+    ("conversation_a", "conversation_b", "winner", '{} == "model_a"'),
+    ("response_a", "response_b", "winner", '{} == "model_a"'),
+)
+_NUMBERED = re.compile(r"^(.*?)_?(0|1|a|A)$")
+_NEXT = {"0": "1", "1": "2", "a": "b", "A": "B"}
+_LABEL = re.compile(r"prefer|label|better|safer|winner|choice|rank|score|overall", re.I)
+
+
+def advice(columns: Mapping[str, object], source: Source) -> str:
+    """What to write, for a row with these columns, in one line."""
+    prompt = next((name for name in columns if prompt_like(name)), None)
+    labelled = _labelled(columns)
+    if labelled:
+        return _conversion(prompt or "PROMPT", labelled, source)
+    texts = [name for name, value in columns.items() if isinstance(value, (str, list, dict)) and not prompt_like(name)]
+    worse = next((name for name in texts if _WORSE.search(name)), None)
+    better = next((name for name in texts if _BETTER.search(name) and name != worse), None)
+    if better and worse:
+        flags = {"prompt": prompt, "chosen": better, "rejected": worse}
+        said = " ".join(f"--{part}_column {flag_value(name)}" for part, name in flags.items() if name)
+        return f"say which are the prompt and the responses: {said}"
+    header = f"; {source.hint}" if source.hint else ""
+    return f"{understood()}; name yours with --prompt_column, --chosen_column and --rejected_column{header}"
+
+
+def _labelled(columns: Mapping[str, object]) -> tuple[str, str, str, str] | None:
+    """Two responses, the column that says which is better, and when the first is."""
+    known = next((each for each in _LABELLED if set(each[:3]) <= columns.keys()), None)
+    if known:
+        return known
+    for name in columns:
+        numbered = _NUMBERED.match(name)
+        second = f"{name[:-1]}{_NEXT[numbered[2]]}" if numbered else ""
+        if second in columns and all(isinstance(columns[each], (str, list)) for each in (name, second)):
+            label = next((each for each in columns if _LABEL.search(each) and each not in (name, second)), None)
+            return (name, second, label, "FIRST_IS_BETTER({})") if label else None
+    return None
+
+
+def _conversion(prompt: str, labelled: tuple[str, str, str, str], source: Source) -> str:
+    first, second, label, condition = labelled
+    better = condition.format(f'r["{label}"]')
+    ties = f'.filter(lambda r: r["{label}"] != 0)' if label == "overall_preference" else ""
+    row = (
+        f'{{"prompt": r["{prompt}"], "chosen": r["{first}"] if {better} else r["{second}"], '
+        f'"rejected": r["{second}"] if {better} else r["{first}"]}}'
+    )
+    return (
+        f"'{label}' says which of '{first}' and '{second}' is better; two lines of Python make pairs of them: "
+        f"`import datasets; d = {_table(source.name)}{ties}` and "
+        f'`d.map(lambda r: {row}, remove_columns=d.column_names).to_json("pairs.jsonl")`'
+    )
+
+
+def _table(name: str) -> str:
+    """The expression that reads the data with `datasets`."""
+    suffix = suffix_of(name).lower()
+    if name.startswith("memory"):
+        return "datasets.Dataset.from_list(DATA)"
+    if not suffix:  # on the Hub, or a folder of save_to_disk
+        hub, _, split = name.partition(":")
+        return f'datasets.load_dataset("{hub}", split="{split}")' if split else f'datasets.load_from_disk("{name}")'
+    kind = {".csv": "csv", ".tsv": "csv", ".par": "parquet", ".arr": "arrow"}.get(suffix[:4], "json")
+    tabs = ', sep="\\t"' if suffix.startswith(".tsv") else ""
+    return f'datasets.load_dataset("{kind}", data_files="{name}", split="train"{tabs})'
