@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from margincast.data.texts import Texts
 
 
+SEVERAL, WITH_SYSTEM, ONE, TEXT = "with several turns", "with a system message and one turn", "with one turn", "of text"
+
+
 def describe(rows: Sequence[Texts]) -> str:
     """The shapes of the rows, with how many there are and how they talk, and what was not read as it stands."""
     by_shape: dict[str, list[Texts]] = defaultdict(list)
@@ -17,17 +20,23 @@ def describe(rows: Sequence[Texts]) -> str:
 
 
 def _one_shape(shape: str, rows: Sequence[Texts]) -> str:
-    turns = [0 if isinstance(row.prompt, str) else len(row.prompt) for row in rows]
-    several, one, text = sum(turn > 1 for turn in turns), turns.count(1), turns.count(0)
-    kinds = [(several, "with several turns"), (one, "with one"), (text, "of text")]
-    said = ", ".join(f"{count} {kind}" for count, kind in kinds if count)
-    if one and not several:
-        said = said.replace("with one", "with one turn")
-    if len(rows) in (several, one, text):  # all alike
-        said = said.partition(" ")[2]
-        said = f"{len(rows)} pairs {said}" if len(rows) > 1 else f"1 pair {said}"
+    kinds = Counter(map(_kind, rows))
+    count = f"{len(rows)} pairs" if len(rows) > 1 else "1 pair"
+    if len(kinds) == 1:
+        said = f"{count} {next(iter(kinds))}"
     else:
-        said = f"{len(rows)} pairs, {said}"
+        several, with_system = kinds[SEVERAL] + kinds[WITH_SYSTEM], kinds[WITH_SYSTEM]
+        among = f" ({with_system} of them {WITH_SYSTEM.removeprefix('with ')})" if with_system else ""
+        parts = [(several, f"with several turns{among}"), (kinds[ONE], "with one"), (kinds[TEXT], TEXT)]
+        said = ", ".join([count, *(f"{number} {kind}" for number, kind in parts if number)])
     notes = Counter(note for row in rows for note in row.notes)
     done = "; ".join(note if count == len(rows) else f"{note} in {count}" for note, count in notes.items())
     return f"{shape} shape: {said}" + (f" ({done})" if done else "")
+
+
+def _kind(row: Texts) -> str:
+    if isinstance(row.prompt, str):
+        return TEXT
+    if len(row.prompt) == 1:
+        return ONE
+    return WITH_SYSTEM if [message["role"] for message in row.prompt] == ["system", "user"] else SEVERAL
