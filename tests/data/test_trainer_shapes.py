@@ -336,7 +336,8 @@ def test_the_first_note_says_what_was_understood(write: Write):
     write("rows.jsonl", LF, LF | {"conversations": SAID_BEFORE}, TEXT | {"system": SYSTEM}, TEXT)
     assert load_pairs("rows.jsonl").notes == (
         "LLaMA-Factory shape: 2 pairs, 1 with several turns, 1 with one; "
-        "TRL shape: 2 pairs, 1 with several turns (1 of them a system message and one turn), 1 of text ('system' is a system message in 1)",
+        "TRL shape: 2 pairs, 1 with several turns (1 of them a system message and one turn), "
+        "1 of text ('system' is a system message in 1)",
     )
     write("rows.jsonl", *[{side: json.dumps(each) for side, each in CHAT.items()}] * 2)
     assert load_pairs("rows.jsonl").notes == ("TRL shape: 2 pairs with one turn (messages were written as strings)",)
@@ -395,5 +396,6 @@ def test_the_known_file_with_pairs_by_other_names(shapes):
 def test_the_demo_of_llama_factory(shapes):
     pairs = load_pairs(shapes.parents[1] / "data" / "chat" / "dpo_en_demo.json")
     assert pairs.notes == (
-        "LLaMA-Factory shape: 300 pairs, 186 with several turns (80 of them a system message and one turn), 114 with one",
+        "LLaMA-Factory shape: 300 pairs, 186 with several turns (80 of them a system message and one turn), "
+        "114 with one",
     )

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from margincast.data.texts import Texts
 
-
 SEVERAL, WITH_SYSTEM, ONE, TEXT = "with several turns", "with a system message and one turn", "with one turn", "of text"
 
 
