@@ -38,8 +38,10 @@ either = mc.forecast(features, recipe)
 width: float = float(either.heldout.margins[-1].mean())
 fitted: mc.TrainedForecast = mc.forecast_trained(features, recipe)
 low: Estimate = fitted.bands[""].accuracy[-1]
-contributions = exact.attribution(pair=7)
-total: float = float(contributions.sum())
+found: mc.PairAttribution = exact.attribution(pair=7)
+contributions = found.values
+total: float = float(contributions.sum()) + found.start
+most: tuple[str, float] = (found.top(3)[0].pair.id, found.top(3)[0].value)
 again: mc.Forecast = mc.rerun(features, mc.drop(len(train), [0]), recipe)
 slopes: mc.Sensitivity = mc.sensitivity(features, recipe)
 parts: dict[int, mc.Attribution] = mc.attribute(features, recipe, at=[60])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from margincast.frozen.attribution.edits import drop as drop
     from margincast.frozen.attribution.edits import duplicate as duplicate
     from margincast.frozen.attribution.edits import flip as flip
+    from margincast.frozen.attribution.of_pair import PairAttribution as PairAttribution
     from margincast.frozen.attribution.sensitivity import Sensitivity as Sensitivity
     from margincast.frozen.attribution.sensitivity import sensitivity as sensitivity
     from margincast.frozen.forecast import Forecast as Forecast
@@ -129,6 +130,7 @@ _HOMES = {
     "Comparison": "margincast.comparison",
     "Sensitivity": "margincast.frozen.attribution.sensitivity",
     "Attribution": "margincast.frozen.attribution.contributions",
+    "PairAttribution": "margincast.frozen.attribution.of_pair",
     "Structure": "margincast.structure.inspect",
     "SplitTrajectory": "margincast.records",
     "FeatureSet": "margincast.records",

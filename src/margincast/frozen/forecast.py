@@ -9,6 +9,7 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.frozen.attribution.contributions import Attribution, account
+from margincast.frozen.attribution.of_pair import PairAttribution
 from margincast.frozen.engine.pairspace import choose_form, simulate_in
 from margincast.frozen.engine.spaces import precision, refuse_bias, token_spaces
 from margincast.frozen.engine.state import TokenSpace
@@ -27,12 +28,11 @@ class Forecast(Trajectory):
     dtype: torch.dtype = field(default=torch.float64, kw_only=True)
     _attributed: dict[int, Attribution] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def attribution(self, pair: int | str, *, split: str = "heldout", step: int | None = None) -> Tensor:
-        """One signed contribution per training pair, (N,) float64, to the margin of one pair after `step` steps.
+    def attribution(self, pair: int | str, *, split: str = "heldout", step: int | None = None) -> PairAttribution:
+        """The margin of one pair after `step` steps as a sum of one signed contribution per training pair.
 
         pair: index into the split, or the pair's id;  split: "heldout" or "train";  step: a recorded one, or the last
-        The contributions sum to the margin, less `attributed(step).start`, which only weight decay and losses without
-        a reference have. What each optimizer's contributions mean: `frozen.attribution.contributions`.
+        What each optimizer's contributions mean: `frozen.attribution.contributions`.
 
         Raises `InputError` for a pair or a step that was not recorded.
         """
@@ -42,7 +42,17 @@ class Forecast(Trajectory):
         part, side = sides[split]
         index = _place(part, pair, split)
         targets = token_spaces(self.features, self.recipe.beta, self.dtype)[side].rows(torch.tensor([index]))
-        return self.attributed(step).contributions(targets)[0]
+        found = self.attributed(step)
+        recorded = self.train if split == "train" else self.heldout
+        return PairAttribution(
+            id=part.pairs[index].id,
+            split=split,
+            step=found.step,
+            pairs=self.features.train.pairs,
+            values=found.contributions(targets)[0],
+            start=float(found.start(targets)[0]),
+            margin=float(recorded.margins[self.steps.index(found.step), index]),
+        )
 
     def attributed(self, step: int | None = None) -> Attribution:
         """The attribution of all margins after `step` steps, a recorded one, or the last. Computed at its first use,

@@ -75,9 +75,10 @@ def test_one_pairs_contributions_by_index_and_by_id() -> None:
     _, features = problem()
     run = forecast_frozen(features, head_recipe(beta=0.5, optimizer=SGD(0.8), steps=11, batch_size=3, eval_steps=4))
     by_index = run.attribution(pair=2)
-    assert error(by_index.sum(), run.heldout.margins[-1, 2]) <= EXACT
-    assert torch.equal(run.attribution(pair=run.heldout.pairs[2].id), by_index)
-    assert error(run.attribution(3, split="train", step=4).sum(), run.train.margins[1, 3]) <= EXACT
+    assert error(by_index.values.sum(), run.heldout.margins[-1, 2]) <= EXACT
+    assert by_index.start == 0.0 and by_index.margin == float(run.heldout.margins[-1, 2])
+    assert torch.equal(run.attribution(pair=run.heldout.pairs[2].id).values, by_index.values)
+    assert error(run.attribution(3, split="train", step=4).values.sum(), run.train.margins[1, 3]) <= EXACT
     for wrong, message in [
         ({"pair": 99}, "pair must lie in 0 .. 3"),
         ({"pair": "p0"}, "no heldout pair has the id 'p0'"),
@@ -86,6 +87,26 @@ def test_one_pairs_contributions_by_index_and_by_id() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             run.attribution(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_margin_as_a_sum_knows_its_pairs_and_what_belongs_to_none() -> None:
+    """With weight decay the start belongs to no pair; start, contributions and rounding are the margin."""
+    _, features = problem()
+    recipe = head_recipe(beta=0.5, optimizer=AdamW(0.05, weight_decay=0.1), steps=6, batch_size=3)
+    run = forecast_frozen(features, recipe)
+    found = run.attribution(pair=1)
+    assert abs(found.start) > 1e-6 and abs(found.residual) <= EXACT * abs(found.margin)
+    frame = found.to_pandas()
+    assert frame.id.tolist() == [pair.id for pair in features.train.pairs]
+    assert frame.contribution.tolist() == found.values.tolist()
+    largest = frame.loc[frame.contribution.abs().sort_values(ascending=False).index[:3]]
+    assert [(each.pair.id, each.value) for each in found.top(3)] == list(
+        zip(largest.id, largest.contribution, strict=True)
+    )
+    assert found.top(1)[0].pair.id in found._repr_html_() and len(repr(found)) < 120
+    for count in (0, len(features.train.pairs) + 1):
+        with pytest.raises(InputError, match="top takes from 1 to all"):
+            found.top(count)
 
 
 def unrolled(train: TokenSpace, target: TokenSpace, recipe: Recipe, start: Tensor) -> Tensor:
