@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from margincast.frozen.forecast import Forecast as Forecast
     from margincast.frozen.forecast import forecast_frozen as forecast_frozen
     from margincast.frozen.tokens import forecast_tokens as forecast_tokens
+    from margincast.frozen.tokens.forecast import TokenForecast as TokenForecast
     from margincast.models import LoadedModel as LoadedModel
     from margincast.models import load_model as load_model
     from margincast.passes.tokenize import encode as encode
@@ -89,6 +90,7 @@ _HOMES = {
     "forecast": "margincast.forecasting",
     "forecast_frozen": "margincast.frozen.forecast",
     "forecast_tokens": "margincast.frozen.tokens",
+    "TokenForecast": "margincast.frozen.tokens.forecast",
     "Recipe": "margincast.recipe.recipe",
     "Loss": "margincast.recipe.loss",
     "LOSSES": "margincast.recipe.losses",

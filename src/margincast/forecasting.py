@@ -13,13 +13,14 @@ from margincast.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from margincast.features.positions import Positions
     from margincast.frozen.forecast import Forecast
+    from margincast.frozen.tokens.forecast import TokenForecast
     from margincast.records import Features, Trajectory
     from margincast.trained.forecast import TrainedForecast
     from margincast.trained.rehearsal import Rehearsal
 
 
 @overload
-def forecast(features: Positions, recipe: Recipe) -> Trajectory: ...
+def forecast(features: Positions, recipe: Recipe) -> TokenForecast: ...
 
 
 @overload
@@ -38,7 +39,7 @@ def forecast(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
-) -> Trajectory:
+) -> Forecast | TokenForecast | TrainedForecast:
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last, of the run of `recipe`.
 
     features: of `extract_features`; or, where responses have many tokens and the unembedding alone trains, of
@@ -47,9 +48,9 @@ def forecast(
     rehearsal: of this run (`rehearse`);  pilot: some first steps of it as trained. Both are of runs that train all
     weights or an adapter, whose forecast is not exact and has intervals
 
-    Gives a `Forecast`, which is exact and knows what every training pair contributed, where `recipe.train` is "head",
-    else a `TrainedForecast`; of positions a plain `Trajectory`, exact too. Raises `InputError` for features, settings
-    or responses that none of these covers.
+    Gives a `Forecast`, or of positions a `TokenForecast`, which is exact and knows what every training pair
+    contributed, where `recipe.train` is "head", else a `TrainedForecast`. Raises `InputError` for features, settings or
+    responses that none of these covers.
     """
     from margincast.features.positions import Positions
 
@@ -67,10 +68,9 @@ def forecast(
     return forecast_frozen(features, recipe)
 
 
-def _forecast_positions(features: Positions, recipe: Recipe) -> Trajectory:
-    from margincast.frozen.tokens import forecast_tokens
+def _forecast_positions(features: Positions, recipe: Recipe) -> TokenForecast:
+    from margincast.frozen.tokens.forecast import forecast_positions
 
     if recipe.train != "head":
         raise InputError("positions are for train head; forecasts of other training take extract_features' features")
-    pairs = features.train_pairs, features.heldout_pairs
-    return forecast_tokens(features.train, features.heldout, pairs, features.unembedding, recipe, bias=features.bias)
+    return forecast_positions(features, recipe)
