@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from margincast.errors import InputError
+from margincast.features.positions import Positions
 from margincast.frozen.attribution.contributions import Attribution
 from margincast.frozen.attribution.edits import Edit, check_size, edited
 from margincast.frozen.attribution.sensitivity import Sensitivity, sensitivity
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.forecast import Forecast, forecast_frozen
+from margincast.frozen.tokens.forecast import TokenForecast, forecast_positions
 from margincast.recipe.losses import Loss, get_loss
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features
@@ -95,18 +97,28 @@ def direct_change(attribution: Attribution, targets: TokenSpace, edit: Edit) -> 
     return targets.margins((values[:, None, None] * states).sum(dim=0))
 
 
-def rerun(features: Features, edit: Edit, recipe: Recipe) -> Forecast:
+@overload
+def rerun(features: Positions, edit: Edit, recipe: Recipe) -> TokenForecast: ...
+
+
+@overload
+def rerun(features: Features, edit: Edit, recipe: Recipe) -> Forecast: ...
+
+
+def rerun(features: Features | Positions, edit: Edit, recipe: Recipe) -> Forecast | TokenForecast:
     """The forecast of the edited training data.
 
     Batches are drawn anew where the number of pairs changes, as real training draws them.
 
     Raises what `forecast_frozen` raises, and `InputError` for an edit that is no data set of these pairs.
     """
+    if isinstance(features, Positions):
+        return forecast_positions(edited(features, edit), recipe)
     return forecast_frozen(edited(features, edit), recipe)
 
 
 def counterfactuals(
-    features: Features, edits: Sequence[Edit], recipe: Recipe, *, first_order: Sensitivity | None = None
+    features: Features | Positions, edits: Sequence[Edit], recipe: Recipe, *, first_order: Sensitivity | None = None
 ) -> list[Counterfactual]:
     """What each edit does to the held-out margins after the last step of the run that `forecast_frozen` tells.
 
@@ -115,7 +127,7 @@ def counterfactuals(
     Raises what `forecast_frozen` raises, and `InputError` for an edit that is no data set of these pairs.
     """
     known = sensitivity(features, recipe) if first_order is None else first_order
-    if len(known.values) != len(features.heldout.pairs):
+    if len(known.values) != len(features.heldout_pairs):
         raise InputError("first_order must be of the held-out margins themselves: leave the functional out")
     found = []
     for edit in edits:
