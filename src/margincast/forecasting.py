@@ -11,6 +11,8 @@ from margincast.errors import InputError
 from margincast.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from margincast.features.positions import Positions
     from margincast.frozen.forecast import Forecast
     from margincast.frozen.tokens.forecast import TokenForecast
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @overload
-def forecast(features: Positions, recipe: Recipe) -> TokenForecast: ...
+def forecast(features: Positions, recipe: Recipe, *, dtype: torch.dtype | None = None) -> TokenForecast: ...
 
 
 @overload
@@ -30,6 +32,7 @@ def forecast(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Forecast | TrainedForecast: ...
 
 
@@ -39,6 +42,7 @@ def forecast(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Forecast | TokenForecast | TrainedForecast:
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last, of the run of `recipe`.
 
@@ -47,6 +51,8 @@ def forecast(
     recipe: None is `Recipe()`, the paper's run of all weights
     rehearsal: of this run (`rehearse`);  pilot: some first steps of it as trained. Both are of runs that train all
     weights or an adapter, whose forecast is not exact and has intervals
+    dtype: what an exact forecast is calculated in; None is float64 for responses of one token and, except for gradient
+    flow, float32 for those of many
 
     Gives a `Forecast`, or of positions a `TokenForecast`, which is exact and knows what every training pair
     contributed, where `recipe.train` is "head", else a `TrainedForecast`. Raises `InputError` for features, settings or
@@ -56,8 +62,10 @@ def forecast(
 
     recipe = Recipe() if recipe is None else recipe
     if isinstance(features, Positions):
-        return _forecast_positions(features, recipe)
+        return _forecast_positions(features, recipe, dtype)
     if recipe.train != "head":
+        if dtype is not None:
+            raise InputError(f"dtype is for exact forecasts, with train head; train is {recipe.train!r}")
         from margincast.trained.forecast import forecast_trained
 
         return forecast_trained(features, recipe, rehearsal=rehearsal, pilot=pilot)
@@ -65,12 +73,12 @@ def forecast(
         raise InputError("with train head the forecast is exact: it takes no rehearsal and no pilot")
     from margincast.frozen.forecast import forecast_frozen
 
-    return forecast_frozen(features, recipe)
+    return forecast_frozen(features, recipe, dtype=dtype)
 
 
-def _forecast_positions(features: Positions, recipe: Recipe) -> TokenForecast:
+def _forecast_positions(features: Positions, recipe: Recipe, dtype: torch.dtype | None) -> TokenForecast:
     from margincast.frozen.tokens.forecast import forecast_positions
 
     if recipe.train != "head":
         raise InputError("positions are for train head; forecasts of other training take extract_features' features")
-    return forecast_positions(features, recipe)
+    return forecast_positions(features, recipe, dtype=dtype)

@@ -128,7 +128,7 @@ def unrolled(recipe: Recipe, split: Positions) -> list[tuple[Tensor, Tensor]]:
 def test_contributions_are_integrals_along_the_way(name: str) -> None:
     """<grad m(W), dW_i> along the line from a recorded step to the next, in many small pieces, by autodiff."""
     recipe, split = options(name), positions()
-    run = forecast_positions(split, recipe)
+    run = forecast_positions(split, recipe, dtype=torch.float64)
     states = unrolled(recipe, split)
     target = split.heldout.select(torch.tensor([1]))
     expected = torch.zeros(PAIRS, dtype=torch.float64)
@@ -187,7 +187,7 @@ def as_positions() -> tuple[Any, Positions]:
 def test_single_tokens_have_the_same_contributions_by_either_path(optimizer: Optimizer) -> None:
     features, split = as_positions()
     recipe = head_recipe(beta=BETA, optimizer=optimizer, steps=6, batch_size=3, eval_steps=4)
-    small, whole = forecast(features, recipe), forecast(split, recipe)
+    small, whole = forecast(features, recipe), forecast(split, recipe, dtype=torch.float64)
     concept = features.heldout.pairs[0].concept
     for wanted in ({"pair": 2}, {"pair": 1, "split": "train", "step": 4}, {"concept": concept}, {}):
         ours, theirs = whole.attribution(**wanted), small.attribution(**wanted)  # type: ignore[union-attr, arg-type]
@@ -198,7 +198,8 @@ def test_single_tokens_have_the_same_contributions_by_either_path(optimizer: Opt
             theirs.id, theirs.split, theirs.step, len(theirs.pairs),
         )  # fmt: skip
     edit = flip(10, [3])
-    assert error(rerun(split, edit, recipe).heldout.margins, rerun(features, edit, recipe).heldout.margins) <= 1e-8
+    again = rerun(split, edit, recipe, dtype=torch.float64).heldout.margins
+    assert error(again, rerun(features, edit, recipe).heldout.margins) <= 1e-8
     first = (
         sensitivity(split, recipe, lambda r: r.mean()[None]),
         sensitivity(features, recipe, lambda r: r.mean()[None]),
@@ -230,7 +231,7 @@ def test_a_run_is_gone_through_backwards_from_few_states(kept: int, held: int) -
 
 def test_few_states_change_no_contribution(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = head_recipe(beta=BETA, optimizer=AdamW(0.05), steps=12, batch_size=3, eval_steps=5)
-    run = forecast_positions(positions(), recipe)
+    run = forecast_positions(positions(), recipe, dtype=torch.float64)
     whole = run.attribution()
     monkeypatch.setattr(replay, "KEPT_BYTES", 1)
     assert torch.equal(run.attribution().values, whole.values)

@@ -98,23 +98,25 @@ def direct_change(attribution: Attribution, targets: TokenSpace, edit: Edit) -> 
 
 
 @overload
-def rerun(features: Positions, edit: Edit, recipe: Recipe) -> TokenForecast: ...
+def rerun(features: Positions, edit: Edit, recipe: Recipe, *, dtype: torch.dtype | None = None) -> TokenForecast: ...
 
 
 @overload
-def rerun(features: Features, edit: Edit, recipe: Recipe) -> Forecast: ...
+def rerun(features: Features, edit: Edit, recipe: Recipe, *, dtype: torch.dtype | None = None) -> Forecast: ...
 
 
-def rerun(features: Features | Positions, edit: Edit, recipe: Recipe) -> Forecast | TokenForecast:
-    """The forecast of the edited training data.
+def rerun(
+    features: Features | Positions, edit: Edit, recipe: Recipe, *, dtype: torch.dtype | None = None
+) -> Forecast | TokenForecast:
+    """The forecast of the edited training data; dtype: as of `forecast`.
 
     Batches are drawn anew where the number of pairs changes, as real training draws them.
 
     Raises what `forecast_frozen` raises, and `InputError` for an edit that is no data set of these pairs.
     """
     if isinstance(features, Positions):
-        return forecast_positions(edited(features, edit), recipe)
-    return forecast_frozen(edited(features, edit), recipe)
+        return forecast_positions(edited(features, edit), recipe, dtype=dtype)
+    return forecast_frozen(edited(features, edit), recipe, dtype=dtype)
 
 
 def counterfactuals(
@@ -131,7 +133,8 @@ def counterfactuals(
         raise InputError("first_order must be of the held-out margins themselves: leave the functional out")
     found = []
     for edit in edits:
-        run = rerun(features, edit, recipe)
+        # In the arithmetic of `before`: one pair's part can be less than what rounding differs by.
+        run = rerun(features, edit, recipe, dtype=known.values.dtype)
         loss = get_loss(run.loss_type, run.beta, without_reference=True)
         after = run.heldout.margins[-1].double()
         found.append(Counterfactual(edit, loss, known.values, known.values + known.change(edit), after))

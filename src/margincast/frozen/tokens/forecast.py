@@ -66,9 +66,12 @@ def spaces_of(positions: Positions, beta: float, dtype: torch.dtype) -> tuple[He
 
 @torch.no_grad()
 def forecast_positions(
-    positions: Positions, recipe: Recipe, *, dtype: torch.dtype = torch.float64, progress: bool = False
+    positions: Positions, recipe: Recipe, *, dtype: torch.dtype | None = None, progress: bool = False
 ) -> TokenForecast:
     """`frozen.forecast.forecast_frozen` for responses of any length.
+
+    dtype: what it is calculated in; None is float32, and float64 for gradient flow, whose local error float32 cannot
+    tell
 
     Memory is that of a few matrices of the shape of the unembedding in `dtype`, four with AdamW, beside the features;
     with gradient flow eight, and one for every recorded step.
@@ -77,6 +80,8 @@ def forecast_positions(
     margin here, `StatedFailure` when the simulated run diverges.
     """
     recipe = recipe.for_pairs(positions.train.pairs)
+    if dtype is None:
+        dtype = torch.float64 if recipe.rule.flow else torch.float32
     loss, wanted = recipe.loss, recipe.recorded
     refuse_length_normalized(loss, single_token=False)
     spaces = spaces_of(positions, recipe.beta, dtype)
