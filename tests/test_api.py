@@ -56,7 +56,10 @@ mc.write_cleaned("cleaned.jsonl", train, heldout, changes)
 encoding = mc.encode(pairs, loaded.tokenizer)
 run: mc.Trajectory = mc.train_model(loaded, encoding, features, recipe, "runs/train")
 positions: mc.Positions = mc.extract_positions(loaded, train, heldout)
-long: mc.Trajectory = mc.forecast(positions, mc.Recipe(train="head"))
+long: mc.TokenForecast = mc.forecast(positions, mc.Recipe(train="head"))
+of_all: mc.PairAttribution = long.attribution(concept="topic")
+fewer: mc.TokenForecast = mc.rerun(positions, mc.drop(len(train), [0]), recipe)
+first_order: mc.Sensitivity = mc.sensitivity(positions, recipe, lambda margins: margins.mean()[None])
 kept: mc.Run = mc.load_run("runs/train")
 frame = exact.to_pandas()
 exact.save("runs/f")
@@ -227,8 +230,13 @@ def test_responses_of_any_length_are_forecast_by_the_same_call(tmp_path: Path) -
     loaded, recipe = tiny_loaded(), mc.Recipe(train="head", max_steps=4, per_device_train_batch_size=4)
     positions = mc.extract_positions(loaded, train, heldout, cache_dir=tmp_path)
     features = mc.extract_features(loaded, train, heldout, cache_dir=tmp_path)
-    whole, small = mc.forecast(positions, recipe), mc.forecast(features, recipe)
+    whole, small = mc.forecast(positions, recipe, dtype=torch.float64), mc.forecast(features, recipe)
     assert len(repr(positions)) < 100
     torch.testing.assert_close(whole.heldout.margins, small.heldout.margins, rtol=1e-6, atol=1e-9)
+    quick = mc.forecast(positions, recipe)
+    assert quick.dtype == torch.float32
+    torch.testing.assert_close(quick.heldout.margins.double(), whole.heldout.margins, rtol=1e-4, atol=1e-7)
+    with pytest.raises(mc.InputError, match="dtype is for exact forecasts"):
+        mc.forecast(features, mc.Recipe(), dtype=torch.float32)
     with pytest.raises(mc.InputError, match="positions are for train head"):
         mc.forecast(positions, mc.Recipe())

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from margincast.frozen.tokens import decompose as decompose
     from margincast.frozen.tokens import displacements as displacements
     from margincast.frozen.tokens import forecast_tokens as forecast_tokens
+    from margincast.frozen.tokens.forecast import TokenForecast as TokenForecast
     from margincast.frozen.tokens.kernel import linearised_margins as linearised_margins
     from margincast.frozen.tokens.kernel import sequence_kernel as sequence_kernel
     from margincast.models import LoadedModel as LoadedModel
@@ -113,6 +114,7 @@ _HOMES = {
     "forecast_tokens": "margincast.frozen.tokens",
     "sequence_kernel": "margincast.frozen.tokens.kernel",
     "linearised_margins": "margincast.frozen.tokens.kernel",
+    "TokenForecast": "margincast.frozen.tokens.forecast",
     "Recipe": "margincast.recipe.recipe",
     "Loss": "margincast.recipe.loss",
     "LOSSES": "margincast.recipe.losses",

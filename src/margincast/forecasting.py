@@ -13,8 +13,11 @@ from margincast.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
     from margincast.features.positions import Positions
     from margincast.frozen.forecast import Forecast
+    from margincast.frozen.tokens.forecast import TokenForecast
     from margincast.records import Features, Trajectory
     from margincast.trained.constants import Constants
     from margincast.trained.forecast import TrainedForecast
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @overload
-def forecast(features: Positions, recipe: Recipe) -> Trajectory: ...
+def forecast(features: Positions, recipe: Recipe, *, dtype: torch.dtype | None = None) -> TokenForecast: ...
 
 
 @overload
@@ -33,6 +36,7 @@ def forecast(
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
     constants: Constants | str | Path | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Forecast | TrainedForecast: ...
 
 
@@ -43,7 +47,8 @@ def forecast(
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
     constants: Constants | str | Path | None = None,
-) -> Trajectory:
+    dtype: torch.dtype | None = None,
+) -> Forecast | TokenForecast | TrainedForecast:
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last, of the run of `recipe`.
 
     features: of `extract_features`; or, where responses have many tokens and the unembedding alone trains, of
@@ -52,17 +57,21 @@ def forecast(
     rehearsal: of this run (`rehearse`);  pilot: some first steps of it as trained. Both are of runs that train all
     weights or an adapter, whose forecast is not exact and has intervals
     constants: of such forecasts, for another model than SmolLM2: from `fit_constants`, or the file they were saved in
+    dtype: what an exact forecast is calculated in; None is float64 for responses of one token and, except for gradient
+    flow, float32 for those of many
 
-    Gives a `Forecast`, which is exact and knows what every training pair contributed, where `recipe.train` is "head",
-    else a `TrainedForecast`; of positions a plain `Trajectory`, exact too. Raises `InputError` for features, settings
-    or responses that none of these covers.
+    Gives a `Forecast`, or of positions a `TokenForecast`, which is exact and knows what every training pair
+    contributed, where `recipe.train` is "head", else a `TrainedForecast`. Raises `InputError` for features, settings or
+    responses that none of these covers.
     """
     from margincast.features.positions import Positions
 
     recipe = Recipe() if recipe is None else recipe
     if isinstance(features, Positions):
-        return _forecast_positions(features, recipe)
+        return _forecast_positions(features, recipe, dtype)
     if recipe.train != "head":
+        if dtype is not None:
+            raise InputError(f"dtype is for exact forecasts, with train head; train is {recipe.train!r}")
         from margincast.trained.forecast import forecast_trained
 
         return forecast_trained(features, recipe, rehearsal=rehearsal, pilot=pilot, constants=constants)
@@ -70,13 +79,12 @@ def forecast(
         raise InputError("with train head the forecast is exact: it takes no rehearsal, no pilot and no constants")
     from margincast.frozen.forecast import forecast_frozen
 
-    return forecast_frozen(features, recipe)
+    return forecast_frozen(features, recipe, dtype=dtype)
 
 
-def _forecast_positions(features: Positions, recipe: Recipe) -> Trajectory:
-    from margincast.frozen.tokens import forecast_tokens
+def _forecast_positions(features: Positions, recipe: Recipe, dtype: torch.dtype | None) -> TokenForecast:
+    from margincast.frozen.tokens.forecast import forecast_positions
 
     if recipe.train != "head":
         raise InputError("positions are for train head; forecasts of other training take extract_features' features")
-    pairs = features.train_pairs, features.heldout_pairs
-    return forecast_tokens(features.train, features.heldout, pairs, features.unembedding, recipe, bias=features.bias)
+    return forecast_positions(features, recipe, dtype=dtype)

@@ -13,7 +13,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
@@ -193,6 +193,22 @@ class FeatureSet:
             reference_rejected=self.reference_rejected[index],
         )
 
+    def redrawn(self, pairs: PairSet, rows: Tensor, turned: Tensor) -> FeatureSet:
+        """The rows at `rows`, as those of `pairs`, chosen and rejected swapped where `turned`."""
+        sides = [
+            (self.rejected_ids[row], self.chosen_ids[row]) if turn else (self.chosen_ids[row], self.rejected_ids[row])
+            for row, turn in zip(rows.tolist(), turned.tolist(), strict=True)
+        ]
+        chosen, rejected = self.reference_chosen[rows], self.reference_rejected[rows]
+        return FeatureSet(
+            pairs=pairs,
+            hidden=self.hidden[rows],
+            chosen_ids=tuple(side[0] for side in sides),
+            rejected_ids=tuple(side[1] for side in sides),
+            reference_chosen=rejected.where(turned, chosen),
+            reference_rejected=chosen.where(turned, rejected),
+        )
+
 
 @dataclass(frozen=True)
 class Features:
@@ -214,6 +230,18 @@ class Features:
     logits: str = "linear"
     scale: float = 1.0
     bias: Tensor | None = None
+
+    @property
+    def train_pairs(self) -> PairSet:
+        return self.train.pairs
+
+    @property
+    def heldout_pairs(self) -> PairSet:
+        return self.heldout.pairs
+
+    def redrawn(self, pairs: PairSet, rows: Tensor, turned: Tensor) -> Features:
+        """With the training pairs at `rows`, now called `pairs`, chosen and rejected swapped where `turned`."""
+        return replace(self, train=self.train.redrawn(pairs, rows, turned))
 
 
 @dataclass(frozen=True, repr=False)

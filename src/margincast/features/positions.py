@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,18 @@ class TokenFeatures:
         reference = None if self.reference is None else self.reference[mine]
         return TokenFeatures(self.hidden[mine], self.target[mine], response, len(pairs), reference)
 
+    def redrawn(self, rows: Tensor, turned: Tensor) -> TokenFeatures:
+        """The pairs at `rows`, (n,) indices that may repeat, chosen and rejected swapped where `turned`."""
+        sources = torch.stack([2 * rows + turned, 2 * rows + 1 - turned.long()], dim=1).flatten()
+        lengths = torch.bincount(self.response, minlength=2 * self.pairs)
+        order, first = torch.argsort(self.response, stable=True), lengths.cumsum(0) - lengths
+        counts = lengths[sources]
+        within = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        places = order[torch.repeat_interleave(first[sources], counts) + within]
+        response = torch.repeat_interleave(torch.arange(len(sources)), counts)
+        reference = None if self.reference is None else self.reference[places]
+        return TokenFeatures(self.hidden[places], self.target[places], response, len(rows), reference)
+
     def positions(self, mask: Tensor) -> TokenFeatures:
         """The positions where `mask`, (P,), is true; pairs keep their numbers."""
         reference = None if self.reference is None else self.reference[mask]
@@ -89,6 +101,10 @@ class Positions:
     def __repr__(self) -> str:
         count = len(self.train.target) + len(self.heldout.target)
         return f"Positions({count} of {len(self.train_pairs)} + {len(self.heldout_pairs)} pairs, {self.model})"
+
+    def redrawn(self, pairs: PairSet, rows: Tensor, turned: Tensor) -> Positions:
+        """With the training pairs at `rows`, now called `pairs`, chosen and rejected swapped where `turned`."""
+        return replace(self, train=self.train.redrawn(rows, turned), train_pairs=pairs)
 
 
 def extract_positions(

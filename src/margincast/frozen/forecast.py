@@ -2,57 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from margincast.errors import InputError
+from margincast.frozen.attribution.attributable import Attributable
 from margincast.frozen.attribution.contributions import Attribution, account
-from margincast.frozen.attribution.of_pair import PairAttribution
+from margincast.frozen.attribution.targets import Sums, Target
 from margincast.frozen.engine.pairspace import choose_form, simulate_in
 from margincast.frozen.engine.spaces import precision, refuse_bias, token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.flow.driven import driven_flow
 from margincast.frozen.flow.states import margin_error
 from margincast.recipe.recipe import Recipe
-from margincast.records import Features, FeatureSet, SplitTrajectory, Trajectory
+from margincast.records import Features, FeatureSet, SplitTrajectory
+
+ROWS = 4096  # training pairs whose contributions to every pair of a target are held at once
 
 
 @dataclass(frozen=True)
-class Forecast(Trajectory):
+class Forecast(Attributable):
     """A `Trajectory` that knows the run it comes from, and so what every training pair contributed to every margin."""
 
     features: Features = field(kw_only=True, repr=False)
-    recipe: Recipe = field(kw_only=True)
-    dtype: torch.dtype = field(default=torch.float64, kw_only=True)
     _attributed: dict[int, Attribution] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def attribution(self, pair: int | str, *, split: str = "heldout", step: int | None = None) -> PairAttribution:
-        """The margin of one pair after `step` steps as a sum of one signed contribution per training pair.
-
-        pair: index into the split, or the pair's id;  split: "heldout" or "train";  step: a recorded one, or the last
-        What each optimizer's contributions mean: `frozen.attribution.contributions`.
-
-        Raises `InputError` for a pair or a step that was not recorded.
-        """
-        sides = {"train": (self.features.train, 0), "heldout": (self.features.heldout, 1)}
-        if split not in sides:
-            raise InputError(f"split must be 'train' or 'heldout', got {split!r}")
-        part, side = sides[split]
-        index = _place(part, pair, split)
-        targets = token_spaces(self.features, self.recipe.beta, self.dtype)[side].rows(torch.tensor([index]))
+    def sums(self, targets: Sequence[Target], step: int) -> Sums:
+        """The numbers of `attributions`."""
+        spaces = dict(zip(("train", "heldout"), token_spaces(self.features, self.recipe.beta, self.dtype), strict=True))
         found = self.attributed(step)
-        recorded = self.train if split == "train" else self.heldout
-        return PairAttribution(
-            id=part.pairs[index].id,
-            split=split,
-            step=found.step,
-            pairs=self.features.train.pairs,
-            values=found.contributions(targets)[0],
-            start=float(found.start(targets)[0]),
-            margin=float(recorded.margins[self.steps.index(found.step), index]),
-        )
+        mine = [spaces[target.split].rows(target.rows) for target in targets]
+        blocks = torch.split(torch.arange(len(found.train)), ROWS)
+        values = [torch.cat([found.contributions(each, rows).mean(dim=0) for rows in blocks]) for each in mine]
+        start = [found.start(each).mean() for each in mine]
+        return Sums(torch.stack(values), torch.stack(start))
 
     def attributed(self, step: int | None = None) -> Attribution:
         """The attribution of all margins after `step` steps, a recorded one, or the last. Computed at its first use,
@@ -60,9 +45,7 @@ class Forecast(Trajectory):
 
         Raises `InputError` for a step that was not recorded.
         """
-        step = self.steps[-1] if step is None else step
-        if step not in self.steps:
-            raise InputError(f"step {step} was not recorded; use one of {', '.join(map(str, self.steps))}")
+        step = self.recorded(step)
         if step not in self._attributed:
             train, _ = token_spaces(self.features, self.recipe.beta, self.dtype)
             self._attributed[step] = account(train, self.recipe, self.features.unembedding, [step])[step]
@@ -164,15 +147,3 @@ def _chosen_rewards(split: FeatureSet, space: TokenSpace, start: Tensor, state: 
     probability = (start - log_normaliser[:, None]).exp()
     growth = torch.log1p((probability * torch.expm1(change)).sum(dim=1))
     return space.beta * (change.gather(1, space.chosen[:, None]).squeeze(1) - growth)
-
-
-def _place(split: FeatureSet, pair: int | str, name: str) -> int:
-    """The index of a pair given by index or id."""
-    if isinstance(pair, str):
-        found = [index for index, other in enumerate(split.pairs) if other.id == pair]
-        if not found:
-            raise InputError(f"no {name} pair has the id {pair!r}")
-        return found[0]
-    if not 0 <= pair < len(split.pairs):
-        raise InputError(f"pair must lie in 0 .. {len(split.pairs) - 1} of the {name} pairs, got {pair}")
-    return pair

@@ -15,8 +15,8 @@ from margincast.features import features_of
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.forecast import forecast_frozen
 from margincast.frozen.tokens import TokenFeatures, forecast_tokens, token_features
-from margincast.frozen.tokens import forecast as dynamics
-from margincast.frozen.tokens.forecast import head_space
+from margincast.frozen.tokens import space as dynamics
+from margincast.frozen.tokens.space import head_space
 from margincast.models import LoadedModel
 from margincast.passes.tokenize import encode
 from margincast.recipe.batches import Batch, batch_order

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.tokens import TokenFeatures, linearised_margins, sequence_kernel
-from margincast.frozen.tokens.forecast import head_space
+from margincast.frozen.tokens.space import head_space
 from margincast.recipe.batches import batch_order
 from margincast.recipe.losses import get_loss
 from margincast.recipe.optimizers.sgd import SGD

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from margincast.errors import InputError
+from margincast.features.positions import Positions
 from margincast.frozen.attribution.contributions import Attribution
 from margincast.frozen.attribution.edits import Edit, check_size, edited
 from margincast.frozen.attribution.sensitivity import Sensitivity, sensitivity
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.forecast import Forecast, forecast_frozen
+from margincast.frozen.tokens.forecast import TokenForecast, forecast_positions
 from margincast.recipe.losses import Loss, get_loss
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features
@@ -95,18 +97,30 @@ def direct_change(attribution: Attribution, targets: TokenSpace, edit: Edit) -> 
     return targets.margins((values[:, None, None] * states).sum(dim=0))
 
 
-def rerun(features: Features, edit: Edit, recipe: Recipe) -> Forecast:
-    """The forecast of the edited training data.
+@overload
+def rerun(features: Positions, edit: Edit, recipe: Recipe, *, dtype: torch.dtype | None = None) -> TokenForecast: ...
+
+
+@overload
+def rerun(features: Features, edit: Edit, recipe: Recipe, *, dtype: torch.dtype | None = None) -> Forecast: ...
+
+
+def rerun(
+    features: Features | Positions, edit: Edit, recipe: Recipe, *, dtype: torch.dtype | None = None
+) -> Forecast | TokenForecast:
+    """The forecast of the edited training data; dtype: as of `forecast`.
 
     Batches are drawn anew where the number of pairs changes, as real training draws them.
 
     Raises what `forecast_frozen` raises, and `InputError` for an edit that is no data set of these pairs.
     """
-    return forecast_frozen(edited(features, edit), recipe)
+    if isinstance(features, Positions):
+        return forecast_positions(edited(features, edit), recipe, dtype=dtype)
+    return forecast_frozen(edited(features, edit), recipe, dtype=dtype)
 
 
 def counterfactuals(
-    features: Features, edits: Sequence[Edit], recipe: Recipe, *, first_order: Sensitivity | None = None
+    features: Features | Positions, edits: Sequence[Edit], recipe: Recipe, *, first_order: Sensitivity | None = None
 ) -> list[Counterfactual]:
     """What each edit does to the held-out margins after the last step of the run that `forecast_frozen` tells.
 
@@ -115,11 +129,12 @@ def counterfactuals(
     Raises what `forecast_frozen` raises, and `InputError` for an edit that is no data set of these pairs.
     """
     known = sensitivity(features, recipe) if first_order is None else first_order
-    if len(known.values) != len(features.heldout.pairs):
+    if len(known.values) != len(features.heldout_pairs):
         raise InputError("first_order must be of the held-out margins themselves: leave the functional out")
     found = []
     for edit in edits:
-        run = rerun(features, edit, recipe)
+        # In the arithmetic of `before`: one pair's part can be less than what rounding differs by.
+        run = rerun(features, edit, recipe, dtype=known.values.dtype)
         loss = get_loss(run.loss_type, run.beta, without_reference=True)
         after = run.heldout.margins[-1].double()
         found.append(Counterfactual(edit, loss, known.values, known.values + known.change(edit), after))

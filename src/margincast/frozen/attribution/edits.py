@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.records import Features, FeatureSet, Pair, PairSet
+from margincast.records import Pair, PairSet
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,18 @@ class Edit:
 
 
 Rows = Sequence[int] | Tensor
+F = TypeVar("F", bound="Trained")
+
+
+class Trained(Protocol):
+    """Features of a data set, of whatever kind, whose training pairs can be drawn anew."""
+
+    @property
+    def train_pairs(self) -> PairSet: ...
+
+    def redrawn(self: F, pairs: PairSet, rows: Tensor, turned: Tensor) -> F:
+        """Those of `pairs`, which are the training pairs at `rows`, chosen and rejected swapped where `turned`."""
+        ...
 
 
 def drop(pairs: int, rows: Rows) -> Edit:
@@ -53,35 +66,22 @@ def duplicate(pairs: int, rows: Rows) -> Edit:
     return Edit(_everywhere(pairs, rows, 1.0, 2.0), torch.zeros(pairs, dtype=torch.bool))
 
 
-def edited(features: Features, edit: Edit) -> Features:
+def edited(features: F, edit: Edit) -> F:
     """The features of the edited training data; the held-out pairs stay. Copies of a pair follow it, as `ID#2`, ...
 
     Raises `InputError` for an edit of another number of pairs, or with weights that are not whole numbers.
     """
-    check_size(edit, len(features.train.pairs))
+    check_size(edit, len(features.train_pairs))
     if bool((edit.weights != edit.weights.round()).any()):
         raise InputError("a data set has each pair a whole number of times; `reweighed` takes other weights")
-    split, counts = features.train, edit.weights.long()
-    rows = torch.repeat_interleave(counts)
-    copies = torch.cat([torch.arange(count) for count in counts.tolist()]).tolist()
-    turned, places = edit.flipped[rows], rows.tolist()
-    sides = [
-        (split.rejected_ids[row], split.chosen_ids[row]) if turn else (split.chosen_ids[row], split.rejected_ids[row])
-        for row, turn in zip(places, turned.tolist(), strict=True)
-    ]
-    chosen, rejected = split.reference_chosen[rows], split.reference_rejected[rows]
+    rows = torch.repeat_interleave(edit.weights.long())
+    copies = torch.cat([torch.arange(count) for count in edit.weights.long().tolist()]).tolist()
+    turned = edit.flipped[rows]
     pairs = (
-        _pair(split.pairs[row], turn, copy) for row, turn, copy in zip(places, turned.tolist(), copies, strict=True)
+        _pair(features.train_pairs[row], turn, copy)
+        for row, turn, copy in zip(rows.tolist(), turned.tolist(), copies, strict=True)
     )
-    train = FeatureSet(
-        pairs=PairSet(tuple(pairs)),
-        hidden=split.hidden[rows],
-        chosen_ids=tuple(side[0] for side in sides),
-        rejected_ids=tuple(side[1] for side in sides),
-        reference_chosen=torch.where(turned, rejected, chosen),
-        reference_rejected=torch.where(turned, chosen, rejected),
-    )
-    return replace(features, train=train)
+    return features.redrawn(PairSet(tuple(pairs)), rows, turned)
 
 
 def check_size(edit: Edit, pairs: int) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from margincast.features.positions import Positions
 from margincast.frozen.attribution.edits import Edit, check_size
 from margincast.frozen.attribution.reverse import Smooth, margins, pull
 from margincast.frozen.engine.spaces import refuse_bias, token_spaces
@@ -58,17 +59,23 @@ class Sensitivity:
     def change(self, edit: Edit) -> Tensor:
         """The predicted change of the numbers under `edit`, (F,). Raises `InputError` for another number of pairs."""
         check_size(edit, self.weights.shape[1])
-        there, turned = _parts(edit)
+        there, turned = parts_of(edit)
         return self.weights @ (there - 1.0) + self.twins @ turned
 
 
-def sensitivity(features: Features, recipe: Recipe, functional: Functional | None = None) -> Sensitivity:
+def sensitivity(features: Features | Positions, recipe: Recipe, functional: Functional | None = None) -> Sensitivity:
     """Derivatives of numbers made of the held-out margins after the last step of a run as `forecast_frozen` tells it.
 
     functional: (M,) held-out margins to (F,) numbers, differentiable in PyTorch; left out, the margins themselves
 
+    Of positions each number is carried back on its own: give a functional of few of them.
+
     Raises what `forecast_frozen` raises.
     """
+    if isinstance(features, Positions):
+        from margincast.frozen.tokens.sensitivity import token_sensitivity
+
+        return token_sensitivity(features, recipe, functional)
     recipe, train, heldout = _problem(features, recipe)
     return sensitivity_of(train, heldout, recipe, unembedding=features.unembedding, functional=functional)
 
@@ -96,7 +103,7 @@ def sensitivity_of(
     return Sensitivity(values.detach(), weights, turned)
 
 
-def reweighed(features: Features, edit: Edit, recipe: Recipe) -> Tensor:
+def reweighed(features: Features | Positions, edit: Edit, recipe: Recipe) -> Tensor:
     """Held-out margins, (M,), after the last step, with pairs weighed and flipped in the batches of the unedited run.
 
     Each step's weights are scaled to sum to 1 again. This run is what `sensitivity` differentiates; `rerun` draws the
@@ -104,9 +111,13 @@ def reweighed(features: Features, edit: Edit, recipe: Recipe) -> Tensor:
 
     Raises what `forecast_frozen` raises, and `InputError` for an edit of another number of pairs.
     """
+    if isinstance(features, Positions):
+        from margincast.frozen.tokens.sensitivity import token_reweighed
+
+        return token_reweighed(features, edit, recipe)
     recipe, train, heldout = _problem(features, recipe)
     check_size(edit, len(train))
-    return _margins(train, heldout, recipe, features.unembedding, *_parts(edit))
+    return _margins(train, heldout, recipe, features.unembedding, *parts_of(edit))
 
 
 def _problem(features: Features, recipe: Recipe) -> tuple[Recipe, TokenSpace, TokenSpace]:
@@ -116,7 +127,7 @@ def _problem(features: Features, recipe: Recipe) -> tuple[Recipe, TokenSpace, To
     return recipe, *token_spaces(features, recipe.beta, torch.float64)
 
 
-def _parts(edit: Edit) -> tuple[Tensor, Tensor]:
+def parts_of(edit: Edit) -> tuple[Tensor, Tensor]:
     """omega and phi of an edit."""
     zero = torch.zeros_like(edit.weights)
     return torch.where(edit.flipped, zero, edit.weights), torch.where(edit.flipped, edit.weights, zero)
@@ -148,6 +159,14 @@ def _margins(
     return margins(start + state if loss.reference_free else state, targets)
 
 
+def weighed_pushes(margins: Tensor, weights: Tensor, here: Tensor, twins: Tensor, loss: Loss) -> Tensor:
+    """c_i / beta of the pairs of a batch, (batch,), from their margins, weights in the batch, omega and phi."""
+    pushes = weights * (here * loss.slope(margins) - twins * loss.slope(-margins))
+    total = (weights * (here + twins)).sum()
+    # A step whose pairs are all left out moves nothing.
+    return pushes / total if float(total.detach()) else 0.0 * pushes
+
+
 @dataclass(frozen=True)
 class _Weighed:
     """The pairs with weights omega, `here`, and phi, `twins`; differentiable in them and in the state."""
@@ -169,11 +188,7 @@ class _Weighed:
             rows, here, twins = None, self.here, self.twins
             weights = torch.zeros_like(weights).index_add_(0, batch.rows, weights)
         met = margins(state, self.train, rows)
-        pushes = weights * (here * loss.slope(met) - twins * loss.slope(-met))
-        total = (weights * (here + twins)).sum()
-        # A step whose pairs are all left out moves nothing.
-        pushes = self.train.beta * pushes / total if float(total.detach()) else 0.0 * pushes
-        return pull(pushes, self.train, rows)
+        return pull(self.train.beta * weighed_pushes(met, weights, here, twins, loss), self.train, rows)
 
     def norm(self, gradient: Tensor) -> Tensor:
         return self.train.norm(gradient)

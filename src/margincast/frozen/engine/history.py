@@ -14,7 +14,7 @@ from torch import Tensor
 
 from margincast.frozen.engine.fused import fused_gradient, plan_visits
 from margincast.frozen.engine.state import TokenSpace
-from margincast.frozen.engine.step import simulate
+from margincast.frozen.engine.step import clip_factor, simulate
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
 from margincast.recipe.optimizer import Optimizer, Slots
@@ -54,7 +54,7 @@ def record_run(
     )  # fmt: skip
     pushes = []
     for _ in run:
-        clip = (max_grad_norm / (space.length + 1e-6)).clamp(max=1.0) if max_grad_norm else 1.0
+        clip = clip_factor(space.length, max_grad_norm) if max_grad_norm else 1.0
         pushes.append(Push(space.rows, clip * space.coefficients, watched.rate, watched.divisor))
     return tuple(pushes)
 

@@ -38,13 +38,42 @@ def simulate(
     state = space.zeros()
     slots: Slots = {}
     for done, batch in enumerate(batches):
-        # Without a reference margins are those of W0 + dW, not of dW alone (SimPO).
-        gradient = space.gradient(unembedding + state if loss.reference_free else state, loss, batch)
-        if max_grad_norm:
-            gradient = gradient * (max_grad_norm / (space.norm(gradient) + 1e-6)).clamp(max=1.0)
         rate = optimizer.learning_rate * factor(done)
-        state = state + optimizer.update(gradient, unembedding + state, slots, done + 1, rate)
-        if not bool(state.isfinite().all()):
-            space.check()  # a feature that is not finite shows here, in the first step that meets it
-            raise StatedFailure(f"the simulated run diverged at step {done + 1}; lower learning_rate")
+        state = take_step(
+            space, optimizer, batch, state, slots,
+            number=done + 1, rate=rate, unembedding=unembedding, loss=loss, max_grad_norm=max_grad_norm,
+        )  # fmt: skip
         yield state
+
+
+def take_step(
+    space: Space,
+    optimizer: Rule,
+    batch: Batch,
+    state: Tensor,
+    slots: Slots,
+    *,
+    number: int,
+    rate: float,
+    unembedding: Tensor,
+    loss: Loss,
+    max_grad_norm: float | None,
+) -> Tensor:
+    """The state after step `number`, from 1, of the run of `simulate`, at the scheduled `rate`. Updates `slots`.
+
+    Raises what `simulate` raises.
+    """
+    # Without a reference margins are those of W0 + dW, not of dW alone (SimPO).
+    gradient = space.gradient(unembedding + state if loss.reference_free else state, loss, batch)
+    if max_grad_norm:
+        gradient = gradient * clip_factor(space.norm(gradient), max_grad_norm)
+    state = state + optimizer.update(gradient, unembedding + state, slots, number, rate)
+    if not bool(state.isfinite().all()):
+        space.check()  # a feature that is not finite shows here, in the first step that meets it
+        raise StatedFailure(f"the simulated run diverged at step {number}; lower learning_rate")
+    return state
+
+
+def clip_factor(norm: Tensor, max_grad_norm: float) -> Tensor:
+    """What a gradient of length `norm` is multiplied by, as `torch.nn.utils.clip_grad_norm_` does it."""
+    return (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -26,6 +26,8 @@ from margincast.errors import InputError, StatedFailure
 RTOL, ATOL = 1e-9, 1e-12
 MAX_ORDER = 9
 
+Solve = Callable[[Tensor, float], Tensor]
+
 
 def clock_of(times: Sequence[float]) -> list[float]:
     """`times` as `follow` takes them. Raises `InputError` unless they are finite, t >= 0 and ascend."""
@@ -36,10 +38,8 @@ def clock_of(times: Sequence[float]) -> list[float]:
     return [float(time) for time in clock]
 
 
-class Problem(Protocol):
-    """A velocity, and solves near a state: what `follow` needs to know of a flow."""
-
-    def zeros(self) -> Tensor: ...
+class Field(Protocol):
+    """A velocity, and solves near a state: what a step of the flow needs to know of it."""
 
     def velocity(self, state: Tensor) -> Tensor: ...
 
@@ -48,10 +48,25 @@ class Problem(Protocol):
         ...
 
 
+class Problem(Field, Protocol):
+    """The same with the state that it begins at."""
+
+    def zeros(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Stride:
+    """An accepted step: its length in time, and how many rows its extrapolation table had."""
+
+    h: float
+    rows: int
+
+
 def follow(
     problem: Problem, clock: Sequence[float], rtol: float = RTOL, atol: float = ATOL, order: int = MAX_ORDER
-) -> tuple[Tensor, Tensor, int]:
-    """States at the times of `clock` from a state of zeros, the sums of local errors until then, and accepted steps.
+) -> tuple[Tensor, Tensor, list[tuple[Stride, ...]]]:
+    """States at the times of `clock` from a state of zeros, the sums of local errors until then, and for every time the
+    accepted steps that led there from the one before.
 
     clock: of `clock_of`;  order: the highest of a step, which holds twice as many states
 
@@ -59,10 +74,11 @@ def follow(
     """
     state = problem.zeros()
     velocity = problem.velocity(state)
-    now, error, target, steps = 0.0, 0.0, 4, 0
+    now, error, target = 0.0, 0.0, 4
     step = first = next((time for time in clock if time > 0.0), 0.0)
-    states, errors = [], []
+    states, errors, path = [], [], []
     for time in clock:
+        strides = []
         while now < time:
             last = now + step * (1 + 1e-9) >= time
             h = time - now if last else step
@@ -73,11 +89,22 @@ def follow(
             step = attempt.step if not (last and attempt.accepted) else max(step, attempt.step)
             target = attempt.order
             if attempt.accepted:
-                now, state, error, steps = (time if last else now + h), attempt.state, error + attempt.error, steps + 1
+                now, state, error = (time if last else now + h), attempt.state, error + attempt.error
                 velocity = problem.velocity(state)
+                strides.append(Stride(h, attempt.rows))
         states.append(state)
         errors.append(error)
-    return torch.stack(states), torch.tensor(errors, dtype=torch.float64), steps
+        path.append(tuple(strides))
+    return torch.stack(states), torch.tensor(errors, dtype=torch.float64), path
+
+
+def retrace(problem: Field, state: Tensor, stride: Stride) -> Tensor:
+    """The state after an accepted step of `follow` from `state`, once more and without choosing anything."""
+    solve, velocity = problem.implicit(state), problem.velocity(state)
+    row: list[Tensor] = []
+    for j in range(1, stride.rows + 1):
+        row = _row(problem, solve, (state, velocity), stride.h, j, row)
+    return row[-1]
 
 
 @dataclass(frozen=True)
@@ -87,10 +114,11 @@ class _Attempt:
     accepted: bool
     step: float  # proposed for the next attempt
     order: int
+    rows: int = 0  # of its table, where it is accepted
 
 
 def _extrapolate(
-    problem: Problem, state: Tensor, velocity: Tensor, h: float, tolerance: tuple[float, float], orders: tuple[int, int]
+    problem: Field, state: Tensor, velocity: Tensor, h: float, tolerance: tuple[float, float], orders: tuple[int, int]
 ) -> _Attempt:
     """One step of length h; rows of the extrapolation table are added until the error is small enough.
 
@@ -101,12 +129,7 @@ def _extrapolate(
     rows: list[list[Tensor]] = []
     best, proposal, order, error = np.inf, h, target, np.inf
     for j in range(1, min(target + 1, most) + 1):
-        y = state + solve(velocity, h / j)
-        for _ in range(j - 1):
-            y = y + solve(problem.velocity(y), h / j)
-        row = [y]
-        for k, above in enumerate(rows[-1] if rows else [], start=1):  # Aitken and Neville, in powers of h
-            row.append(row[-1] + (row[-1] - above) * (j - k) / k)
+        row = _row(problem, solve, (state, velocity), h, j, rows[-1] if rows else [])
         rows.append(row)
         if j == 1:
             continue
@@ -120,8 +143,22 @@ def _extrapolate(
         if error <= allowed and j >= target - 1:
             if order == j < most:  # the last row paid most, so the next may pay more, at a longer step
                 order, proposal = j + 1, proposal * _cost(j + 1) / _cost(j)
-            return _Attempt(row[-1], error, True, proposal, order)
+            return _Attempt(row[-1], error, True, proposal, order, j)
     return _Attempt(state, error, False, min(proposal, h / 2), order)
+
+
+def _row(
+    problem: Field, solve: Solve, start: tuple[Tensor, Tensor], h: float, j: int, above: Sequence[Tensor]
+) -> list[Tensor]:
+    """Row j of the table: j substeps, then what they and the row above extrapolate to. start: state and velocity"""
+    state, velocity = start
+    y = state + solve(velocity, h / j)
+    for _ in range(j - 1):
+        y = y + solve(problem.velocity(y), h / j)
+    row = [y]
+    for k, before in enumerate(above, start=1):  # Aitken and Neville, in powers of h
+        row.append(row[-1] + (row[-1] - before) * (j - k) / k)
+    return row
 
 
 def _cost(order: int) -> int:

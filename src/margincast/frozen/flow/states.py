@@ -65,5 +65,5 @@ def gradient_flow(
     loss = get_loss(loss, without_reference=start is not None)
     clock = clock_of(times)
     problem = Stiff(space, loss, tau, rank, start if loss.reference_free else None)
-    states, errors, steps = follow(problem, clock, rtol)
-    return Flow(tuple(clock), states, errors, problem.passes, steps)
+    states, errors, path = follow(problem, clock, rtol)
+    return Flow(tuple(clock), states, errors, problem.passes, sum(map(len, path)))

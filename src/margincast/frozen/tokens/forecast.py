@@ -1,101 +1,122 @@
-"""How will margins of multi-token responses move when this data trains the unembedding? Exact for a frozen backbone.
-
-Log-partitions do not cancel here, so the state is the whole dW, V x d, and every step goes through the softmax of every
-response position of its batch, a block of positions at a time.
-"""
+"""How will margins of multi-token responses move when this data trains the unembedding? Exact for a frozen backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from margincast.errors import InputError
-from margincast.features.positions import TokenFeatures
+from margincast.features.positions import Positions, TokenFeatures
+from margincast.frozen.attribution.attributable import Attributable
+from margincast.frozen.attribution.shares import check_attributable
+from margincast.frozen.attribution.targets import Sums, Target
 from margincast.frozen.engine.step import simulate
-from margincast.frozen.flow.integrate import clock_of, follow
-from margincast.frozen.tokens.decomposition import distributions, log_distributions
-from margincast.recipe.batches import Batch, full_batch
-from margincast.recipe.losses import Loss, refuse_length_normalized
+from margincast.frozen.flow.integrate import Stride, clock_of, follow
+from margincast.frozen.tokens.attribution import FollowedBack, SteppedBack, sums
+from margincast.frozen.tokens.replay import Followed, head_flow, stepped
+from margincast.frozen.tokens.space import HeadSpace, head_space
+from margincast.recipe.losses import refuse_length_normalized
 from margincast.recipe.recipe import Recipe
-from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.records import PairSet, SplitTrajectory
 
-# Entries of softmax rows that a step keeps for its second product, 512 MiB in float64; a larger batch makes them twice.
-KEEP = 1 << 26
 FLOW_ORDER = 4  # a step of the flow holds twice as many states, each as large as the unembedding
 
 
 @dataclass(frozen=True)
-class HeadSpace:
-    """Pairs with responses of any length as seen by the state dW, (V, hidden). A `frozen.engine.state.Space`.
+class TokenForecast(Attributable):
+    """`frozen.forecast.Forecast` for responses of any length.
 
-    features: their `reference` is of this very arithmetic at W0, not of the model, so that margins start at exactly 0
-
-    unembedding: (V, hidden) W0, in the dtype of the features;  bias: (V,), which does not move
+    path: of a flow, the steps that its integrator took to every recorded one
     """
 
-    features: TokenFeatures
-    unembedding: Tensor
-    beta: float
-    bias: Tensor | None
+    features: Positions = field(kw_only=True, repr=False)
+    path: tuple[tuple[Stride, ...], ...] = field(default=(), kw_only=True, repr=False)
 
-    def check(self) -> None:
-        """Raises `InputError` for features that are not finite."""
-        if not bool(self.features.hidden.isfinite().all()):
-            bad = int((~self.features.hidden.isfinite().all(dim=1)).nonzero()[0])
-            raise InputError(f"features of pair {int(self.features.pair[bad])} are not finite; extract them in float32")
+    def sums(self, targets: Sequence[Target], step: int) -> Sums:
+        """The numbers of `attributions`.
 
-    def zeros(self) -> Tensor:
-        return torch.zeros_like(self.unembedding)
+        Memory: three matrices of the shape of the unembedding for each target, beside some states of the run
+        (`frozen.tokens.replay`).
+        """
+        check_attributable(self.recipe.rule)
+        train, heldout = spaces_of(self.features, self.recipe.beta, self.dtype)
+        return sums(self._back(train, step), {"train": train, "heldout": heldout}, targets)
 
-    def norm(self, gradient: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(gradient)
-        return length
-
-    def rewards(self, state: Tensor) -> Tensor:
-        """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12)."""
-        logps = _logps(self.features, self.unembedding + state, self.bias)
-        return self.beta * self.features.per_response(logps - _known(self.features))
-
-    def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
-        """Gradient of the batch's mean loss at W0 + `state`, (V, hidden): minus Eq. 14."""
-        part = self.features.select(batch.rows)
-        weight = self.unembedding + state
-        kept: list[tuple[slice, Tensor]] = []
-        keep = len(part.hidden) * len(weight) <= KEEP
-        logps = torch.empty_like(part.hidden[:, 0])
-        for rows, block in log_distributions(part, weight, self.bias):
-            logps[rows] = _own(part, rows, block)
-            if keep:
-                kept.append((rows, block.exp_()))
-        rewards = self.beta * part.per_response(logps - _known(part))
-        slopes = loss.slope(rewards[:, 0] - rewards[:, 1]) * batch.weights.to(rewards) * self.beta
-        weights = slopes[part.pair] * part.sign
-        pulled = weights[:, None] * part.hidden
-        gradient = torch.zeros_like(weight).index_add_(0, part.target, pulled)
-        for rows, probability in kept or distributions(part, weight, self.bias):
-            gradient.addmm_(probability.T, pulled[rows], alpha=-1.0)
-        return gradient
+    def _back(self, train: HeadSpace, step: int) -> SteppedBack | FollowedBack:
+        recipe, pairs = self.recipe, train.features.pairs
+        if recipe.rule.flow:
+            flow = head_flow(train, recipe.loss, pairs)
+            return FollowedBack(Followed(flow, self.path[: self.steps.index(step)]), flow, train)
+        return SteppedBack(stepped(train, recipe.rule, recipe, train.unembedding, pairs, step), train)
 
 
-def head_space(
-    features: TokenFeatures,
-    unembedding: Tensor,
-    beta: float,
-    bias: Tensor | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> HeadSpace:
-    """The `HeadSpace` of `features`, calculated in `dtype`."""
-    features = replace(features, hidden=features.hidden.to(dtype), reference=None)
-    unembedding = unembedding.detach().to(dtype)
-    bias = None if bias is None else bias.detach().to(dtype)
-    return HeadSpace(replace(features, reference=_logps(features, unembedding, bias)), unembedding, beta, bias)
+def spaces_of(positions: Positions, beta: float, dtype: torch.dtype) -> tuple[HeadSpace, HeadSpace]:
+    """Training and held-out pairs as the state sees them, in `dtype`. Raises `InputError` for features that are not
+    finite."""
+    spaces = [
+        head_space(features, positions.unembedding, beta, positions.bias, dtype)
+        for features in (positions.train, positions.heldout)
+    ]
+    spaces[0].check()
+    return spaces[0], spaces[1]
 
 
 @torch.no_grad()
+def forecast_positions(
+    positions: Positions, recipe: Recipe, *, dtype: torch.dtype | None = None, progress: bool = False
+) -> TokenForecast:
+    """`frozen.forecast.forecast_frozen` for responses of any length.
+
+    dtype: what it is calculated in; None is float32, and float64 for gradient flow, whose local error float32 cannot
+    tell
+
+    Memory is that of a few matrices of the shape of the unembedding in `dtype`, four with AdamW, beside the features;
+    with gradient flow eight, and one for every recorded step.
+
+    Raises `InputError` for a loss that divides log-ratios by the length of the response, which is no function of the
+    margin here, `StatedFailure` when the simulated run diverges.
+    """
+    recipe = recipe.for_pairs(positions.train.pairs)
+    if dtype is None:
+        dtype = torch.float64 if recipe.rule.flow else torch.float32
+    loss, wanted = recipe.loss, recipe.recorded
+    refuse_length_normalized(loss, single_token=False)
+    spaces = spaces_of(positions, recipe.beta, dtype)
+    # Only rewards are kept: a state is as large as the unembedding.
+    recorded = [tuple(each.unembedding.new_zeros(each.features.pairs, 2) for each in spaces)]
+    path: tuple[tuple[Stride, ...], ...] = ()
+    states: Iterator[tuple[int, Tensor]]
+    if recipe.rule.flow:
+        times = clock_of([recipe.learning_rate * step for step in wanted[1:]])
+        followed, _, strides = follow(head_flow(spaces[0], loss, positions.train.pairs), times, order=FLOW_ORDER)
+        states, path = zip(wanted[1:], followed, strict=True), tuple(strides)
+    else:
+        states = _states(spaces[0], recipe)
+    for step, state in tqdm(states, desc="forecast", unit="step", total=recipe.steps, disable=not progress):
+        if step in wanted:
+            recorded.append(tuple(each.rewards(state) for each in spaces))
+    splits = []
+    pairs = positions.train_pairs, positions.heldout_pairs
+    for mine, of_split in zip(pairs, zip(*recorded, strict=True), strict=True):
+        rewards = torch.stack(of_split)
+        splits.append(SplitTrajectory(mine, rewards[..., 0] - rewards[..., 1], rewards[..., 0]))
+    return TokenForecast(
+        steps=wanted,
+        train=splits[0],
+        heldout=splits[1],
+        beta=recipe.beta,
+        loss_type=loss,
+        origin="forecast of training the unembedding on a frozen backbone (exact)",
+        features=positions,
+        recipe=recipe,
+        dtype=dtype,
+        path=path,
+    )
+
+
 def forecast_tokens(
     train: TokenFeatures,
     heldout: TokenFeatures,
@@ -106,48 +127,17 @@ def forecast_tokens(
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
     progress: bool = False,
-) -> Trajectory:
-    """`frozen.forecast.forecast_frozen` for responses of any length, from the features of all their positions.
+) -> TokenForecast:
+    """`forecast_positions` of positions by their parts.
 
     pairs: the training and held-out pairs that the features are of;  unembedding, bias: of `features.positions.head_of`
-
-    Memory is that of a few matrices of the shape of the unembedding in `dtype`, four with AdamW, beside the features;
-    with gradient flow eight, and one for every recorded step.
-
-    Raises `InputError` for a loss that divides log-ratios by the length of the response, which is no function of the
-    margin here, `StatedFailure` when the simulated run diverges.
     """
-    recipe = recipe.for_pairs(train.pairs)
-    loss, wanted = recipe.loss, recipe.recorded
-    refuse_length_normalized(loss, single_token=False)
-    spaces = tuple(head_space(features, unembedding, recipe.beta, bias, dtype) for features in (train, heldout))
-    spaces[0].check()
-    # Only rewards are kept: a state is as large as the unembedding.
-    recorded = [tuple(each.unembedding.new_zeros(each.features.pairs, 2) for each in spaces)]
-    states = tqdm(_states(spaces[0], recipe), desc="forecast", unit="step", total=recipe.steps, disable=not progress)
-    for step, state in states:
-        if step in wanted:
-            recorded.append(tuple(each.rewards(state) for each in spaces))
-    splits = []
-    for mine, of_split in zip(pairs, zip(*recorded, strict=True), strict=True):
-        rewards = torch.stack(of_split)
-        splits.append(SplitTrajectory(mine, rewards[..., 0] - rewards[..., 1], rewards[..., 0]))
-    return Trajectory(
-        steps=wanted,
-        train=splits[0],
-        heldout=splits[1],
-        beta=recipe.beta,
-        loss_type=loss,
-        origin="forecast of training the unembedding on a frozen backbone (exact)",
-    )
+    positions = Positions(train, heldout, *pairs, unembedding, bias, model="")
+    return forecast_positions(positions, recipe, dtype=dtype, progress=progress)
 
 
 def _states(space: HeadSpace, recipe: Recipe) -> Iterator[tuple[int, Tensor]]:
-    """Steps and the states after them: all steps, or of a flow those that are recorded."""
-    if recipe.rule.flow:
-        steps = recipe.recorded[1:]
-        times = clock_of([recipe.learning_rate * step for step in steps])
-        return zip(steps, follow(_HeadFlow(space, recipe.loss), times, order=FLOW_ORDER)[0], strict=True)
+    """Steps and the states after them."""
     run = simulate(
         space,
         recipe.rule,
@@ -158,38 +148,3 @@ def _states(space: HeadSpace, recipe: Recipe) -> Iterator[tuple[int, Tensor]]:
         max_grad_norm=recipe.max_grad_norm,
     )
     return enumerate(run, start=1)
-
-
-@dataclass(frozen=True)
-class _HeadFlow:
-    """The flow of the whole dW for `follow`: explicit, as a state is too large to solve in."""
-
-    space: HeadSpace
-    loss: Loss
-
-    def zeros(self) -> Tensor:
-        return self.space.zeros()
-
-    def velocity(self, state: Tensor) -> Tensor:
-        (whole,) = full_batch(self.space.features.pairs, 1)
-        return -self.space.gradient(state, self.loss, whole)
-
-    def implicit(self, state: Tensor) -> Callable[[Tensor, float], Tensor]:
-        return lambda velocity, h: h * velocity
-
-
-def _known(features: TokenFeatures) -> Tensor:
-    assert features.reference is not None  # `head_space` gives it
-    return features.reference
-
-
-def _logps(features: TokenFeatures, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(P,) log-probabilities of the target tokens."""
-    logps = torch.empty_like(features.hidden[:, 0])
-    for rows, block in log_distributions(features, weight, bias):
-        logps[rows] = _own(features, rows, block)
-    return logps
-
-
-def _own(features: TokenFeatures, rows: slice, logps: Tensor) -> Tensor:
-    return logps.gather(1, features.target[rows, None])[:, 0]
