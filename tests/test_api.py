@@ -59,6 +59,9 @@ agreement: mc.Comparison = mc.compare(kept, exact)
 rank: float = agreement.heldout.spearman.value
 rows = mc.metric_rows(run)
 structure: mc.Structure = mc.inspect_features(features)
+prompts: mc.Prompts = mc.extract_prompts(loaded, train, heldout)
+topics: mc.Topics = mc.find_topics(prompts.train, train, count=4).place(prompts.heldout, heldout)
+named: mc.PairSet = topics.relabel(train)
 callback = mc.MarginCallback(heldout, Path("runs/trl"))
 loss: mc.Loss = mc.custom_loss("cosh", lambda r: (1 - r).cosh())
 names: tuple[str, ...] = mc.LOSSES.names + mc.OPTIMIZERS.names

@@ -122,9 +122,10 @@ def stabilities(points: Tensor, counts: Sequence[int], generator: torch.Generato
     """The stability of every number of clusters in `points`, (n, width), and whether any is more than chance.
 
     The columns of `points` are principal components. `DRAWS` Gaussian point sets of the same spectrum are clustered
-    like them. A set's score is its agreement less its log-loss, each in standard deviations over all sets, at the number
-    of clusters where that is largest: halves of points along a line agree on where to cut it, but cut little loss off.
-    More than chance: no drawn set scores as high, which happens to Gaussian points once in `DRAWS` + 1 times.
+    like them. A set's score is its agreement less its log-loss, each in standard deviations over all sets, at the
+    number of clusters where that is largest. (Agreement alone misses two clusters: halves of points along a line agree
+    on where to cut it, too, but lose little by it.) More than chance: no drawn set scores as high, which happens to
+    Gaussian points once in `DRAWS` + 1 times.
     """
     wide = points.double()
     drawn = torch.randn(DRAWS, *wide.shape, generator=generator, dtype=wide.dtype) * wide.std(dim=0)

@@ -23,7 +23,7 @@ from margincast.structure.words import telling_words
 MOST = 12  # topics that are looked for
 SMALLEST = 10  # prompts a topic has on average, at least: of fewer, nothing can be said topic by topic
 WIDTH = 20  # leading directions
-SAMPLE = 2000  # prompts by which the number is chosen
+SAMPLE = 2000  # prompts that topics are found in, of more: memory and time are bounded
 FINAL_RESTARTS = 20
 WORDS = 3  # that name a topic
 ONE = "one topic"
@@ -46,7 +46,7 @@ class Places:
     @classmethod
     def of(cls, hidden: Tensor) -> Places:
         """The places of prompts with features (prompts, hidden), one topic yet, in their middle."""
-        mean, scale = hidden.mean(dim=0), hidden.std(dim=0)
+        mean, scale = hidden.mean(dim=0), hidden.std(dim=0, correction=0)
         # A coordinate that only rounding moves says nothing.
         scale = torch.where(scale > 1e-9 * hidden.abs().max(), scale, torch.inf)
         short = _short(hidden, mean, scale)
@@ -72,7 +72,7 @@ def _short(hidden: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 class Topics(Shown):
     """Topics of training pairs, and of held-out pairs that were placed among them.
 
-    names: unique, the largest topic first;  words: of each topic, with their scores in standard errors
+    names: unique, the topic of the most prompts first;  words: of each topic, with their scores in standard errors
     train, heldout: the pairs;  train_topic, heldout_topic: (pairs,) indices into `names`
     stability: of every number of topics that was tried, none where it was given;  places: where the topics lie
     """
@@ -122,8 +122,11 @@ def find_topics(hidden: Tensor, pairs: PairSet, *, count: int | None = None, see
     halves of the prompts, 1 to 12, and 1 when none repeats better than in Gaussian points with the same spectrum.
     A prompt of several pairs counts once. The result depends on `seed`, not on the order or ids of the pairs.
 
-    Raises `InputError` for features that are not finite, and for a `count` below 1 or above the number of prompts.
+    Raises `InputError` without pairs, for features that are not finite, and for a `count` below 1 or above the number
+    of prompts.
     """
+    if not pairs:
+        raise InputError("topics are found in training pairs, and there are none")
     wide = _checked(hidden, pairs)
     rows = _first_rows(pairs)
     if count is not None and not 1 <= count <= len(rows):
@@ -131,11 +134,11 @@ def find_topics(hidden: Tensor, pairs: PairSet, *, count: int | None = None, see
     places = Places.of(wide[rows])
     points = places.points(wide[rows])
     generator = torch.Generator().manual_seed(seed)
+    sample = points[torch.randperm(len(points), generator=generator)[:SAMPLE]]
     stability: list[Stability] = []
     if count is None:
-        count, stability = _choose(points, generator)
-    # Clusters can be fewer than asked for, where prompts differ and their features do not.
-    places = replace(places, centres=kmeans(points[None], count, generator, FINAL_RESTARTS)[0])
+        count, stability = _choose(sample, generator)
+    places = replace(places, centres=kmeans(sample[None], count, generator, FINAL_RESTARTS)[0])
     places = _largest_first(places, points)
     topic = places.topic(wide)
     prompts: list[Text] = [pairs[row].prompt for row in rows]
@@ -177,8 +180,7 @@ def _choose(points: Tensor, generator: torch.Generator) -> tuple[int, list[Stabi
     counts = range(2, min(MOST, len(points) // SMALLEST) + 1)
     if not counts or points.shape[1] == 0:
         return 1, []
-    sample = points[torch.randperm(len(points), generator=generator)[:SAMPLE]]
-    rows, beyond_chance = stabilities(sample, counts, generator)
+    rows, beyond_chance = stabilities(points, counts, generator)
     if not beyond_chance:
         return 1, rows
     best = max(rows, key=lambda row: row.excess)
@@ -186,7 +188,7 @@ def _choose(points: Tensor, generator: torch.Generator) -> tuple[int, list[Stabi
 
 
 def _largest_first(places: Places, points: Tensor) -> Places:
-    """The topics that have prompts, by their size."""
+    """The topics that have prompts, by their size: where prompts differ and their features do not, some have none."""
     sizes = torch.bincount(assign(points[None], places.centres[None])[0], minlength=len(places.centres))
     order = sizes.argsort(descending=True, stable=True)
     return replace(places, centres=places.centres[order[sizes[order] > 0]])
