@@ -33,7 +33,8 @@ def planted(topics: int, each: int, seed: int, distance: float = 6.0) -> tuple[T
     made = []
     for row, topic in enumerate(truth):
         theme = " ".join(draw.sample(THEMES[topic].split(), 2))
-        prompt = f"Human: please tell me what the {theme} of number {row} would be\n"
+        dashes = "-" * draw.randrange(60)  # prompts of all lengths, whatever their topic
+        prompt = f"Human: please tell me what the {theme} of number {row} would be {dashes}\n"
         made.append(Pair(f"p{row}", "all", prompt, " Yes", " No", "made.jsonl", row + 1))
     return hidden, PairSet(tuple(made)), truth
 
@@ -95,6 +96,17 @@ def test_a_prompt_of_many_pairs_counts_once() -> None:
     alone = find_topics(hidden, pairs)
     assert torch.equal(found.train_topic[: len(pairs)], alone.train_topic) or len(found.names) == len(alone.names) == 2
     assert len(set(found.train_topic[len(pairs) :].tolist()) | {int(found.train_topic[0])}) == 1
+
+
+def test_short_prompts_are_no_topic() -> None:
+    """Features that move with the length of prompts, far more than with their topics, give the topics all the same."""
+    hidden, pairs, truth = planted(3, 30, seed=8)
+    lengths = [1 if draw < 0.5 else 8 for draw in torch.rand(90, generator=torch.Generator().manual_seed(0)).tolist()]
+    longer = PairSet(tuple(replace(p, prompt=str(p.prompt) * n) for p, n in zip(pairs, lengths, strict=True)))
+    logs = torch.tensor([len(str(pair.prompt)) for pair in longer]).double().log()[:, None]
+    moved = hidden + 20.0 * logs * torch.randn(24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = find_topics(moved, longer, count=3)
+    assert adjusted_rand_score(truth, found.train_topic.tolist()) > 0.95
 
 
 def test_what_cannot_be_grouped() -> None:

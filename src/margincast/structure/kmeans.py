@@ -34,8 +34,17 @@ class Stability:
 
     @property
     def excess(self) -> float:
-        """Agreement beyond that of points without clusters."""
-        return self.agreement - self.chance
+        """Agreement beyond that of points without clusters and their spread, as a part of what there could be."""
+        return (self.agreement - self.chance - self.spread) / self._room
+
+    @property
+    def excess_error(self) -> float:
+        """Standard error of `excess` over the halvings."""
+        return self.error / self._room
+
+    @property
+    def _room(self) -> float:
+        return max(1.0 - self.chance, 1e-9)
 
 
 def kmeans(points: Tensor, count: int, generator: torch.Generator, restarts: int = RESTARTS) -> Tensor:

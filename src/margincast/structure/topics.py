@@ -1,12 +1,14 @@
 """Which topics are in pairs that name none? Clusters of prompt features, as many as repeat, named by telling words.
 
-Coordinates are brought to one scale (some of a model's are a hundred times the others), prompts to length one, and the
-leading directions are kept; k-means does the rest. How many topics there are is decided by `kmeans.stabilities`.
+What the length of a prompt explains is taken out: short prompts of all kinds are no topic. Coordinates are brought to
+one scale (some of a model's are a hundred times the others), prompts to norm one, and the leading directions are kept;
+k-means does the rest. How many topics there are is decided by `kmeans.stabilities`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.records import Pair, PairSet, Shown, Text
 from margincast.structure.kmeans import Stability, assign, kmeans, stabilities
-from margincast.structure.words import telling_words
+from margincast.structure.words import prompt_text, telling_words
 
 MOST = 12  # topics that are looked for
 SMALLEST = 10  # prompts a topic has on average, at least: of fewer, nothing can be said topic by topic
@@ -33,10 +35,13 @@ ONE = "one topic"
 class Places:
     """Where prompts lie, and the topics among them: how features become places, and the centres found there.
 
-    mean, scale: (hidden,);  directions: (hidden, width);  centre: (hidden,) of the prompts of length one
+    length: mean log-length of prompts;  slope: (hidden,) of the features in log-length, times which they are corrected
+    mean, scale: (hidden,);  directions: (hidden, width);  centre: (hidden,) of the prompts of norm one
     centres: (topics, width)
     """
 
+    length: float
+    slope: Tensor
     mean: Tensor
     scale: Tensor
     centre: Tensor
@@ -44,28 +49,38 @@ class Places:
     centres: Tensor
 
     @classmethod
-    def of(cls, hidden: Tensor) -> Places:
-        """The places of prompts with features (prompts, hidden), one topic yet, in their middle."""
-        mean, scale = hidden.mean(dim=0), hidden.std(dim=0, correction=0)
+    def of(cls, hidden: Tensor, lengths: Tensor) -> Places:
+        """The places of prompts, (prompts, hidden) and (prompts,) log-lengths: one topic yet, in their middle."""
+        length, mean = lengths.mean(), hidden.mean(dim=0)
+        apart = lengths - length
+        slope = apart @ (hidden - mean) / apart.square().sum().clamp(min=1e-12)
+        scale = (hidden - mean - apart[:, None] * slope).std(dim=0, correction=0)
         # A coordinate that only rounding moves says nothing.
         scale = torch.where(scale > 1e-9 * hidden.abs().max(), scale, torch.inf)
-        short = _short(hidden, mean, scale)
-        centre = short.mean(dim=0)
-        _, sizes, directions = torch.linalg.svd(short - centre, full_matrices=False)
-        kept = sizes[:WIDTH] > 1e-9
-        return cls(mean, scale, centre, directions[:WIDTH][kept].T, torch.zeros(1, int(kept.sum()), dtype=hidden.dtype))
+        nowhere = hidden.new_zeros(len(mean), 0)
+        flat = cls(float(length), slope, mean, scale, torch.zeros_like(mean), nowhere, nowhere[:1])
+        unit = flat._unit(hidden, lengths)
+        centre = unit.mean(dim=0)
+        _, sizes, directions = torch.linalg.svd(unit - centre, full_matrices=False)
+        directions = directions[:WIDTH][sizes[:WIDTH] > 1e-9].T
+        return replace(flat, centre=centre, directions=directions, centres=hidden.new_zeros(1, directions.shape[1]))
 
-    def points(self, hidden: Tensor) -> Tensor:
+    def points(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """(prompts, width)"""
-        return (_short(hidden, self.mean, self.scale) - self.centre) @ self.directions
+        return (self._unit(hidden, lengths) - self.centre) @ self.directions
 
-    def topic(self, hidden: Tensor) -> Tensor:
+    def topic(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """(prompts,) the topic whose centre is nearest."""
-        return assign(self.points(hidden)[None], self.centres[None])[0]
+        return assign(self.points(hidden, lengths)[None], self.centres[None])[0]
+
+    def _unit(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        apart = (lengths - self.length)[:, None]
+        return torch.nn.functional.normalize((hidden - self.mean - apart * self.slope) / self.scale, dim=1)
 
 
-def _short(hidden: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    return torch.nn.functional.normalize((hidden - mean) / scale, dim=1)
+def _log_lengths(pairs: PairSet) -> Tensor:
+    """(pairs,) of the prompts, in characters."""
+    return torch.tensor([math.log1p(len(prompt_text(pair.prompt))) for pair in pairs], dtype=torch.float64)
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +115,9 @@ class Topics(Shown):
 
     def place(self, hidden: Tensor, heldout: PairSet) -> Topics:
         """These topics with `heldout`, each in the topic nearest to its prompt's features, (pairs, hidden)."""
-        return replace(self, heldout=heldout, heldout_topic=self.places.topic(_checked(hidden, heldout)))
+        return replace(
+            self, heldout=heldout, heldout_topic=self.places.topic(_checked(hidden, heldout), _log_lengths(heldout))
+        )
 
     def relabel(self, pairs: PairSet) -> PairSet:
         """`pairs`, some of the training and held-out ones, in their order with their topic as `concept`.
@@ -131,8 +148,9 @@ def find_topics(hidden: Tensor, pairs: PairSet, *, count: int | None = None, see
     rows = _first_rows(pairs)
     if count is not None and not 1 <= count <= len(rows):
         raise InputError(f"{count} topics cannot be found in {len(rows)} different prompts; give 1 to {len(rows)}")
-    places = Places.of(wide[rows])
-    points = places.points(wide[rows])
+    lengths = _log_lengths(pairs)
+    places = Places.of(wide[rows], lengths[rows])
+    points = places.points(wide[rows], lengths[rows])
     generator = torch.Generator().manual_seed(seed)
     sample = points[torch.randperm(len(points), generator=generator)[:SAMPLE]]
     stability: list[Stability] = []
@@ -140,7 +158,7 @@ def find_topics(hidden: Tensor, pairs: PairSet, *, count: int | None = None, see
         count, stability = _choose(sample, generator)
     places = replace(places, centres=kmeans(sample[None], count, generator, FINAL_RESTARTS)[0])
     places = _largest_first(places, points)
-    topic = places.topic(wide)
+    topic = places.topic(wide, lengths)
     prompts: list[Text] = [pairs[row].prompt for row in rows]
     words = telling_words(prompts, topic[rows].tolist(), len(places.centres))
     return Topics(
@@ -184,7 +202,7 @@ def _choose(points: Tensor, generator: torch.Generator) -> tuple[int, list[Stabi
     if not beyond_chance:
         return 1, rows
     best = max(rows, key=lambda row: row.excess)
-    return max(row.count for row in rows if row.excess >= best.excess - best.error), rows
+    return max(row.count for row in rows if row.excess >= best.excess - best.excess_error), rows
 
 
 def _largest_first(places: Places, points: Tensor) -> Places:

@@ -18,7 +18,7 @@ from margincast.records import Text
 
 PRIOR = 0.3  # of all words of all prompts: how many the share in all prompts counts for
 EVERYWHERE = 0.5  # a word that more than this part of the prompts outside a group hold does not name it
-LEAST = 2  # prompts of a group that hold a word which names it
+LEAST, PART = 2, 0.05  # prompts of a group that hold a word which names it: at least so many, and this part of them
 CERTAIN = 1.64  # standard errors; below, a word does not tell
 # Scripts that write no spaces between words: pairs of neighbouring characters stand for words there.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -96,7 +96,7 @@ def _scores(counts: Counter[str], every: Counter[str], size: int, total: int) ->
     others = all_of_them - mine
     for word, here in counts.items():
         there = every[word] - here
-        if here < LEAST or there > EVERYWHERE * (total - size):
+        if here < max(LEAST, PART * size) or there > EVERYWHERE * (total - size):
             continue
         prior = PRIOR * every[word]
         odds = math.log((here + prior) / (mine - here + PRIOR * all_of_them - prior))
