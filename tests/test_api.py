@@ -83,6 +83,9 @@ vacuous: bool = promised.readings["printed"].risk_vacuous
 drawn: mc.Simulation = mc.simulate(distribution, beta=0.1)
 swept: mc.Sweep = mc.sweep("seed", {0: mc.Setup(distribution, 0.1), 1: mc.Setup(distribution, 0.1, seed=1)})
 growth: tuple[float, ...] = tuple(each.growth for each in swept.runs)
+prompts: mc.Prompts = mc.extract_prompts(loaded, train, heldout)
+topics: mc.Topics = mc.find_topics(prompts.train, train, count=4).place(prompts.heldout, heldout)
+named: mc.PairSet = topics.relabel(train)
 callback = mc.MarginCallback(heldout, Path("runs/trl"))
 loss: mc.Loss = mc.custom_loss("cosh", lambda r: (1 - r).cosh())
 names: tuple[str, ...] = mc.LOSSES.names + mc.OPTIMIZERS.names

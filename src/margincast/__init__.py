@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from margincast.features import extract_features as extract_features
     from margincast.features.positions import Positions as Positions
     from margincast.features.positions import extract_positions as extract_positions
+    from margincast.features.prompts import Prompts as Prompts
+    from margincast.features.prompts import extract_prompts as extract_prompts
     from margincast.forecasting import forecast as forecast
     from margincast.frozen.attribution.contributions import Attribution as Attribution
     from margincast.frozen.attribution.contributions import attribute as attribute
@@ -72,6 +74,8 @@ if TYPE_CHECKING:
     from margincast.runs.metrics import metric_rows as metric_rows
     from margincast.structure import inspect_features as inspect_features
     from margincast.structure.inspect import Structure as Structure
+    from margincast.structure.topics import Topics as Topics
+    from margincast.structure.topics import find_topics as find_topics
     from margincast.theory.bounds import Bounds as Bounds
     from margincast.theory.bounds import bounds as bounds
     from margincast.theory.certificates import certify as certify
@@ -183,6 +187,10 @@ _HOMES = {
     "LoadedModel": "margincast.models",
     "extract_positions": "margincast.features.positions",
     "Positions": "margincast.features.positions",
+    "extract_prompts": "margincast.features.prompts",
+    "Prompts": "margincast.features.prompts",
+    "find_topics": "margincast.structure.topics",
+    "Topics": "margincast.structure.topics",
 }
 __all__ = sorted(_HOMES)
 

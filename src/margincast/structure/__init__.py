@@ -1,4 +1,4 @@
-"""The structure of embeddings: cosines between concepts, estimates of the preference distribution."""
+"""The structure of embeddings: cosines between concepts, estimates of the preference distribution, topics."""
 
 from margincast.structure.inspect import Structure, inspect_features
 
