@@ -153,6 +153,8 @@ class FeatureSet:
     layers: (pairs, layers, hidden), what some inner layers put out there; None where nobody asked for it
     chosen_ids, rejected_ids: response token ids, ragged
     reference_chosen, reference_rejected: (pairs,) sums of log-probabilities of the responses under the reference
+    start_chosen, start_rejected: (pairs,) the same under the model that the features are of, where that is not the
+    reference: one with a trained adapter, whose reference is the model without it
     """
 
     pairs: PairSet
@@ -162,6 +164,8 @@ class FeatureSet:
     reference_chosen: Tensor
     reference_rejected: Tensor
     layers: Tensor | None = None
+    start_chosen: Tensor | None = None
+    start_rejected: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"FeatureSet({len(self.pairs)} pairs, hidden {tuple(self.hidden.shape)})"
@@ -179,11 +183,17 @@ class FeatureSet:
             pairs=pairs,
             hidden=self.hidden[index],
             layers=None if self.layers is None else self.layers[index],
+            start_chosen=None if self.start_chosen is None else self.start_chosen[index],
+            start_rejected=None if self.start_rejected is None else self.start_rejected[index],
             chosen_ids=tuple(self.chosen_ids[k] for k in index),
             rejected_ids=tuple(self.rejected_ids[k] for k in index),
             reference_chosen=self.reference_chosen[index],
             reference_rejected=self.reference_rejected[index],
         )
+
+
+# Log-ratios with and without an adapter that are nearer than this are the same: the adapter changes nothing.
+SAME_START = 1e-5
 
 
 @dataclass(frozen=True)
@@ -206,6 +216,21 @@ class Features:
     logits: str = "linear"
     scale: float = 1.0
     bias: Tensor | None = None
+
+    def check_start(self) -> None:
+        """Raises `InputError` where margins do not start at 0: forecasts and runs here start from their reference."""
+        gaps = [
+            (split.start_chosen - split.reference_chosen - split.start_rejected + split.reference_rejected).abs().max()
+            for split in (self.train, self.heldout)
+            if split.start_chosen is not None and split.start_rejected is not None and len(split.pairs)
+        ]
+        if gaps and not max(gaps) <= SAME_START:
+            raise InputError(
+                f"{self.model} comes with a trained adapter, and its reference is the model without it: log-ratios of "
+                f"pairs start up to {float(max(gaps)):.3g} from 0, and runs here start from their reference; with the "
+                "adapter merged (--merge_adapter, load_model(..., merge_adapter=True)) the reference has it too, as "
+                "TRL 1.x has it"
+            )
 
 
 @dataclass(frozen=True, repr=False)

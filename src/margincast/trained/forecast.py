@@ -86,6 +86,7 @@ def forecast_trained(
     Raises `InputError` for settings that a path length does not describe, for responses of several tokens without a
     rehearsal, and for a pilot of other pairs.
     """
+    features.check_start()
     check_recipe(recipe)
     recipe = recipe.for_pairs(len(features.train.pairs))
     plan = plan_of(recipe, len(features.train.pairs))
