@@ -3,9 +3,9 @@
 What made them is the weights, the configuration and the token ids as they were when the model read them: not the names
 of a model, a data set or a chat template, under which something else may lie today.
 
-A folder per key holds `features.safetensors` and `manifest.json` (the key's parts, the file's SHA-256, and in words what
-it is of). While an extraction runs, finished rows lie there as `part-*.safetensors`, each with its hash, so a killed run
-continues where it stopped.
+A folder per key holds `features.safetensors` and `manifest.json` (the key's parts, the file's SHA-256, and in words
+what it is of). While an extraction runs, finished rows lie there as `part-*.safetensors`, each with its hash, so a
+killed run continues where it stopped.
 """
 
 from __future__ import annotations

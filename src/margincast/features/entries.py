@@ -78,13 +78,13 @@ def _features(root: Path) -> Iterator[Entry]:
             kind = key.get("kind", "") if isinstance(key, dict) else ""
             of = f"{about.get('pairs')} pairs, {about.get('model')}" if isinstance(about, dict) and about else "unnamed"
             words = f"{of} ({kind})"
-        yield _entry(folder, "features", words, root / "locks" / folder.name)
+        yield _entry(folder, "features", words, root / "locks" / folder.name, folder / MANIFEST)
 
 
 def _models(root: Path) -> Iterator[Entry]:
     for folder in _folders(root / "models"):
         source = _said(folder / MODEL_MANIFEST).get("source")
-        yield _entry(folder, "model", str(source or "made by margincast"), folder.with_suffix(".lock"))
+        yield _entry(folder, "model", str(source or "made by margincast"), folder.with_suffix(".lock"), folder)
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -95,10 +95,11 @@ def _folders(parent: Path) -> list[Path]:
     )
 
 
-def _entry(folder: Path, kind: str, about: str, lock: Path) -> Entry:
-    files = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    used = max((each.st_mtime for each in files), default=folder.stat().st_mtime)
-    return Entry(folder.name, kind, about, folder, sum(each.st_size for each in files), used, lock)
+def _entry(folder: Path, kind: str, about: str, lock: Path, touched: Path) -> Entry:
+    """touched: what is given the time of every use; while an extraction runs it is not there, and its folder tells"""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    used = (touched if touched.exists() else folder).stat().st_mtime
+    return Entry(folder.name, kind, about, folder, size, used, lock)
 
 
 def _said(manifest: Path) -> Json:

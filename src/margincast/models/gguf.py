@@ -28,8 +28,6 @@ def gguf_folder(path: Path, cache_dir: Path) -> Path:
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as workspace:
                 made = dequantise(path, Path(workspace) / "model", f"{path.name}, SHA-256 {digest}", path.stem)
                 made.rename(folder)
-        else:
-            (folder / MANIFEST).touch()  # used again, for `margincast cache`
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,10 @@ def locate(name: str, cache_dir: Path | None = None, revision: str | None = None
         raise InputError(f"--revision {revision} names a version on the Hub, and the model {name!r} is not there")
     if made is not None:
         # Of several processes transformers lets the first alone write a model.
-        return Place(by_first(lambda: str(made(cache))))
+        folder = by_first(lambda: str(made(cache)))
+        with suppress(OSError):  # a cache that may only be read
+            Path(folder).touch()  # used again: the least recently used go first
+        return Place(folder)
     if local:
         return _in_folder(path, name, cache)
     if path.is_file():

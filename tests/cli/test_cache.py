@@ -1,0 +1,47 @@
+"""`margincast cache`: what is kept, how large it is, and what goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from margincast.features.cache import CacheKey, FeatureCache
+from tests.cli.helpers import refused, run
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    for number in range(3):
+        key = CacheKey("weights", "config", "float32", "sdpa", f"tokens {number}", True)
+        about = {"model": "tiny", "pairs": 10 + number}
+        FeatureCache(tmp_path, key).save({"hidden": torch.zeros(1000 * (number + 1), 10)}, about)
+    (tmp_path / "models" / "tiny-1").mkdir(parents=True)
+    (tmp_path / "models" / "tiny-1" / "config.json").write_text("{}")
+    return tmp_path
+
+
+def listed(cache: Path, *words: str) -> list[dict[str, object]]:
+    outcome = run("cache", "--cache_dir", cache, *words, "--json")
+    assert outcome.status == 0
+    found: list[dict[str, object]] = json.loads(outcome.out)["entries"]
+    return found
+
+
+def test_it_lists_sizes_and_clears_by_name_or_all(cache: Path) -> None:
+    rows = listed(cache)
+    assert sorted((row["kind"], row["bytes"] > 40_000) for row in rows) == [("features", True)] * 3 + [("model", False)]  # type: ignore[operator]
+    outcome = run("cache", "--cache_dir", cache)
+    assert "10 pairs, tiny (pairs)" in outcome.out and "4 entries, 23" in outcome.out and "KiB" in outcome.out
+    refused(run("cache", "--cache_dir", cache, "--clear", "nothing"), "--clear nothing: nothing of that name", "tiny-1")
+    assert len(listed(cache, "--clear", str(rows[0]["name"]))) == 3
+    assert listed(cache, "--clear", "all") == []
+    assert not list(cache.glob("features/*")) and not list(cache.glob("models/*"))
+
+
+def test_a_limit_keeps_what_fits(cache: Path) -> None:
+    gib = 150_000 / (1 << 30)
+    rows = listed(cache, "--cache_limit", str(gib))
+    assert 0 < sum(int(str(row["bytes"])) for row in rows) <= 150_000
