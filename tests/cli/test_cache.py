@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from margincast.features.cache import CacheKey, FeatureCache
-from tests.cli.helpers import refused, run
+from tests.cli.helpers import run
+from tests.cli.test_bad_input import refused
 
 
 @pytest.fixture
