@@ -65,7 +65,7 @@ def test_what_changed_under_the_same_name_and_hash_is_read_anew(
     count = made(tmp_path)
     assert torch.equal(hidden(), before) and made(tmp_path) == count
     if change == "template":
-        tokenizer.chat_template = CHAT_TEMPLATE.replace("<|assistant|>", "<|assistant|> ")
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("</s>", "</s> ")
     elif change == "date":
         monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Day(4))
     elif change == "added token":
@@ -115,17 +115,15 @@ def configured(pad: int) -> Any:
 
 
 def overflowing(token: int) -> Any:
-    """A model whose second layer overflows wherever it reads `token`, from finite weights."""
+    """A model whose first layer overflows wherever it reads `token`, from finite weights."""
     model = tiny_model()
-    weight = model.get_input_embeddings().weight
 
-    def second_layer(module: Any, given: Any, output: Any) -> Any:
+    def first_layer(module: Any, given: Any, output: Any) -> Any:
         return output.masked_fill((tokens_of["now"] == token)[..., None], float("inf"))
 
     tokens_of: dict[str, torch.Tensor] = {}
     model.model.embed_tokens.register_forward_pre_hook(lambda module, given: tokens_of.update(now=given[0]))
-    model.model.layers[1].mlp.register_forward_hook(second_layer)
-    assert weight.isfinite().all()
+    model.model.layers[0].mlp.register_forward_hook(first_layer)
     return model
 
 
@@ -144,6 +142,7 @@ def test_what_is_not_finite_in_one_pair_stays_in_it(packed: bool) -> None:
     assert broken.chosen.isfinite().tolist() == [True, False, True]
     for name in ("chosen", "rejected", "hidden", "layers"):
         torch.testing.assert_close(getattr(broken, name)[[0, 2]], getattr(clean, name)[[0, 2]], rtol=1e-4, atol=1e-4)
+    assert not broken.hidden[1].isfinite().all()
     assert packing_problem(overflowing(77), BATCH) is None
 
 
@@ -153,7 +152,7 @@ def test_the_first_pair_and_layer_that_are_not_finite_are_named(extract: Any, tm
     rows = encode(PAIRS, tokenizer).rows
     token = next(t for t in rows[4].prompt if sum(t in row.prompt for row in rows) == 1)
     loaded = LoadedModel("tiny", "tiny", overflowing(token), tokenizer)
-    says = rf"line {PAIRS[4].line}: what tiny computes for pair {PAIRS[4].id} is not finite: layer 2 of 2 \(Llama"
+    says = rf"line {PAIRS[4].line}: what tiny computes for pair {PAIRS[4].id} is not finite: layer 1 of 2 \(Llama"
     with pytest.raises(InputError, match=says):
         extract(loaded, TRAIN, HELDOUT, cache_dir=tmp_path)
     assert made(tmp_path) == 0

@@ -98,7 +98,7 @@ def test_the_reference_of_an_adapter_is_the_model_without(trained: bool, tmp_pat
         with pytest.raises(InputError, match=r"trained adapter.*merge_adapter"):
             extract_positions((model, tiny_tokenizer()), TRAIN, HELDOUT, cache_dir=tmp_path)
     else:
-        assert forecast(features, QUICK).heldout.margins.shape == (len(QUICK.recorded), len(HELDOUT))
+        features.check_start()
 
 
 def test_a_lora_folder_is_its_base_with_the_adapter_on_top(folder: Path, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_lora_folder_is_its_base_with_the_adapter_on_top(folder: Path, tmp_pat
     features = extract_features(merged, TRAIN, HELDOUT, cache_dir=tmp_path)
     assert features.train.start_chosen is None
     assert_reads(features, model, model)
-    assert forecast(features, QUICK).heldout.margins.abs().max() > 0
+    features.check_start()
     assert len({loaded.hash, merged.hash, load_model(folder.parent / "base").hash}) == 3
 
 
@@ -141,7 +141,7 @@ def test_an_adapter_that_is_not_of_its_model_is_refused(fault: str, folder: Path
     elif fault == "no part":
         save_file({name: each for name, each in tensors.items() if name != first}, weights)
     elif fault == "other part":
-        save_file({**tensors, first.replace("layers.0", "layers.7"): tensors[first]}, weights)
+        save_file({**tensors, first.replace("layers.0", "layers.7"): tensors[first].clone()}, weights)
     elif fault == "other model":
         config.write_text(json.dumps({**said, "target_modules": ["nothing"]}))
     else:

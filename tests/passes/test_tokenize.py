@@ -247,12 +247,11 @@ def test_an_ending_that_is_no_token_is_refused() -> None:
 
 
 def test_pairs_that_are_cut_are_counted_as_pairs_and_as_responses() -> None:
-    rows = pair_set(
-        ("A", " good words and good words", " No"), ("A", " good words and", " weather and good words"), GOOD
-    )
-    encoding = encode(rows, tiny_tokenizer(), eos=False, max_length=8)
+    long, longer = " good words and good words", " weather and good words"
+    rows = pair_set(("A", long, " No"), ("A", long, longer), ("A", " Yes", " No"))
+    encoding = encode(rows, tiny_tokenizer(), eos=False, max_length=5)
     lengths = [(len(row.prompt) + len(row.chosen), len(row.prompt) + len(row.rejected)) for row in encoding.rows]
-    assert encoding.truncated == sum(length == 8 for pair in lengths for length in pair)
+    assert encoding.truncated == sum(length == 5 for pair in lengths for length in pair)
     assert 0 < encoding.cut_pairs <= encoding.truncated
     with pytest.raises(InputError, match=r"where sequences are cut at their end: nothing of the responses is left"):
         encode(pair_set(("good " * 30, "Yes", " No")), tiny_tokenizer(), max_length=20)

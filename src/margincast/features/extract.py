@@ -70,7 +70,7 @@ def _lines(
     model: Any, batch: Sequence[Encoded], packed: bool, layers: Sequence[int], budgets: Budgets
 ) -> dict[str, Tensor]:
     """Of a model with an adapter, features and `start` are read with it, the reference without."""
-    result = response_pass(model, batch, packed, layers, budgets)
+    result = response_pass(model, batch, packed, layers=layers, budgets=budgets)
     lines = {"hidden": result.hidden.cpu()}
     if result.layers is not None:
         lines["layers"] = result.layers.cpu()
@@ -172,7 +172,8 @@ def known_logits(loaded: LoadedModel, rows: Sequence[Encoded], cache_dir: Path) 
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["logits"])
     except (OSError, ValueError, KeyError, TypeError):
-        found = check_logits(loaded.model, rows)
+        with evaluating(loaded.model):
+            found = check_logits(loaded.model, rows)
     if process() == 0:
         write_json(path, {"logits": found})
     return found
@@ -316,7 +317,7 @@ def _refuse_infinite(
     if bool(finite.all()):
         return
     owner = torch.repeat_interleave(torch.arange(len(members)), torch.tensor([kept.height(row) for row, _ in members]))
-    bad = torch.unique(owner[~finite.all(dim=0)])  # type: ignore[no-untyped-call]
+    bad = torch.unique(owner[~finite.all(dim=0)])
     row, pair = members[int(bad[0])]
     more = f" (and {len(bad) - 1} more of the {len(members)} pairs read with it)" if len(bad) > 1 else ""
     raise InputError(

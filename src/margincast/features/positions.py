@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.features.extract import Kept, evaluating, kept_tensors, known_logits, rows_in_full
+from margincast.features.extract import Kept, kept_tensors, known_logits, rows_in_full
 from margincast.models.adapter import adapter_idle, has_adapter
 from margincast.models.checks import refuse_unknown_ids
 from margincast.models.load import LoadedModel, default_cache_dir, opened
@@ -139,8 +139,7 @@ def token_features(
             "do not start at 0; merge it: --merge_adapter, load_model(..., merge_adapter=True)"
         )
     refuse_unknown_ids(loaded, rows_in_full(encoding.rows))
-    with evaluating(loaded.model):
-        logits = known_logits(loaded, encoding.rows, cache_dir)
+    logits = known_logits(loaded, encoding.rows, cache_dir)
     if logits != "linear":
         raise InputError(f"the logits of {loaded.name} are {logits}: the decomposition is of logits linear in W")
     tensors = kept_tensors(

@@ -34,7 +34,7 @@ def _digest(value: Any) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
     held = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(memoryview(held.numpy())).hexdigest()}"
+    return f"{value.dtype} {tuple(value.shape)} {hashlib.sha256(held.numpy().data).hexdigest()}"
 
 
 def config_digest(model: Any) -> str:
