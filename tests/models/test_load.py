@@ -14,8 +14,9 @@ from transformers.models.llama import LlamaConfig
 from transformers.models.opt import OPTConfig
 
 from margincast.errors import InputError, StatedFailure
+from margincast.models import load as loading
 from margincast.models import load_model, untie
-from margincast.models.load import locate
+from margincast.models.place import Place, locate
 from tests.tiny import randomised, tiny_loaded, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(20, 32)[None]
@@ -64,7 +65,7 @@ def test_the_hash_changes_with_whatever_changes_the_numbers(changed: str, folder
 
 
 def test_an_unknown_dtype_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="dtype 'int8' is not known; use one of: float32"):
+    with pytest.raises(InputError, match="dtype 'int8' is not known; use one of: auto, float32"):
         load_model(str(folder), dtype="int8")
 
 
@@ -98,13 +99,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_is_passed_on_and_one_that_cannot_be_had_is_a_stated_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig
 
     def unreachable(*arguments: Any, **options: Any) -> Any:
         raise OSError("We couldn't connect to the hub\nand here is a long story")
 
-    assert locate("owner/name") == "owner/name"
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
+    assert locate("owner/name") == Place("owner/name")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
+    monkeypatch.setattr(loading, "adapter_on_hub", lambda *arguments: None)
     with pytest.raises(StatedFailure, match=r"^model 'owner/name' cannot be loaded: We couldn't connect to the hub$"):
         load_model("owner/name")
 

@@ -89,7 +89,19 @@ def _flag(parameter: Any) -> str:
 
 def _commands(recipe: type[Recipe]) -> None:
     """Register every command. Their modules import nothing heavy."""
-    from margincast.cli import attribute, bounds, compare, decompose, demo, forecast, report, reproduce, simulate, train
+    from margincast.cli import (
+        attribute,
+        bounds,
+        cache,
+        compare,
+        decompose,
+        demo,
+        forecast,
+        report,
+        reproduce,
+        simulate,
+        train,
+    )
     from margincast.cli import inspect as inspect_
 
     app.registered_commands.clear()
@@ -105,6 +117,7 @@ def _commands(recipe: type[Recipe]) -> None:
         simulate.simulate,
         reproduce.reproduce,
         report.report,
+        cache.cache,
     ):
         app.command(function.__name__)(with_options(function, recipe))
 
