@@ -28,7 +28,7 @@ _LABELLED = (
     ("conversation_a", "conversation_b", "winner", '{} == "model_a"'),
     ("response_a", "response_b", "winner", '{} == "model_a"'),
 )
-_NUMBERED = re.compile(r"^(.*?)_?(0|1|a|A)$")
+_NUMBERED = re.compile(r"^(.+?)_?(0|1|a|A)$")
 _NEXT = {"0": "1", "1": "2", "a": "b", "A": "B"}
 _LABEL = re.compile(r"prefer|label|better|safer|winner|choice|rank|score|overall", re.I)
 
