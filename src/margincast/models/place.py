@@ -69,7 +69,8 @@ def read_object(path: Path, name: str) -> dict[str, Any]:
         raise InputError(f"model {name!r} cannot be loaded: its {path.name} is no JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(
-            f"model {name!r} cannot be loaded: its {path.name} holds {json.dumps(value)[:40]} where a JSON object belongs"
+            f"model {name!r} cannot be loaded: its {path.name} holds {json.dumps(value)[:40]} where a JSON object "
+            "belongs"
         )
     return value
 
