@@ -69,7 +69,7 @@ def test_a_tied_head_and_old_buffers_are_no_fault(folder: Path) -> None:
 @pytest.mark.parametrize("held", ["[]", "3", '"llama"', "null"])
 def test_a_config_that_is_no_object_is_refused(held: str, folder: Path) -> None:
     (folder / "config.json").write_text(held)
-    with pytest.raises(InputError, match=r"config\.json cannot be loaded: it holds .* where a JSON object belongs"):
+    with pytest.raises(InputError, match=r"cannot be loaded: its config\.json holds .* where a JSON object belongs"):
         load_model(folder)
 
 

@@ -250,8 +250,11 @@ def test_pairs_that_are_cut_are_counted_as_pairs_and_as_responses() -> None:
     long, longer = " good words and good words", " weather and good words"
     rows = pair_set(("A", long, " No"), ("A", long, longer), ("A", " Yes", " No"))
     encoding = encode(rows, tiny_tokenizer(), eos=False, max_length=5)
-    lengths = [(len(row.prompt) + len(row.chosen), len(row.prompt) + len(row.rejected)) for row in encoding.rows]
-    assert encoding.truncated == sum(length == 5 for pair in lengths for length in pair)
-    assert 0 < encoding.cut_pairs <= encoding.truncated
+    lost = [
+        [len(row.prompt) + len(side) > 5 for side in (row.chosen, row.rejected)]
+        for row in encode(rows, tiny_tokenizer(), eos=False).rows
+    ]
+    assert (encoding.truncated, encoding.cut_pairs) == (sum(map(sum, lost)), sum(map(any, lost)))
+    assert 0 < encoding.cut_pairs < len(rows)
     with pytest.raises(InputError, match=r"where sequences are cut at their end: nothing of the responses is left"):
         encode(pair_set(("good " * 30, "Yes", " No")), tiny_tokenizer(), max_length=20)

@@ -91,6 +91,7 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     than the run itself would
     """
     from margincast.data import load_pairs
+    from margincast.models.adapter import refuse_trained_adapter
     from margincast.passes.tokenize import encode
     from margincast.recipe.losses import refuse_length_normalized
 
@@ -110,6 +111,8 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     notes = (*pairs.notes, *about_prompts(pairs, reading.pairs.allow_leakage))
     _say_what_was_read(job, pairs, reading.data, notes)
     loaded = options.loaded()
+    if job.command != "inspect":  # which is of the features alone
+        refuse_trained_adapter(loaded.model, loaded.name)
     job.say(f"{loaded.name} in {loaded.dtype} on {loaded.device}")
     encoding = encode(
         pairs,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.features.extract import Kept, kept_tensors, known_logits, rows_in_full
-from margincast.models.adapter import adapter_idle, has_adapter
+from margincast.models.adapter import refuse_trained_adapter
 from margincast.models.checks import refuse_unknown_ids
 from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import Budgets
@@ -149,11 +149,7 @@ def token_features(
 
     Raises `InputError` for a model whose logits are not linear in the unembedding, and for one with a trained adapter.
     """
-    if has_adapter(loaded.model) and not adapter_idle(loaded.model):
-        raise InputError(
-            f"{loaded.name} comes with a trained adapter, and its reference is the model without it, so that margins "
-            "do not start at 0; merge it: --merge_adapter, load_model(..., merge_adapter=True)"
-        )
+    refuse_trained_adapter(loaded.model, loaded.name)
     refuse_unknown_ids(loaded, rows_in_full(encoding.rows))
     logits = known_logits(loaded, encoding.rows, cache_dir)
     if logits != "linear":

@@ -64,6 +64,15 @@ def adapter_idle(model: Any) -> bool:
     return bool(second) and plain and not others and not any(bool(weight.any()) for weight in second)
 
 
+def refuse_trained_adapter(model: Any, name: str) -> None:
+    """Raises `InputError` for an adapter that adds something: margins do not start at 0, as those of runs here do."""
+    if has_adapter(model) and not adapter_idle(model):
+        raise InputError(
+            f"{name} comes with a trained adapter, and its reference is the model without it, so that margins do not "
+            "start at 0, as runs here do; merge it: --merge_adapter, load_model(..., merge_adapter=True)"
+        )
+
+
 def refuse_adapter(model: Any, name: str) -> None:
     """Raises `InputError` for an adapter that the features cannot be read through."""
     config = next(iter(model.peft_config.values()))

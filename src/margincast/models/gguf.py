@@ -26,7 +26,7 @@ def gguf_folder(path: Path, cache_dir: Path) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as workspace:
-                made = dequantise(path, Path(workspace) / "model", f"{path.name}, SHA-256 {digest}", path.stem)
+                made = dequantise(path, Path(workspace) / "model", path.name, path.stem)
                 made.rename(folder)
     return folder
 

@@ -61,26 +61,29 @@ def locate(name: str, cache_dir: Path | None = None, revision: str | None = None
     return Place(name)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, name: str) -> dict[str, Any]:
     """The JSON object in a model's file. Raises `InputError` for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be loaded: it is no JSON ({error})") from error
+        raise InputError(f"model {name!r} cannot be loaded: its {path.name} is no JSON ({error})") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} cannot be loaded: it holds {json.dumps(value)[:40]} where a JSON object belongs")
+        raise InputError(
+            f"model {name!r} cannot be loaded: its {path.name} holds {json.dumps(value)[:40]} where a JSON object "
+            "belongs"
+        )
     return value
 
 
 def _in_folder(folder: Path, name: str, cache: Path) -> Place:
     if any(folder.glob("adapter_model.*")) and (folder / ADAPTER).is_file():
-        return Place(_base_of(read_object(folder / ADAPTER), name, cache), str(folder))
+        return Place(_base_of(read_object(folder / ADAPTER, name), name, cache), str(folder))
     if not (folder / CONFIG).is_file():
         raise InputError(
             f"model folder {name!r} has no {CONFIG}; give a folder written by save_pretrained, of a model or of a LoRA "
             f"adapter ({ADAPTER} and adapter_model.safetensors)"
         )
-    read_object(folder / CONFIG)
+    read_object(folder / CONFIG, name)
     return Place(str(folder))
 
 
@@ -109,4 +112,4 @@ def adapter_on_hub(name: str, revision: str | None = None, cache_dir: Path | Non
     except (OSError, ValueError):
         return None  # what is wrong with the name, loading says
     cache = cache_dir or default_cache_dir()
-    return None if found is None else Place(_base_of(read_object(Path(found)), name, cache), name)
+    return None if found is None else Place(_base_of(read_object(Path(found), name), name, cache), name)
