@@ -40,7 +40,7 @@ from margincast.frozen.tokens.replay import (
     carry_out,
     explicit,
 )
-from margincast.frozen.tokens.space import HeadSpace
+from margincast.frozen.tokens.space import HeadSpace, growth_of
 from margincast.recipe.optimizer import Optimizer, Slots
 
 
@@ -195,13 +195,13 @@ def mean_softmax(logits: Tensor, change: Tensor) -> Tensor:
     moves all logits alike, as Adam and weight decay do, would count.)
     """
     known = torch.log_softmax(logits, dim=1)
-    first = known.exp()
-    # Less its mean, which moves no probability, so that small changes do not drown in it.
-    change = change - (first * change).sum(1, keepdim=True)
-    moved = known + change
-    growth = torch.log1p((first * torch.expm1(change.clamp(max=1.0))).sum(1, keepdim=True))
-    growth = torch.where(change.amax(1, keepdim=True) < 1.0, growth, torch.logsumexp(moved, 1, keepdim=True))
-    mean = first.add_((moved - growth).exp_()).add_(torch.softmax(known + change / 2, dim=1), alpha=4.0).div_(6.0)
+    change, growth = growth_of(known, change)
+    mean = (
+        known.exp()
+        .add_((known + change - growth).exp_())
+        .add_(torch.softmax(known + change / 2, dim=1), alpha=4.0)
+        .div_(6.0)
+    )
     expected = (mean * change).sum(1, keepdim=True)
     away = change - expected
     spread = (mean * away.square()).sum(1, keepdim=True)

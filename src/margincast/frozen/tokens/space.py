@@ -50,9 +50,16 @@ class HeadSpace:
         return length
 
     def rewards(self, state: Tensor) -> Tensor:
-        """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12)."""
-        logps = _logps(self.features, self.unembedding + state, self.bias)
-        return self.beta * self.features.per_response(logps - _known(self.features))
+        """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12).
+
+        From what logits change by: the difference of two log-probabilities would be lost in their rounding.
+        """
+        part = self.features
+        moved = torch.empty_like(part.hidden[:, 0])
+        for rows, known in log_distributions(part, self.unembedding, self.bias):
+            change, growth = growth_of(known, part.hidden[rows] @ state.T)
+            moved[rows] = _own(part, rows, change) - growth[:, 0]
+        return self.beta * part.per_response(moved)
 
     def rows(self, pairs: Tensor) -> HeadSpace:
         """The pairs at `pairs`, for a minibatch."""
@@ -130,6 +137,20 @@ def head_space(
     unembedding = unembedding.detach().to(dtype)
     bias = None if bias is None else bias.detach().to(dtype)
     return HeadSpace(replace(features, reference=_logps(features, unembedding, bias)), unembedding, beta, bias)
+
+
+def growth_of(known: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+    """The change of logits less its mean under the distributions, and by how much log sum exp grows with that.
+
+    known: (rows, V) log-probabilities;  change: (rows, V) of the logits;  (rows, V) and (rows, 1) are returned
+    """
+    probability = known.exp()
+    change = change - (probability * change).sum(1, keepdim=True)
+    growth = torch.log1p((probability * torch.expm1(change.clamp(max=1.0))).sum(1, keepdim=True))
+    large = change.amax(1) >= 1.0
+    if bool(large.any()):
+        growth[large] = torch.logsumexp(known[large] + change[large], 1, keepdim=True)
+    return change, growth
 
 
 def _known(features: TokenFeatures) -> Tensor:
