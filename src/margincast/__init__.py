@@ -71,7 +71,8 @@ if TYPE_CHECKING:
     from margincast.training.run import train_model as train_model
     from margincast.training.trl import MarginCallback as MarginCallback
 
-    __version__: str
+# Here, and not asked of the installed package: a source folder that is not installed has a version too.
+__version__ = "0.1.0"
 
 _HOMES = {
     "load_pairs": "margincast.data",
@@ -140,10 +141,6 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("margincast")
     if name not in _HOMES:
         raise AttributeError(f"module 'margincast' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
-from margincast.errors import InputError
+from margincast.errors import InputError, needed
 from margincast.registry import Registry
 
 if TYPE_CHECKING:
@@ -247,9 +247,8 @@ class Shown:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Its table, a row per pair and step, per agreement, per concept or per training pair."""
-        import pandas
-
-        return pandas.DataFrame(PRESENTERS.get(self.presenter).rows(self))
+        frames = needed("pandas", "to_pandas()")
+        return cast("pandas.DataFrame", frames.DataFrame(PRESENTERS.get(self.presenter).rows(self)))
 
     def _repr_html_(self) -> str:
         title, header, rows = PRESENTERS.get(self.presenter).summary(self)

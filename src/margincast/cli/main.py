@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from margincast import __version__
 from margincast.cli.signature import call, parameters_of, parts_of
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
@@ -39,9 +40,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        print(f"margincast {version('margincast')}")
+        print(f"margincast {__version__}")
         raise typer.Exit
 
 

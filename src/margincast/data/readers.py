@@ -12,10 +12,13 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.resources.abc import Traversable
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from margincast.errors import InputError
+
+if TYPE_CHECKING:  # where it lies depends on the version of Python
+    from importlib.abc import Traversable
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # A list of messages written into a CSV cell, as JSON or as Python prints it.

@@ -76,6 +76,7 @@ def load_model(
         message = f"model {name!r} cannot be loaded: {first_line(error)}"
         raise InputError(message) if Path(place).is_dir() else StatedFailure(message) from error
     refuse_other_weights(name, found)
+    keep_softcap(model)
     if model.get_output_embeddings() is None:
         raise InputError(f"model {name!r} has no unembedding (output embeddings); margincast needs a causal LM")
     disable_dropout(model)
@@ -84,6 +85,16 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
     return LoadedModel(name, _hash(place, model), model.eval(), tokenizer)
+
+
+def keep_softcap(model: Any) -> None:
+    """Take the attention that caps its logits where the configuration asks for it.
+
+    Up to 5.15, at least, transformers gives such models (Gemma 2) `sdpa`, which leaves the cap out without a word.
+    """
+    capped = getattr(model.config, "attn_logit_softcapping", None)
+    if capped is not None and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def refuse_other_weights(name: str, found: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from margincast import __version__
 from margincast.recipe.losses import get_loss
 from margincast.records import Json, Pair, PairSet, Trajectory
 from margincast.runs.layout import HASHED, MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
@@ -21,12 +22,12 @@ from margincast.runs.store import file_sha256, write_json, write_jsonl, write_te
 
 def environment(device: str = "cpu") -> Json:
     """Versions, device and threads that made a result."""
-    packages = ("margincast", "torch", "transformers", "numpy", "scipy", "safetensors")
+    packages = ("torch", "transformers", "numpy", "scipy", "safetensors")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {"margincast": __version__} | {name: version(name) for name in packages},
         "device": device if device == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
     }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from margincast.errors import InputError
 from margincast.frozen.engine.fused import fused_gradient, fused_pull, plan_visits
-from margincast.frozen.engine.kernel import FLUSH
+from margincast.frozen.engine.products import FLUSH
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import Batch, full_batch

@@ -12,10 +12,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-# What a call does with its rows: dot products, slope of DPO's loss and pull; dot products alone; pull alone.
-BOTH, MARGINS, PULL = 0, 1, 2
-# Sums over so many groups of four rows stay in the state's precision; longer ones are carried in float64.
-FLUSH = 64
+from margincast.frozen.engine.products import BOTH, FLUSH, MARGINS, PULL
+
 # States lie this many numbers further apart than their width: rows of 4,096 numbers would share the same cache sets.
 APART = 80
 
