@@ -1,4 +1,4 @@
-"""Does margincast work with the lowest versions it asks for, and with those of Colab? `python -m tests.matrix [NAME ...]`
+"""Does margincast work with the lowest versions it asks for, and with Colab's? `python -m tests.matrix [NAME ...]`
 
 Each environment is a virtual one in build/matrix. Only what pyproject.toml asks for is installed in it, at the versions
 of its list: margincast itself runs from the source folder, not installed.
@@ -27,7 +27,7 @@ class Environment:
     default: bool = True
 
 
-# The package index has CUDA builds of torch for x86, gigabytes: those of which no CPU build was at hand run by name only.
+# The package index has CUDA builds of torch for x86, gigabytes each: what has no CPU build at hand runs by name only.
 ENVIRONMENTS = {
     "lowest": Environment("python3.11", "2.13.0", LOWEST),
     "colab": Environment("python3.11", "2.13.0", COLAB),

@@ -59,7 +59,7 @@ def load_model(
 
     Raises `InputError` for a folder or dtype that cannot be used, `StatedFailure` for a model that cannot be fetched.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not known; use one of: {', '.join(DTYPES)}")
@@ -67,7 +67,7 @@ def load_model(
     place = locate(name, None if cache_dir is None else Path(cache_dir))
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        tokenizer = _tokenizer(place, options)
         loading: Any = AutoModelForCausalLM.from_pretrained(
             place, dtype=DTYPES[dtype], output_loading_info=True, **options
         )
@@ -85,6 +85,18 @@ def load_model(
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
     return LoadedModel(name, _hash(place, model), model.eval(), tokenizer)
+
+
+def _tokenizer(place: str, options: Mapping[str, Any]) -> Any:
+    """The tokenizer at `place`, also where transformers 4 finds the class name that transformers 5 writes."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(place, **options)
+    except ValueError as error:
+        if "TokenizersBackend" not in str(error):
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(place, **options)
 
 
 def keep_softcap(model: Any) -> None:
