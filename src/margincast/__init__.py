@@ -71,8 +71,7 @@ if TYPE_CHECKING:
     from margincast.training.run import train_model as train_model
     from margincast.training.trl import MarginCallback as MarginCallback
 
-# Here, and not asked of the installed package: a source folder that is not installed has a version too.
-__version__ = "0.1.0"
+    __version__: str
 
 _HOMES = {
     "load_pairs": "margincast.data",
@@ -141,6 +140,10 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from margincast.version import VERSION
+
+        return VERSION
     if name not in _HOMES:
         raise AttributeError(f"module 'margincast' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)

@@ -59,6 +59,12 @@ def resolve(requirements: list[str]) -> Answer:
     return Answer({item["metadata"]["name"].lower(): item["metadata"]["version"] for item in found})
 
 
+def newest(name: str) -> str:
+    """The trainer's newest version: pip would otherwise go back to one that is old enough to ask for nothing."""
+    alone = resolve(["--no-deps", name])
+    return f"{name}=={alone.versions[name]}" if name in alone.versions else name
+
+
 def conflict(said: str) -> str:
     """The lines of pip's error that say who asks for what."""
     lines = [line.strip() for line in said.splitlines()]
@@ -71,11 +77,12 @@ def main(names: list[str]) -> None:
     print(f"| beside | resolves | {' | '.join(SHOWN)} | whose pin it is |")
     print("|" + "---|" * (len(SHOWN) + 3))
     for name in names or TRAINERS:
-        answer = resolve([*TRAINERS[name], *asked()])
+        trainer = [each if "==" in each else newest(each) for each in TRAINERS[name]]
+        answer = resolve([*trainer, *asked()])
         problem = answer.problem
-        if problem and resolve(TRAINERS[name]).problem:
+        if problem and resolve(trainer).problem:
             problem = f"{name} does not resolve alone either: {problem}"
-        title = name if "==" in TRAINERS[name][0] else f"{name} {answer.versions.get(name, '')}".strip()
+        title = name if "==" in TRAINERS[name][0] else trainer[0].replace("==", " ")
         versions = (answer.versions.get(package, "-") for package in SHOWN)
         print(f"| {title} | {'no' if problem else 'yes'} | {' | '.join(versions)} | {problem or '-'} |", flush=True)
 

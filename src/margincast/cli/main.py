@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from margincast import __version__
 from margincast.cli.signature import call, parameters_of, parts_of
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
 from margincast.recipe.recipe import Recipe
+from margincast.version import VERSION
 
 SPEAKING = 20.0  # seconds that the first of several processes has to say what is wrong
 
@@ -40,7 +40,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        print(f"margincast {__version__}")
+        print(f"margincast {VERSION}")
         raise typer.Exit
 
 

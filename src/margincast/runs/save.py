@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from margincast import __version__
 from margincast.recipe.losses import get_loss
 from margincast.records import Json, Pair, PairSet, Trajectory
 from margincast.runs.layout import HASHED, MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.metrics import concept_results, metric_rows
 from margincast.runs.store import file_sha256, write_json, write_jsonl, write_tensors
+from margincast.version import VERSION
 
 
 def environment(device: str = "cpu") -> Json:
@@ -27,7 +27,7 @@ def environment(device: str = "cpu") -> Json:
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
-        "packages": {"margincast": __version__} | {name: version(name) for name in packages},
+        "packages": {"margincast": VERSION} | {name: version(name) for name in packages},
         "device": device if device == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
     }

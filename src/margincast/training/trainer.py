@@ -26,6 +26,7 @@ CHECKPOINTING = RENAMED if hasattr(TrainingArguments, RENAMED) else "gradient_ch
 
 def arguments(recipe: Recipe, state: Path, batch_size: int, device: str) -> TrainingArguments:
     """`recipe` as `MarginTrainer` takes it. batch_size: of all processes together; state: its folder."""
+    checkpointing: Any = {CHECKPOINTING: recipe.gradient_checkpointing}
     return TrainingArguments(
         output_dir=str(state),
         per_device_train_batch_size=batch_size,
@@ -49,7 +50,7 @@ def arguments(recipe: Recipe, state: Path, batch_size: int, device: str) -> Trai
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        **{CHECKPOINTING: recipe.gradient_checkpointing},
+        **checkpointing,
     )
 
 
