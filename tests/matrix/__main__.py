@@ -41,7 +41,7 @@ APART = (
     "tests/real", "tests/data/test_shapes.py", "tests/recipe/test_loss_family.py", "tests/report/test_browser.py",
     "tests/training/test_callback.py", "tests/training/test_ref_logps.py", "tests/training/test_trl_parity.py",
 )  # fmt: skip
-NOT_TRL = "not to_trl_and_back and not what_trl_has_and_a_recipe_has_not"
+NOT_TRL = "not to_trl_and_back and not what_trl_has_and_a_recipe_has_not and not files_for_trl"
 FEW = ("tests/frozen/engine/test_fused.py", "tests/models/test_load.py", "tests/runs", "tests/data/test_split.py")
 
 

@@ -55,8 +55,8 @@ def resolve(requirements: list[str]) -> Answer:
             return Answer({}, f"no answer from pip within {SECONDS} s")
         if done.returncode:
             return Answer({}, conflict(done.stderr))
-        found = json.loads(report.read_text())["install"]
-    return Answer({item["metadata"]["name"].lower(): item["metadata"]["version"] for item in found})
+        found = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+    return Answer({re.sub("[-_.]+", "-", each["name"]).lower(): each["version"] for each in found})
 
 
 def newest(name: str) -> str:
