@@ -52,7 +52,8 @@ def resolve(requirements: list[str]) -> Answer:
         report = Path(folder) / "report.json"
         command = [
             sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed",
-            "--only-binary=:all:", f"--no-binary={','.join(SOURCES)}", "--no-input", "--report", str(report), *requirements,
+            "--only-binary=:all:", f"--no-binary={','.join(SOURCES)}", "--no-input",
+            "--report", str(report), *requirements,
         ]  # fmt: skip
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
