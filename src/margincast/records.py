@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
 
-from margincast.errors import InputError
+from margincast.errors import InputError, needed
 from margincast.registry import Registry
 from margincast.splitting import heldout_ids, refuse_leakage
 
@@ -320,9 +320,8 @@ class Shown:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Its table: a row per pair and step, concept, training pair, run, recorded time or reading of the theorems."""
-        import pandas
-
-        return pandas.DataFrame(PRESENTERS.get(self.presenter).rows(self))
+        frames = needed("pandas", "to_pandas()")
+        return cast("pandas.DataFrame", frames.DataFrame(PRESENTERS.get(self.presenter).rows(self)))
 
     def _repr_html_(self) -> str:
         title, header, rows = PRESENTERS.get(self.presenter).summary(self)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+import margincast as mc
 from tests.cli.helpers import run, run_program
 
 COMMANDS = [line.split()[0] for line in run("--help").out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
@@ -56,6 +57,4 @@ def test_no_words_is_a_request_for_help() -> None:
 
 
 def test_version() -> None:
-    from importlib.metadata import version
-
-    assert run("--version").out == f"margincast {version('margincast')}\n"
+    assert run("--version").out == f"margincast {mc.__version__}\n"

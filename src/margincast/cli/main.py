@@ -16,6 +16,7 @@ from margincast.cli.signature import call, parameters_of, parts_of
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
 from margincast.recipe.recipe import Recipe
+from margincast.version import VERSION
 
 SPEAKING = 20.0  # seconds that the first of several processes has to say what is wrong
 
@@ -42,9 +43,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        print(f"margincast {version('margincast')}")
+        print(f"margincast {VERSION}")
         raise typer.Exit
 
 

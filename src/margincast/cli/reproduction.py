@@ -221,7 +221,7 @@ class Plan:
             return
         path = self.job.out / "locks" / part
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, blocking=wait)
+        lock = FileLock(path, timeout=-1 if wait else 0)
         try:
             lock.acquire()
         except Timeout:

@@ -120,7 +120,7 @@ def _in_memory(model: Any, tokenizer: Any, merge_adapter: bool = False) -> Loade
 
 def _described(name: str, place: Place, options: dict[str, Any], cache: Path | None) -> tuple[Place, Any, Any]:
     """Where the model is, its configuration and its tokenizer. Raises as `load_model`."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     try:
         try:
@@ -131,7 +131,7 @@ def _described(name: str, place: Place, options: dict[str, Any], cache: Path | N
                 raise
             place = adapted
             config = AutoConfig.from_pretrained(place.base, **_of_base(place, options))
-        return place, config, _tokenizer(AutoTokenizer, place, options)
+        return place, config, _tokenizer(place, options)
     except LOADING as error:
         raise _not_loaded(name, place, error) from error
 
@@ -141,14 +141,14 @@ def _of_base(place: Place, options: dict[str, Any]) -> dict[str, Any]:
     return options if place.adapter is None else {**options, "revision": None}
 
 
-def _tokenizer(auto: Any, place: Place, options: dict[str, Any]) -> Any:
+def _tokenizer(place: Place, options: dict[str, Any]) -> Any:
     """The adapter's own tokenizer where it has one, as training saves it, else the model's."""
     if place.adapter is not None:
         try:
-            return auto.from_pretrained(place.adapter, **options)
+            return _tokenizer_at(place.adapter, options)
         except (OSError, ValueError, KeyError):  # it has none
             pass
-    return auto.from_pretrained(place.base, **_of_base(place, options))
+    return _tokenizer_at(place.base, _of_base(place, options))
 
 
 def _weights(name: str, place: Place, config: Any, dtype: str, device: str, options: dict[str, Any]) -> Any:
@@ -174,6 +174,7 @@ def _weights(name: str, place: Place, config: Any, dtype: str, device: str, opti
     except LOADING as error:
         raise _not_loaded(name, place, error) from error
     refuse_other_weights(name, found)
+    keep_softcap(model)
     try:
         return model if quantised is not None else model.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -190,6 +191,28 @@ def _count(config: Any, options: dict[str, Any]) -> int:
         remote = options["trust_remote_code"]
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)  # type: ignore[no-untyped-call]
     return sum(weight.numel() for weight in model.parameters())
+
+
+def _tokenizer_at(place: str, options: dict[str, Any]) -> Any:
+    """The tokenizer at `place`, also where transformers 4 finds the class name that transformers 5 writes."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(place, **options)
+    except ValueError as error:
+        if "TokenizersBackend" not in str(error):
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(place, **options)
+
+
+def keep_softcap(model: Any) -> None:
+    """Take the attention that caps its logits where the configuration asks for it.
+
+    Up to 5.15, at least, transformers gives such models (Gemma 2) `sdpa`, which leaves the cap out without a word.
+    """
+    capped = getattr(model.config, "attn_logit_softcapping", None)
+    if capped is not None and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
 
 
 def _not_loaded(name: str, place: Place, error: Exception) -> Exception:

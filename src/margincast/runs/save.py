@@ -17,16 +17,17 @@ from margincast.records import Json, Pair, PairSet, Trajectory
 from margincast.runs.layout import HASHED, MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.metrics import concept_results, displacement, metric_rows
 from margincast.runs.store import file_sha256, write_json, write_jsonl, write_tensors
+from margincast.version import VERSION
 
 
 def environment(device: str = "cpu", dtype: str | None = None) -> Json:
     """Versions, device, dtype of the model and threads that made a result."""
-    packages = ("margincast", "torch", "transformers", "numpy", "scipy", "safetensors")
+    packages = ("torch", "transformers", "numpy", "scipy", "safetensors")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {"margincast": VERSION} | {name: version(name) for name in packages},
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         **({} if dtype is None else {"dtype": dtype}),
         "threads": torch.get_num_threads(),
