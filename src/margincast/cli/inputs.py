@@ -10,6 +10,7 @@ import typer
 
 from margincast.cli.job import Job
 from margincast.cli.options import InputOptions, PairOptions
+from margincast.cli.topics import topics_wanted, with_topics
 from margincast.records import Json
 
 if TYPE_CHECKING:
@@ -92,10 +93,9 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     """
     from margincast.data import load_pairs
     from margincast.models.adapter import refuse_trained_adapter
-    from margincast.passes.tokenize import encode
     from margincast.recipe.losses import refuse_length_normalized
 
-    options, on_bad_row = reading.options, reading.pairs.on_bad_row
+    options = reading.options
     pairs = load_pairs(
         reading.data,
         heldout=reading.pairs.heldout,
@@ -105,22 +105,41 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
         prompt_column=reading.pairs.prompt_column,
         chosen_column=reading.pairs.chosen_column,
         rejected_column=reading.pairs.rejected_column,
-        on_bad_row=on_bad_row,
+        on_bad_row=reading.pairs.on_bad_row,
     )
-    job.check_concepts(pairs.concepts)
+    unnamed = topics_wanted(reading, pairs)
+    if not unnamed:
+        job.check_concepts(pairs.concepts)
     notes = (*pairs.notes, *about_prompts(pairs, reading.pairs.allow_leakage))
     _say_what_was_read(job, pairs, reading.data, notes)
     loaded = options.loaded()
     if job.command != "inspect":  # which is of the features alone
         refuse_trained_adapter(loaded.model, loaded.name)
     job.say(f"{loaded.name} in {loaded.dtype} on {loaded.device}")
+    encoding = _encoded(job, reading, pairs, loaded)
+    train, heldout = encoding.pairs.split(
+        reading.pairs.holdout, reading.seed, allow_leakage=reading.pairs.allow_leakage
+    )
+    if loss is not None:
+        refuse_length_normalized(loss, encoding.single_token)
+    inputs = Inputs(reading.data, options, loaded, encoding, train, heldout, notes)
+    if unnamed:
+        inputs = with_topics(job, reading, inputs)
+        job.check_concepts(inputs.encoding.pairs.concepts)
+    return inputs
+
+
+def _encoded(job: Job, reading: Reading, pairs: PairSet, loaded: LoadedModel) -> Encoding:
+    """The pairs in tokens, and what there is to say of that."""
+    from margincast.passes.tokenize import encode
+
     encoding = encode(
         pairs,
         loaded.tokenizer,
         eos=reading.pairs.eos,
         max_length=reading.max_length,
         context=loaded.context,
-        on_bad_row=on_bad_row,
+        on_bad_row=reading.pairs.on_bad_row,
     )
     left_out = len(encoding.pairs.skipped) - len(pairs.skipped)
     if left_out:
@@ -132,12 +151,7 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
         )
     for notice in encoding.notices:
         job.say(notice)
-    train, heldout = encoding.pairs.split(
-        reading.pairs.holdout, reading.seed, allow_leakage=reading.pairs.allow_leakage
-    )
-    if loss is not None:
-        refuse_length_normalized(loss, encoding.single_token)
-    return Inputs(reading.data, options, loaded, encoding, train, heldout, notes)
+    return encoding
 
 
 def with_features(job: Job, inputs: Inputs, layers: bool = False) -> PairInputs:
@@ -209,7 +223,8 @@ def _say_what_was_read(job: Job, pairs: PairSet, data: str, notes: tuple[str, ..
     job.say(notes[0])
     given = sum(pair.split == "heldout" for pair in pairs)
     heldout = f", {given} of them held out" if given else ""
-    job.say(f"{len(pairs)} pairs in {len(pairs.concepts)} concepts from {data}{heldout}")
+    concepts = "1 concept" if len(pairs.concepts) == 1 else f"{len(pairs.concepts)} concepts"
+    job.say(f"{len(pairs)} pairs in {concepts} from {data}{heldout}")
     for note in notes[1:]:
         job.say(note)
     if pairs.duplicates:
