@@ -51,8 +51,12 @@ class HeadSpace:
 
     def rewards(self, state: Tensor) -> Tensor:
         """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12)."""
+        return self.features.per_response(self.token_rewards(state))
+
+    def token_rewards(self, state: Tensor) -> Tensor:
+        """(P,) what every response position adds to its sequence reward at W0 + `state`."""
         logps = _logps(self.features, self.unembedding + state, self.bias)
-        return self.beta * self.features.per_response(logps - _known(self.features))
+        return self.beta * (logps - _known(self.features))
 
     def rows(self, pairs: Tensor) -> HeadSpace:
         """The pairs at `pairs`, for a minibatch."""
