@@ -1,5 +1,6 @@
 # make demo   the whole story on packaged data and a small real model; ends in an HTML report
 # make test   lint, types, tests
+# make test-matrix   quick tests and a smoke test with the lowest versions of everything, and with Colab's; ten minutes
 # make docs   the documentation site, in build/site
 # make bench  every benchmark; quiet machine, hours
 # All set up everything they need in .venv.
@@ -9,7 +10,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: demo test bench lint types docs tests clean
+.PHONY: demo test test-matrix bench lint types docs tests clean
 
 demo: .venv/runtime
 	$(BIN)/margincast demo --out runs/demo
@@ -30,11 +31,14 @@ docs: .venv/dev
 tests: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
+test-matrix: .venv/dev
+	$(BIN)/python -m tests.matrix $(MATRIX)
+
 .venv/runtime: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "margincast needs Python 3.11 or later")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "margincast needs Python 3.10 or later")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[fast]'
 	touch $@
 
 .venv/dev: .venv/runtime

@@ -16,7 +16,7 @@ ROOT = Path(margincast.__file__).parent
 BASE = {"errors", "records", "registry"}
 # Every room may import from these and from itself; what is not named here is not allowed.
 ALLOWED: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"version"},
     "errors": set(),
     "intervals": {"errors"},
     "processes": {"errors"},
@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "structure": BASE,
     "frozen": BASE | {"recipe", "models", "passes", "features", "runs"},
     "theory": BASE | {"recipe", "frozen", "structure"},
-    "runs": BASE | {"recipe", "intervals"},
+    "runs": BASE | {"recipe", "intervals", "version"},
+    "version": set(),
     "training": BASE | {"recipe", "models", "passes", "processes", "runs"},
     "trained": BASE | {"recipe", "models", "passes", "features", "frozen", "training", "intervals", "runs"},
     "forecasting": BASE | {"recipe", "features", "frozen", "trained"},

@@ -15,7 +15,7 @@ from transformers.models.llama import LlamaConfig
 from transformers.models.qwen2 import Qwen2Config
 
 from margincast.models import LoadedModel
-from margincast.models.load import disable_dropout
+from margincast.models.load import disable_dropout, keep_softcap
 
 VOCABULARY = 400
 CONTEXT = 96
@@ -62,6 +62,7 @@ def randomised(config: Any, seed: int = 0, dtype: torch.dtype = torch.float32) -
                 else:
                     parameter.normal_(0.0, 0.3)
     disable_dropout(model)
+    keep_softcap(model)
     return model.to(dtype).eval()
 
 

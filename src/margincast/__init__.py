@@ -199,9 +199,9 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from margincast.version import VERSION
 
-        return version("margincast")
+        return VERSION
     if name not in _HOMES:
         raise AttributeError(f"module 'margincast' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
 
-from margincast.errors import InputError
+from margincast.errors import InputError, needed
 from margincast.registry import Registry
 from margincast.splitting import heldout_ids, refuse_leakage
 
@@ -161,6 +161,8 @@ class FeatureSet:
     layers: (pairs, layers, hidden), what some inner layers put out there; None where nobody asked for it
     chosen_ids, rejected_ids: response token ids, ragged
     reference_chosen, reference_rejected: (pairs,) sums of log-probabilities of the responses under the reference
+    start_chosen, start_rejected: (pairs,) the same under the model that the features are of, where that is not the
+    reference: one with a trained adapter, whose reference is the model without it
     """
 
     pairs: PairSet
@@ -170,6 +172,8 @@ class FeatureSet:
     reference_chosen: Tensor
     reference_rejected: Tensor
     layers: Tensor | None = None
+    start_chosen: Tensor | None = None
+    start_rejected: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"FeatureSet({len(self.pairs)} pairs, hidden {tuple(self.hidden.shape)})"
@@ -182,32 +186,36 @@ class FeatureSet:
     def select(self, pairs: PairSet) -> FeatureSet:
         """The features of `pairs`, some of these, in their order. Raises `KeyError` for a pair that is not here."""
         row = {pair.id: index for index, pair in enumerate(self.pairs)}
-        index = [row[pair.id] for pair in pairs]
-        return FeatureSet(
-            pairs=pairs,
-            hidden=self.hidden[index],
-            layers=None if self.layers is None else self.layers[index],
-            chosen_ids=tuple(self.chosen_ids[k] for k in index),
-            rejected_ids=tuple(self.rejected_ids[k] for k in index),
-            reference_chosen=self.reference_chosen[index],
-            reference_rejected=self.reference_rejected[index],
-        )
+        return self._at(pairs, [row[pair.id] for pair in pairs], [False] * len(pairs))
 
     def redrawn(self, pairs: PairSet, rows: Tensor, turned: Tensor) -> FeatureSet:
-        """The rows at `rows`, as those of `pairs`, chosen and rejected swapped where `turned`."""
-        sides = [
-            (self.rejected_ids[row], self.chosen_ids[row]) if turn else (self.chosen_ids[row], self.rejected_ids[row])
-            for row, turn in zip(rows.tolist(), turned.tolist(), strict=True)
-        ]
-        chosen, rejected = self.reference_chosen[rows], self.reference_rejected[rows]
+        """The rows at `rows`, as those of `pairs`, chosen and rejected swapped where `turned`. Without `layers`."""
+        return replace(self, layers=None)._at(pairs, rows.tolist(), turned.tolist())
+
+    def _at(self, pairs: PairSet, rows: list[int], turned: list[bool]) -> FeatureSet:
+        def ids(straight: tuple[tuple[int, ...], ...], swapped: tuple[tuple[int, ...], ...]) -> tuple[Any, ...]:
+            return tuple((swapped if turn else straight)[row] for row, turn in zip(rows, turned, strict=True))
+
+        def sums(straight: Tensor | None, swapped: Tensor | None) -> Any:
+            if straight is None or swapped is None:
+                return None
+            return swapped[rows].where(straight.new_tensor(turned).bool(), straight[rows])
+
         return FeatureSet(
             pairs=pairs,
             hidden=self.hidden[rows],
-            chosen_ids=tuple(side[0] for side in sides),
-            rejected_ids=tuple(side[1] for side in sides),
-            reference_chosen=rejected.where(turned, chosen),
-            reference_rejected=chosen.where(turned, rejected),
+            layers=None if self.layers is None else self.layers[rows],
+            chosen_ids=ids(self.chosen_ids, self.rejected_ids),
+            rejected_ids=ids(self.rejected_ids, self.chosen_ids),
+            reference_chosen=sums(self.reference_chosen, self.reference_rejected),
+            reference_rejected=sums(self.reference_rejected, self.reference_chosen),
+            start_chosen=sums(self.start_chosen, self.start_rejected),
+            start_rejected=sums(self.start_rejected, self.start_chosen),
         )
+
+
+# Log-ratios with and without an adapter that are nearer than this are the same: the adapter changes nothing.
+SAME_START = 1e-5
 
 
 @dataclass(frozen=True)
@@ -242,6 +250,21 @@ class Features:
     def redrawn(self, pairs: PairSet, rows: Tensor, turned: Tensor) -> Features:
         """With the training pairs at `rows`, now called `pairs`, chosen and rejected swapped where `turned`."""
         return replace(self, train=self.train.redrawn(pairs, rows, turned))
+
+    def check_start(self) -> None:
+        """Raises `InputError` where margins do not start at 0: forecasts and runs here start from their reference."""
+        gaps = [
+            (split.start_chosen - split.reference_chosen - split.start_rejected + split.reference_rejected).abs().max()
+            for split in (self.train, self.heldout)
+            if split.start_chosen is not None and split.start_rejected is not None and len(split.pairs)
+        ]
+        if gaps and not max(gaps) <= SAME_START:
+            raise InputError(
+                f"{self.model} comes with a trained adapter, and its reference is the model without it: log-ratios of "
+                f"pairs start up to {float(max(gaps)):.3g} from 0, and runs here start from their reference; with the "
+                "adapter merged (--merge_adapter, load_model(..., merge_adapter=True)) the reference has it too, as "
+                "TRL 1.x has it"
+            )
 
 
 @dataclass(frozen=True, repr=False)
@@ -297,9 +320,8 @@ class Shown:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Its table: a row per pair and step, concept, training pair, run, recorded time or reading of the theorems."""
-        import pandas
-
-        return pandas.DataFrame(PRESENTERS.get(self.presenter).rows(self))
+        frames = needed("pandas", "to_pandas()")
+        return cast("pandas.DataFrame", frames.DataFrame(PRESENTERS.get(self.presenter).rows(self)))
 
     def _repr_html_(self) -> str:
         title, header, rows = PRESENTERS.get(self.presenter).summary(self)

@@ -101,7 +101,7 @@ def test_data_that_are_not_there(forecast: Callable[..., Outcome], data_folder: 
     Path("empty").mkdir()
     Path("data.txt").write_text("hello\n")
     refused(forecast("no-such.jsonl"), "'no-such.jsonl': no such file or folder")
-    refused(forecast("empty"), "empty: no .jsonl, .parquet, .csv files in this folder")
+    refused(forecast("empty"), "empty: no .jsonl, .json, .parquet, .arrow, .csv, .tsv files in this folder")
     refused(forecast("data.txt"), "data.txt: unknown extension '.txt'", ".jsonl")
     refused(forecast("persona:thirft", "--persona-dir", data_folder), "no file for 'thirft' (closest: 'thrift')")
     refused(forecast("persona:thrift", "--persona-dir", "nowhere"), "nowhere: no such folder")

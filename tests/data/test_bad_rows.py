@@ -88,8 +88,8 @@ def test_bad_csv_row(write, content, message):
         (
             "rows.csv",
             b"What?,yes,no\nWhy?,so,not",
-            f"rows.csv, line 2: columns missing: found 'What?', 'yes', 'no'; {UNDERSTOOD}; the first line must be a "
-            "header that names the columns; no usable row is left",
+            "rows.csv: the first line must be a header that names the columns, with 'chosen' and 'rejected' "
+            "or the persona columns among them; it reads ['What?', 'yes', 'no']",
         ),
         (
             "rows.csv",

@@ -12,15 +12,13 @@ import torch
 
 from margincast.features.cache import FEATURES, MANIFEST, CacheKey, FeatureCache, fill
 
-KEY = CacheKey("model", "float32", "train", "heldout", False, 1024, None, True)
+KEY = CacheKey("weights", "config", "float32", "sdpa", "tokens", True)
 OTHER: dict[str, Any] = {
-    "model_hash": "another",
+    "weights": "others",
+    "config": "another",
     "dtype": "bfloat16",
-    "train": "other pairs",
-    "heldout": "other pairs",
-    "eos": True,
-    "max_length": 512,
-    "chat_template": "{{ messages }}",
+    "kernel": "eager",
+    "tokens": "others",
     "packed": False,
     "kind": "positions",
     "layout": 10**6,
@@ -84,7 +82,7 @@ def test_a_damaged_manifest_is_noticed(manifest: bytes, tmp_path: Path) -> None:
 
 def test_a_file_under_the_wrong_key_is_not_used(tmp_path: Path) -> None:
     cache = saved(tmp_path)
-    other = FeatureCache(tmp_path, dataclasses.replace(KEY, eos=True))
+    other = FeatureCache(tmp_path, dataclasses.replace(KEY, dtype="bfloat16"))
     cache.folder.rename(other.folder)
     assert other.load() is None
 

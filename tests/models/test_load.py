@@ -8,17 +8,23 @@ from typing import Any
 import pytest
 import torch
 from transformers.models.bloom import BloomConfig
+from transformers.models.gemma2 import Gemma2Config
 from transformers.models.gpt2 import GPT2Config
 from transformers.models.gpt_bigcode import GPTBigCodeConfig
 from transformers.models.llama import LlamaConfig
 from transformers.models.opt import OPTConfig
 
 from margincast.errors import InputError, StatedFailure
+from margincast.models import load as loading
 from margincast.models import load_model, untie
-from margincast.models.load import locate
+from margincast.models.place import Place, locate
 from tests.tiny import randomised, tiny_loaded, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(20, 32)[None]
+GEMMA2: dict[str, Any] = {
+    "vocab_size": 400, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": None,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def test_the_hash_changes_with_whatever_changes_the_numbers(changed: str, folder
 
 
 def test_an_unknown_dtype_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="dtype 'int8' is not known; use one of: float32"):
+    with pytest.raises(InputError, match="dtype 'int8' is not known; use one of: auto, float32"):
         load_model(str(folder), dtype="int8")
 
 
@@ -98,13 +104,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_is_passed_on_and_one_that_cannot_be_had_is_a_stated_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig
 
     def unreachable(*arguments: Any, **options: Any) -> Any:
         raise OSError("We couldn't connect to the hub\nand here is a long story")
 
-    assert locate("owner/name") == "owner/name"
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
+    assert locate("owner/name") == Place("owner/name")
+    monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
+    monkeypatch.setattr(loading, "adapter_on_hub", lambda *arguments: None)
     with pytest.raises(StatedFailure, match=r"^model 'owner/name' cannot be loaded: We couldn't connect to the hub$"):
         load_model("owner/name")
 
@@ -163,3 +170,25 @@ def test_a_head_that_was_not_tied_is_left_as_it_is() -> None:
     model = tiny_model("gpt_neox")
     weight = model.get_output_embeddings().weight
     assert untie(model).weight is weight
+
+
+def test_an_attention_that_caps_is_not_taken_without_its_cap(tmp_path: Path) -> None:
+    """Under every transformers: some give Gemma 2 an attention that leaves the cap out."""
+    capped, free = (randomised(Gemma2Config(**GEMMA2, attn_logit_softcapping=cap)) for cap in (0.01, 1e6))
+    free.load_state_dict(capped.state_dict())
+    capped.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    loaded = load_model(str(tmp_path / "model")).model
+    torch.testing.assert_close(loaded(IDS).logits, capped(IDS).logits)
+    assert float((loaded(IDS).logits - free(IDS).logits).abs().max()) > 1e-2
+
+
+def test_a_tokenizer_that_a_newer_transformers_wrote_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 4 says that it does not know the class; what it then reads is the same tokenizer."""
+
+    def unknown(*_: Any, **__: Any) -> None:
+        raise ValueError("Tokenizer class TokenizersBackend does not exist or is not currently imported.")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unknown)
+    read = load_model(str(folder)).tokenizer
+    assert read("What would you say")["input_ids"] == tiny_tokenizer()("What would you say")["input_ids"]

@@ -26,7 +26,7 @@ def pretend(counter: Path, seconds: float = 0.0) -> tuple[Any, Any]:
         time.sleep(seconds)
         return workspace
 
-    def dequantise(gguf: Path, target: Path) -> Path:
+    def dequantise(gguf: Path, target: Path, source: str, name: str) -> Path:
         target.mkdir()
         (target / "model.safetensors").write_bytes(b"the weights" * 100)
         (target / "config.json").write_text("{}")
@@ -43,7 +43,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     counter = tmp_path / "counter"
     download, dequantise = pretend(counter)
     monkeypatch.setattr(smollm2, "_download", download)
-    monkeypatch.setattr(smollm2, "_dequantise", dequantise)
+    monkeypatch.setattr(smollm2, "dequantise", dequantise)
     return counter
 
 
@@ -84,13 +84,13 @@ def test_a_damaged_cache_is_made_again(damage: str, made: Path, tmp_path: Path) 
 
 
 def test_a_failed_making_leaves_no_half_model(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(gguf: Path, target: Path) -> Path:
+    def fails(gguf: Path, target: Path, source: str, name: str) -> Path:
         target.mkdir()
         (target / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(smollm2, "_dequantise", fails)
+        patch.setattr(smollm2, "dequantise", fails)
         with pytest.raises(KeyboardInterrupt):
             smollm2_folder(tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()] == []
@@ -99,7 +99,7 @@ def test_a_failed_making_leaves_no_half_model(made: Path, tmp_path: Path, monkey
 
 def ask(cache: Path, counter: Path, start: Any) -> None:
     """What each of two processes does at the same moment."""
-    smollm2._download, smollm2._dequantise = pretend(counter, seconds=0.5)
+    smollm2._download, smollm2.dequantise = pretend(counter, seconds=0.5)
     start.wait(30)
     folder = smollm2_folder(cache)
     assert (folder / "model.safetensors").read_bytes() == b"the weights" * 100

@@ -16,15 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from margincast.passes.budgets import BUDGETS, Budgets
-from margincast.passes.response_pass import (
-    check_logits,
-    decoder_layers,
-    hidden_states,
-    logits_of,
-    packing_problem,
-    response_pass,
-    unembedding_input,
-)
+from margincast.passes.hooks import decoder_layers, unembedding_input
+from margincast.passes.response_pass import check_logits, hidden_states, logits_of, packing_problem, response_pass
 from margincast.passes.tokenize import Encoded
 from tests.oracles import response_logp
 from tests.tiny import ARCHITECTURES, tiny_model

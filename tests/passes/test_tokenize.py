@@ -179,3 +179,82 @@ def test_tokenizers_that_cannot_do_it_are_refused() -> None:
         encode(STANDARD, tiny_tokenizer(eos=None), eos=True)
     with pytest.raises(InputError, match="the tokenizer has no chat template"):
         encode(CONVERSATIONAL, tiny_tokenizer(chat=False))
+
+
+REFUSING = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SYSTEM: Text = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What would you say?"})
+CHATS = pair_set(
+    (chat("What would you say?"), answer(" Yes"), answer(" No")),
+    (SYSTEM, answer(" Yes"), answer(" No")),
+    (SYSTEM, answer(" good"), answer(" No")),
+)
+
+
+def test_a_row_that_the_chat_template_refuses_is_named_in_its_words_and_can_be_skipped() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = REFUSING
+    says = r"^pairs\.jsonl, line 8: the chat template refuses these messages: System role not supported"
+    with pytest.raises(InputError, match=says + r" \(and 1 more rows\)$"):
+        encode(CHATS, tokenizer)
+    encoding = encode(CHATS, tokenizer, on_bad_row="skip")
+    assert [kept.id for kept in encoding.pairs] == ["p0"]
+    assert len(encoding.pairs.skipped) == 2
+    assert encoding.rows == encode(PairSet(CHATS.pairs[:1]), tokenizer).rows
+
+
+@pytest.mark.parametrize(
+    "template, words",
+    [
+        ("{{ messages[0]['nothing'].strip() }}", "nothing"),  # undefined
+        ("{{ messages[0]['content'] + 1 }}", "str"),  # a TypeError of Python's
+        ("{{ messages[", "unexpected|expected"),  # a syntax error
+    ],
+)
+def test_a_template_that_fails_is_a_refusal_too(template: str, words: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=rf"line 7: the chat template refuses these messages: .*({words})") as caught:
+        encode(CHATS, tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_beginning_that_is_there_twice_is_said() -> None:
+    rows = pair_set(("<s>The weather", " Yes", " No"), ("The weather", " Yes", " No"))
+    assert encode(rows, tiny_tokenizer()).notices == ()
+    encoding = encode(rows, tiny_tokenizer(bos=True))
+    assert encoding.rows[0].prompt[:2] == (1, 1)
+    (notice,) = encoding.notices
+    assert notice.startswith("1 of 2 prompts begin with <s> twice")
+
+
+def test_a_template_that_writes_no_end_is_said() -> None:
+    tokenizer = tiny_tokenizer()
+    assert encode(CONVERSATIONAL, tokenizer).notices == ()
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", "")
+    (notice,) = encode(CONVERSATIONAL, tokenizer).notices
+    assert notice.startswith("2 of 2 conversations end without </s>, the end-of-sequence token")
+
+
+def test_an_ending_that_is_no_token_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer._special_tokens_map["eos_token"] = "<end>"  # as a config names one that the tokenizer never got
+    with pytest.raises(InputError, match=r"the end-of-sequence text '<end>' is \d tokens to this tokenizer"):
+        encode(STANDARD, tokenizer, eos=True)
+
+
+def test_pairs_that_are_cut_are_counted_as_pairs_and_as_responses() -> None:
+    long, longer = " good words and good words", " weather and good words"
+    rows = pair_set(("A", long, " No"), ("A", long, longer), ("A", " Yes", " No"))
+    encoding = encode(rows, tiny_tokenizer(), eos=False, max_length=5)
+    lost = [
+        [len(row.prompt) + len(side) > 5 for side in (row.chosen, row.rejected)]
+        for row in encode(rows, tiny_tokenizer(), eos=False).rows
+    ]
+    assert (encoding.truncated, encoding.cut_pairs) == (sum(map(sum, lost)), sum(map(any, lost)))
+    assert 0 < encoding.cut_pairs < len(rows)
+    with pytest.raises(InputError, match=r"where sequences are cut at their end: nothing of the responses is left"):
+        encode(pair_set(("good " * 30, "Yes", " No")), tiny_tokenizer(), max_length=20)

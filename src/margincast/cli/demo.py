@@ -76,11 +76,7 @@ def demo(options: DemoOptions, output: OutputOptions) -> None:
 
 def fresh(inputs: PairInputs) -> PairInputs:
     """The same inputs with an untrained model: training changes the model it is given."""
-    from margincast.models import load_model
-
-    options = inputs.options
-    loaded = load_model(options.model, cache_dir=options.cache)
-    return dataclasses.replace(inputs, loaded=loaded)
+    return dataclasses.replace(inputs, loaded=inputs.options.loaded())
 
 
 def finish(job: Job, inputs: PairInputs) -> None:

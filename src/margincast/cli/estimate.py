@@ -21,8 +21,10 @@ LAUNCH = "accelerate launch --config_file examples/paper/fsdp.yaml"
 def estimate(plan: Plan, figure: str) -> None:
     """Print the estimates of `plan`; nothing is written, and of the model its configuration is read alone."""
     job = plan.job
+    from margincast.models.device import resolve_device
+
     size, tokenizer = model_size(plan.inputs)
-    device = "cpu" if plan.inputs.device == "cpu" else "gpu"
+    device = "cpu" if resolve_device(plan.inputs.device) == "cpu" else "gpu"
     rows: list[list[str]] = []
     listed: list[Json] = []
     for weights in plan.scale.trained:
@@ -54,10 +56,11 @@ def model_size(inputs: InputOptions) -> tuple[ModelSize, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from margincast.errors import StatedFailure
-    from margincast.models.load import first_line, locate
+    from margincast.models.load import first_line
+    from margincast.models.place import locate
 
     options = {"revision": inputs.revision, "trust_remote_code": inputs.trust_remote_code}
-    place = locate(inputs.model)
+    place = locate(inputs.model).base
     try:
         described = AutoConfig.from_pretrained(place, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ class Inputs:
             "responses_cut_at_max_length": self.encoding.truncated,
         }
         model = {"id": self.loaded.name, "revision": self.options.revision, "hash": self.loaded.hash}
-        return {"data": data, "model": model, "device": self.options.device}
+        return {"data": data, "model": model, "device": self.loaded.device, "dtype": self.loaded.dtype}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     than the run itself would
     """
     from margincast.data import load_pairs
-    from margincast.models import load_model
+    from margincast.models.adapter import refuse_trained_adapter
     from margincast.passes.tokenize import encode
     from margincast.recipe.losses import refuse_length_normalized
 
@@ -109,14 +110,10 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     job.check_concepts(pairs.concepts)
     notes = (*pairs.notes, *about_prompts(pairs, reading.pairs.allow_leakage))
     _say_what_was_read(job, pairs, reading.data, notes)
-    loaded = load_model(
-        options.model,
-        revision=options.revision,
-        dtype=options.dtype,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-        cache_dir=options.cache,
-    )
+    loaded = options.loaded()
+    if job.command != "inspect":  # which is of the features alone
+        refuse_trained_adapter(loaded.model, loaded.name)
+    job.say(f"{loaded.name} in {loaded.dtype} on {loaded.device}")
     encoding = encode(
         pairs,
         loaded.tokenizer,
@@ -129,7 +126,12 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     if left_out:
         job.say(f"left out {left_out} pairs that the model cannot read, the first: {encoding.pairs.skipped[-left_out]}")
     if encoding.truncated:
-        job.say(f"{encoding.truncated} responses are cut at max_length {encoding.max_length}")
+        job.say(
+            f"{encoding.cut_pairs} of {len(encoding.rows)} pairs are longer than max_length {encoding.max_length} (or "
+            f"the model's context) and cut at their end: {encoding.truncated} responses lose tokens, no prompt does"
+        )
+    for notice in encoding.notices:
+        job.say(notice)
     train, heldout = encoding.pairs.split(
         reading.pairs.holdout, reading.seed, allow_leakage=reading.pairs.allow_leakage
     )
@@ -147,6 +149,7 @@ def with_features(job: Job, inputs: Inputs, layers: bool = False) -> PairInputs:
     _leave_to_first(job)
     if job.main:
         keep_features(job.out, features)
+        _keep_small(job, inputs.options)
     return PairInputs(**vars(inputs), features=features)
 
 
@@ -156,6 +159,8 @@ def with_positions(job: Job, inputs: Inputs) -> PositionInputs:
     job.write_config()
     features = token_features(*_parts(inputs), **_options(job, inputs))
     _leave_to_first(job)
+    if job.main:
+        _keep_small(job, inputs.options)
     loaded = inputs.loaded
     positions = Positions(*features, inputs.train, inputs.heldout, *head_of(loaded), loaded.name)
     return PositionInputs(**vars(inputs), positions=positions)
@@ -168,6 +173,17 @@ def _parts(inputs: Inputs) -> tuple[LoadedModel, Encoding, PairSet, PairSet]:
 def _options(job: Job, inputs: Inputs) -> Json:
     """How an extraction of `job` runs: its cache, its progress bar, where its features go, whom it tells."""
     return {"cache_dir": inputs.options.cache, "progress": job.progress, "copy_to": job.out, "say": job.say}
+
+
+def _keep_small(job: Job, options: InputOptions) -> None:
+    """Bring the cache down to its limit, where one is given."""
+    if options.cache_limit is not None:
+        from margincast.cli.cache import GIB, in_words
+        from margincast.features.entries import shrink
+
+        gone = shrink(options.cache, options.cache_limit * GIB, time.time() - job.seconds)
+        if gone:
+            job.say(f"The cache is at its limit; removed {len(gone)} entries: {in_words(sum(e.size for e in gone))}")
 
 
 def _leave_to_first(job: Job) -> None:

@@ -171,7 +171,9 @@ def open_job(command: str, output: OutputOptions, *records: DataclassInstance, *
         return replace(_open(command, output, config), conditions=conditions)
     if command not in SHARED:
         raise InputError(f"{command} is one process; over several, as a launcher starts them: {', '.join(SHARED)}")
-    join(config["device"])
+    from margincast.models.device import resolve_device
+
+    join(resolve_device(config["device"]))
     if command == "train":
         config["processes"] = processes()  # which share every step
     job = replace(by_first(lambda: _open(command, output, config)), conditions=conditions)

@@ -16,6 +16,7 @@ from margincast.cli.signature import call, parameters_of, parts_of
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
 from margincast.recipe.recipe import Recipe
+from margincast.version import VERSION
 
 SPEAKING = 20.0  # seconds that the first of several processes has to say what is wrong
 
@@ -42,9 +43,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        print(f"margincast {version('margincast')}")
+        print(f"margincast {VERSION}")
         raise typer.Exit
 
 
@@ -89,7 +88,19 @@ def _flag(parameter: Any) -> str:
 
 def _commands(recipe: type[Recipe]) -> None:
     """Register every command. Their modules import nothing heavy."""
-    from margincast.cli import attribute, bounds, compare, decompose, demo, forecast, report, reproduce, simulate, train
+    from margincast.cli import (
+        attribute,
+        bounds,
+        cache,
+        compare,
+        decompose,
+        demo,
+        forecast,
+        report,
+        reproduce,
+        simulate,
+        train,
+    )
     from margincast.cli import inspect as inspect_
 
     app.registered_commands.clear()
@@ -105,6 +116,7 @@ def _commands(recipe: type[Recipe]) -> None:
         simulate.simulate,
         reproduce.reproduce,
         report.report,
+        cache.cache,
     ):
         app.command(function.__name__)(with_options(function, recipe))
 

@@ -16,6 +16,8 @@ from margincast.recipe.recipe import Recipe
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from margincast.models import LoadedModel
+
 Data = Annotated[
     str,
     typer.Argument(
@@ -26,7 +28,7 @@ Data = Annotated[
 ]
 
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def same(kind: type[DataclassInstance], name: str) -> Any:
@@ -39,10 +41,20 @@ def same(kind: type[DataclassInstance], name: str) -> Any:
 class InputOptions:
     """Which model reads the pairs, and where it is."""
 
-    model: str = option("smollm2", "smollm2, a local folder or a Hub id", INPUT)
+    model: str = option(
+        "smollm2", "smollm2, a folder of a model or a LoRA adapter, a .gguf file, or a Hub id of either", INPUT
+    )
     revision: str | None = option(None, "Hub revision of the model", INPUT)
-    dtype: str = option("float32", "Weights of the model: {choices}", INPUT, choices=lambda: DTYPES)
-    device: str = option("cpu", "cpu, cuda, cuda:1 ...", INPUT)
+    dtype: str = option(
+        "auto",
+        "Weights of the model: {choices}; auto is float32 where that fits well, else the checkpoint's own",
+        INPUT,
+        choices=lambda: DTYPES,
+    )
+    device: str = option("auto", "cpu, cuda, cuda:1, mps ...; auto is the first there is of cuda, mps, cpu", INPUT)
+    merge_adapter: bool = option(
+        False, "Merge the model's LoRA adapter into its weights, so that the reference has it too", INPUT
+    )
     trust_remote_code: bool = option(False, "Run code that comes with a Hub model", INPUT)
     persona_dir: Path | None = option(None, "Folder of persona files", INPUT, environment="MARGINCAST_PERSONA_DIR")
     cache_dir: Path | None = option(
@@ -53,11 +65,34 @@ class InputOptions:
         setting=False,
     )
 
+    cache_limit: float | None = option(
+        None,
+        "GiB that the cache may have after this run; what was used longest ago goes first [default: no limit]",
+        INPUT,
+        environment="MARGINCAST_CACHE_LIMIT",
+        setting=False,
+        least=0.0,
+    )
+
     @property
     def cache(self) -> Path:
-        from margincast.models.load import default_cache_dir
+        from margincast.models.place import default_cache_dir
 
         return self.cache_dir or default_cache_dir()
+
+    def loaded(self) -> LoadedModel:
+        """The model. Raises what `load_model` raises."""
+        from margincast.models import load_model
+
+        return load_model(
+            self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=self.device,
+            merge_adapter=self.merge_adapter,
+            trust_remote_code=self.trust_remote_code,
+            cache_dir=self.cache,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

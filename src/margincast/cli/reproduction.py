@@ -90,6 +90,7 @@ class Plan:
         return " ".join(parts)
 
     def carry_out(self) -> None:
+        from margincast.models.device import resolve_device
         from margincast.report.reproduction import VERDICT_HEADER, Records, verdict_rows
         from margincast.report.sections import write_page
         from margincast.runs.save import write_summary
@@ -120,7 +121,8 @@ class Plan:
             "seconds": job.seconds,
         }
         model = {"id": self.inputs.model, "revision": self.inputs.revision}
-        summary = write_summary(job.out, "reproduce", job.config, results, model=model, device=self.inputs.device)
+        device = resolve_device(self.inputs.device)
+        summary = write_summary(job.out, "reproduce", job.config, results, model=model, device=device)
         write_page(job.out)
         job.table("", VERDICT_HEADER, verdict_rows(verdicts))
         job.say(f"Figures and verdicts: {job.out / 'report.html'}")
@@ -181,20 +183,12 @@ class Plan:
     def features(self, figure: str, shown: str) -> tuple[Any, Any]:
         """Features of the figure's pairs, all of them as training pairs, and the model."""
         from margincast.features import features_of
-        from margincast.models import load_model
         from margincast.passes.tokenize import encode
         from margincast.records import PairSet
 
         pairs, inputs = self.shown(figure, shown), self.inputs
         cache_dir = inputs.cache
-        loaded = load_model(
-            inputs.model,
-            revision=inputs.revision,
-            dtype=inputs.dtype,
-            device=inputs.device,
-            trust_remote_code=inputs.trust_remote_code,
-            cache_dir=cache_dir,
-        )
+        loaded = inputs.loaded()
         encoding = encode(pairs, loaded.tokenizer, context=loaded.context)
         features = features_of(
             loaded, encoding, pairs, PairSet(()), cache_dir=cache_dir, progress=self.job.progress, say=self.job.say
@@ -227,7 +221,7 @@ class Plan:
             return
         path = self.job.out / "locks" / part
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, blocking=wait)
+        lock = FileLock(path, timeout=-1 if wait else 0)
         try:
             lock.acquire()
         except Timeout:

@@ -153,11 +153,13 @@ def rehearsed(job: Job, inputs: PairInputs, recipe: Recipe, share: float) -> Reh
     import torch
     from safetensors.torch import load_file
 
+    from margincast.features.cache import tokens_key
     from margincast.runs.store import key_of, write_tensors
     from margincast.trained.rehearsal import Rehearsal, rehearse, size_of
 
     path = job.out / "rehearsal.safetensors"
-    key = key_of([job.config, inputs.loaded.hash, inputs.train.fingerprint, inputs.heldout.fingerprint])
+    tokens = [tokens_key(inputs.encoding.select(pairs).rows) for pairs in (inputs.train, inputs.heldout)]
+    key = key_of([job.config, inputs.loaded.hash, tokens])
     if path.is_file():
         from safetensors import safe_open
 

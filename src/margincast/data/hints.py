@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 
 from margincast.data.formats import suffix_of
-from margincast.data.readers import Source
-from margincast.data.shapes import flag_value, prompt_like, understood
+from margincast.data.readers import Source, shorten
+from margincast.data.shapes import SHAPES, flag_value, prompt_like, understood
+from margincast.errors import InputError
 
 # Words in the name of a column with the preferred response, and in that of the other.
 _BETTER = re.compile(
@@ -27,7 +28,7 @@ _LABELLED = (
     ("conversation_a", "conversation_b", "winner", '{} == "model_a"'),
     ("response_a", "response_b", "winner", '{} == "model_a"'),
 )
-_NUMBERED = re.compile(r"^(.*?)_?(0|1|a|A)$")
+_NUMBERED = re.compile(r"^(.+?)_?(0|1|a|A)$")
 _NEXT = {"0": "1", "1": "2", "a": "b", "A": "B"}
 _LABEL = re.compile(r"prefer|label|better|safer|winner|choice|rank|score|overall", re.I)
 
@@ -47,6 +48,19 @@ def advice(columns: Mapping[str, object], source: Source) -> str:
         return f"say which are the prompt and the responses: {said}"
     header = f"; {source.hint}" if source.hint else ""
     return f"{understood()}; name yours with --prompt_column, --chosen_column and --rejected_column{header}"
+
+
+def refuse_headless(columns: Mapping[str, object], source: Source) -> None:
+    """Raises `InputError` where a file's first line should name its columns and none of the names is any of ours."""
+    known = {name for shape in SHAPES.all().values() for name in shape.columns}
+    patterns = (_BETTER, _WORSE, _LABEL, _NUMBERED)
+    if source.hint and not any(
+        name in known or prompt_like(name) or any(pattern.search(name) for pattern in patterns) for name in columns
+    ):
+        raise InputError(
+            f"{source.name}: {source.hint}, with 'chosen' and 'rejected' or the persona columns among them; "
+            f"it reads {shorten(list(columns))}"
+        )
 
 
 def _labelled(columns: Mapping[str, object]) -> tuple[str, str, str, str] | None:

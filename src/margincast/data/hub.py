@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from margincast.data.readers import Row, Source, first_line
-from margincast.errors import InputError, StatedFailure
+from margincast.errors import InputError, StatedFailure, needed
 
 
 def hub_source(data: str, revision: str | None) -> Source:
@@ -20,12 +20,11 @@ def hub_source(data: str, revision: str | None) -> Source:
 
 
 def _rows(name: str, split: str, revision: str | None) -> Iterator[Row]:
-    import datasets
-    from datasets.exceptions import DatasetNotFoundError
-
+    datasets = needed("datasets", f"{name}, of the Hub,")
+    missing = needed("datasets.exceptions", f"{name}, of the Hub,").DatasetNotFoundError
     try:
         table = datasets.load_dataset(name, split=split, revision=revision)
-    except DatasetNotFoundError as error:
+    except missing as error:
         raise InputError(
             f"{name}: neither a file or folder here nor a data set on the Hub that you can read"
         ) from error

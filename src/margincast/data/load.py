@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from margincast.data.hints import advice
+from margincast.data.hints import advice, refuse_headless
 from margincast.data.readers import Row, Source, shorten
 from margincast.data.shapes import UnknownShapeError, read_texts
 from margincast.data.sources import Where, find_sources
@@ -154,6 +154,7 @@ class ReadRows:
         try:
             return self.columns.texts(row.columns)
         except UnknownShapeError as error:
+            refuse_headless(row.columns, source)
             raise RowError(f"{error}; {advice(row.columns, source)}") from error
 
     def _pair(self, row: Row, texts: Texts, source: Source) -> Pair:

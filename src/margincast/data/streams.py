@@ -14,7 +14,7 @@ from margincast.data.readers import first_line
 from margincast.errors import InputError
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+    from importlib.abc import Traversable  # where it lies depends on the version of Python
 
 COMPRESSIONS = (".gz", ".zst")
 

@@ -1,15 +1,20 @@
 """How are features kept, and when may they be used again? Only when everything that made them is the same.
 
-A folder per key holds `features.safetensors` and `manifest.json` (the key's parts and the file's SHA-256). While an
-extraction runs, finished rows lie there as `part-*.safetensors`, each with its hash, so a killed run continues where it
-stopped.
+What made them is the weights, the configuration and the token ids as they were when the model read them: not the names
+of a model, a data set or a chat template, under which something else may lie today.
+
+A folder per key holds `features.safetensors` and `manifest.json` (the key's parts, the file's SHA-256, and in words
+what it is of). While an extraction runs, finished rows lie there as `part-*.safetensors`, each with its hash, so a
+killed run continues where it stopped.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,24 +23,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from margincast.passes.tokenize import Encoded
 from margincast.runs.store import file_sha256, key_of, write_json, write_tensors, write_text
 
 FEATURES = "features.safetensors"
 MANIFEST = "manifest.json"
-LAYOUT = 1  # of the tensors in the file; a change makes old caches unused
+LAYOUT = 2  # of the tensors in the file; a change makes old caches unused
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that decides the numbers of an extraction."""
+    """Everything that decides the numbers of an extraction.
 
-    model_hash: str
+    weights: hash of the weights in memory, an adapter's included;  config: hash of the model's configuration
+    kernel: of attention;  tokens: hash of the token ids, pair after pair
+    """
+
+    weights: str
+    config: str
     dtype: str
-    train: str
-    heldout: str
-    eos: bool
-    max_length: int
-    chat_template: str | None
+    kernel: str
+    tokens: str
     packed: bool
     kind: str = "pairs"
     layout: int = LAYOUT
@@ -49,9 +57,14 @@ class FeatureCache:
     """The folder of one key: finished features, or the finished part of them."""
 
     def __init__(self, root: Path, key: CacheKey) -> None:
+        self.root = root
         self.folder = root / "features" / key.name
         self.lock = root / "locks" / key.name
         self.key = key
+
+    def of_kind(self, kind: str) -> FeatureCache:
+        """The cache of another kind of lines of the same pairs."""
+        return FeatureCache(self.root, replace(self.key, kind=kind))
 
     def claimed(self) -> BaseFileLock:
         """A lock that one run has at a time: two at once would take each other's parts away."""
@@ -67,15 +80,20 @@ class FeatureCache:
             recorded = json.loads(manifest.read_text())
             if recorded["key"] != asdict(self.key) or recorded["sha256"] != file_sha256(path):
                 return None
-            return load_file(path)
+            tensors = load_file(path)
         except (ValueError, KeyError, TypeError, SafetensorError):
             return None
+        with suppress(OSError):  # a cache that may only be read
+            manifest.touch()  # used again: the least recently used go first
+        return tensors
 
-    def save(self, tensors: dict[str, Tensor]) -> None:
+    def save(self, tensors: dict[str, Tensor], about: Mapping[str, str | int] | None = None) -> None:
+        """Keep `tensors`; `about` says in the manifest, for a person, what they are of."""
         # The manifest is taken away first and written last: a file without its manifest is never used.
         (self.folder / MANIFEST).unlink(missing_ok=True)
         write_tensors(self.folder / FEATURES, tensors)
-        manifest = {"key": asdict(self.key), "sha256": file_sha256(self.folder / FEATURES)}
+        digest = file_sha256(self.folder / FEATURES)
+        manifest = {"key": asdict(self.key), "sha256": digest, "about": dict(about or {})}
         write_json(self.folder / MANIFEST, manifest)
         for part in self.folder.glob("part-*"):
             part.unlink(missing_ok=True)
@@ -106,6 +124,11 @@ class FeatureCache:
             else:
                 path.unlink()
         return parts
+
+
+def tokens_key(rows: Sequence[Encoded]) -> str:
+    """SHA-256 of the token ids of `rows`, in their order, whatever tokenizer, chat template or date made them."""
+    return key_of([[row.prompt, row.chosen, row.rejected] for row in rows])
 
 
 def fill(parts: list[dict[str, Tensor]], total: int) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -19,22 +19,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margincast.errors import StatedFailure
-from margincast.features.cache import LAYOUT, CacheKey, FeatureCache, fill
-from margincast.models.load import LoadedModel, default_cache_dir, load_model
+from margincast.errors import InputError, StatedFailure
+from margincast.features.cache import LAYOUT, CacheKey, FeatureCache, fill, tokens_key
+from margincast.models.adapter import adapter_idle, has_adapter, without_adapter
+from margincast.models.checks import refuse_unknown_ids
+from margincast.models.digest import config_digest, weights_digest
+from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import BUDGETS, Budgets
+from margincast.passes.finite import not_finite
+from margincast.passes.hooks import decoder_layers
 from margincast.passes.packing import distinct_tokens, plan_packs
 from margincast.passes.response_pass import (
     PassResult,
     check_logits,
-    decoder_layers,
     logit_transform,
     packing_problem,
     response_pass,
 )
 from margincast.passes.tokenize import Encoded, Encoding, encode
 from margincast.processes import everyone, process, processes
-from margincast.records import Features, FeatureSet, PairSet
+from margincast.records import Features, FeatureSet, Pair, PairSet
 from margincast.runs.store import key_of, write_json
 
 INNER = 6  # layers are kept: each is much like its neighbours
@@ -45,7 +49,7 @@ class Kept:
     """What an extraction keeps of pairs: `height` lines of each, made by `lines` for a pack of them, pair after pair.
 
     kind: its name in the key of the cache
-    parts: by kind, which of its tensors are all that another one keeps; they are cached for it too
+    parts: by kind, which of its tensors another one leaves out; the rest is cached for it too
     """
 
     kind: str
@@ -55,27 +59,36 @@ class Kept:
 
 
 def _pair_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
-    return _lines(response_pass(model, batch, packed, budgets=budgets))
+    return _lines(model, batch, packed, (), budgets)
 
 
 def _deep_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
-    return _lines(response_pass(model, batch, packed, inner_layers(model), budgets))
+    return _lines(model, batch, packed, inner_layers(model), budgets)
 
 
-def _lines(result: PassResult) -> dict[str, Tensor]:
-    lines = {
-        "hidden": result.hidden.cpu(),
-        "reference_chosen": result.chosen.double().cpu(),
-        "reference_rejected": result.rejected.double().cpu(),
-    }
-    return lines if result.layers is None else {**lines, "layers": result.layers.cpu()}
+def _lines(
+    model: Any, batch: Sequence[Encoded], packed: bool, layers: Sequence[int], budgets: Budgets
+) -> dict[str, Tensor]:
+    """Of a model with an adapter, features and `start` are read with it, the reference without."""
+    result = response_pass(model, batch, packed, layers=layers, budgets=budgets)
+    lines = {"hidden": result.hidden.cpu()}
+    if result.layers is not None:
+        lines["layers"] = result.layers.cpu()
+    if not has_adapter(model) or adapter_idle(model):
+        return lines | _logps(result, "reference")
+    with without_adapter(model):
+        reference = response_pass(model, batch, packed, budgets=budgets)
+    return lines | _logps(result, "start") | _logps(reference, "reference")
+
+
+def _logps(result: PassResult, name: str) -> dict[str, Tensor]:
+    # Not every device has float64.
+    return {f"{name}_chosen": result.chosen.cpu().double(), f"{name}_rejected": result.rejected.cpu().double()}
 
 
 PAIRS = Kept("pairs", lambda row: 1, _pair_lines)
 # Training asks for pairs alone, and need not read them again.
-DEEP = Kept(
-    "pairs, layers", lambda row: 1, _deep_lines, {PAIRS.kind: ("hidden", "reference_chosen", "reference_rejected")}
-)
+DEEP = Kept("pairs, layers", lambda row: 1, _deep_lines, {PAIRS.kind: ("layers",)})
 
 
 def inner_layers(model: Any) -> list[int]:
@@ -86,7 +99,7 @@ def inner_layers(model: Any) -> list[int]:
 
 
 def extract_features(
-    model: str | LoadedModel,
+    model: str | Path | LoadedModel | tuple[Any, Any],
     train: PairSet,
     heldout: PairSet,
     *,
@@ -97,7 +110,11 @@ def extract_features(
     layers: bool = True,
     budgets: Budgets = BUDGETS,
 ) -> Features:
-    """Features and reference log-probabilities of both splits under `model` (a name or a `LoadedModel`).
+    """Features and reference log-probabilities of both splits under `model`: a name as `load_model` takes it, a
+    `LoadedModel`, or (model, tokenizer) in memory, which are left as they are.
+
+    A model with an adapter, peft's or transformers' own, is read with it; its reference is the model without. Where the
+    two differ the features say so (`FeatureSet.start_chosen`), and only merged can they be forecast from.
 
     Cached under `cache_dir`: a second call reads them, an interrupted one is continued, a damaged file is made again.
     `eos` and `max_length` as in `passes.tokenize.encode`. `layers`: keep what inner layers put out too, which forecasts
@@ -105,13 +122,15 @@ def extract_features(
 
     Warns, with the reason, when the model cannot be given packed batches and gets padded ones.
 
-    Raises `InputError` for pairs that the model cannot read, as `encode` does; `StatedFailure` when several processes
-    extract and do not see the same cache.
+    Raises `InputError` for pairs that the model cannot read, as `encode` does, for tokens that its embedding lacks and
+    for numbers that are not finite; `StatedFailure` when several processes extract and do not see the same cache.
     """
     cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    loaded = load_model(model, cache_dir=cache_dir) if isinstance(model, str) else model
+    loaded = opened(model, cache_dir)
     both = PairSet(train.pairs + heldout.pairs)
     encoding = encode(both, loaded.tokenizer, eos=eos, max_length=max_length, context=loaded.context)
+    for notice in encoding.notices:
+        warnings.warn(notice, stacklevel=2)
     layers = layers and encoding.single_token
     return features_of(
         loaded, encoding, train, heldout, cache_dir=cache_dir, progress=progress, layers=layers, budgets=budgets
@@ -148,11 +167,13 @@ def features_of(
 
 def known_logits(loaded: LoadedModel, rows: Sequence[Encoded], cache_dir: Path) -> str:
     """`check_logits` of the model, whose answer is kept beside its features."""
-    path = cache_dir / "checks" / f"logits-{key_of([loaded.hash, LAYOUT])[:32]}.json"
+    key = key_of([loaded.hash, config_digest(loaded.model), LAYOUT])[:32]
+    path = cache_dir / "checks" / f"logits-{key}.json"
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["logits"])
     except (OSError, ValueError, KeyError, TypeError):
-        found = check_logits(loaded.model, rows)
+        with evaluating(loaded.model):
+            found = check_logits(loaded.model, rows)
     if process() == 0:
         write_json(path, {"logits": found})
     return found
@@ -173,14 +194,13 @@ def kept_tensors(
 ) -> dict[str, Tensor]:
     """What `kept` says of training then held-out pairs, cached or from the model. Arguments of `features_of`."""
     rows = (*encoding.select(train).rows, *encoding.select(heldout).rows)
+    refuse_unknown_ids(loaded, rows_in_full(rows))
     packed = CacheKey(
-        model_hash=loaded.hash,
-        dtype=str(next(loaded.model.parameters()).dtype),
-        train=train.fingerprint,
-        heldout=heldout.fingerprint,
-        eos=encoding.eos,
-        max_length=encoding.max_length,
-        chat_template=getattr(loaded.tokenizer, "chat_template", None) if train.pairs[0].conversational else None,
+        weights=weights_digest(loaded.model),
+        config=config_digest(loaded.model),
+        dtype=loaded.dtype,
+        kernel=str(loaded.model.config._attn_implementation),
+        tokens=tokens_key(rows),
         packed=True,
         kind=kept.kind,
     )
@@ -191,18 +211,16 @@ def kept_tensors(
         if tensors is not None:
             break
     if tensors is None:
-        problem = next(filter(None, everyone(packing_problem(loaded.model, rows))), None)
-        if problem and process() == 0:
-            say(f"{loaded.name} is given padded batches, which are slower than packed ones: {problem}")
-        key = replace(packed, packed=problem is None)
-        cache = FeatureCache(cache_dir, key)
-        with cache.claimed() if process() == 0 else nullcontext():
-            everyone(None)  # this run is the only one at it
-            tensors = _cached(cache)  # another run may have made it meanwhile
-            if tensors is None:
-                tensors = _extract(loaded, rows, kept, cache, problem is None, progress, budgets)
-                for kind, names in kept.parts.items() if process() == 0 else ():
-                    FeatureCache(cache_dir, replace(key, kind=kind)).save({name: tensors[name] for name in names})
+        with evaluating(loaded.model):
+            problem = next(filter(None, everyone(packing_problem(loaded.model, rows))), None)
+            if problem and process() == 0:
+                say(f"{loaded.name} is given padded batches, which are slower than packed ones: {problem}")
+            cache = FeatureCache(cache_dir, replace(packed, packed=problem is None))
+            with cache.claimed() if process() == 0 else nullcontext():
+                everyone(None)  # this run is the only one at it
+                tensors = _cached(cache)  # another run may have made it meanwhile
+                if tensors is None:
+                    tensors = _extract(loaded, rows, train.pairs + heldout.pairs, kept, cache, progress, budgets)
     if copy_to is not None and process() == 0:
         cache.copy_to(copy_to)
     return tensors
@@ -214,19 +232,36 @@ def _cached(cache: FeatureCache) -> dict[str, Tensor] | None:
     return tensors if all(everyone(tensors is not None)) else None
 
 
+def rows_in_full(rows: Sequence[Encoded]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """The token ids of every pair, those included that are predicted alone."""
+    return ((row.prompt, row.chosen, row.rejected) for row in rows)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The model with nothing dropped, and then as it was: it may be somebody's, in the midst of training."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
 @torch.no_grad()
 def _extract(
     loaded: LoadedModel,
     rows: Sequence[Encoded],
+    pairs: Sequence[Pair],
     kept: Kept,
     cache: FeatureCache,
-    packed: bool,
     progress: bool,
     budgets: Budgets,
 ) -> dict[str, Tensor]:
     from tqdm import tqdm
 
-    rank, count = process(), processes()
+    rank, count, packed = process(), processes(), cache.key.packed
     offsets = [0, *accumulate(map(kept.height, rows))]
     done = everyone(_lines_of(cache.load_parts() if rank == 0 else []))[0]
     todo = [index for index in range(len(rows)) if offsets[index] not in done]
@@ -243,9 +278,9 @@ def _extract(
                 _save_part(cache, fresh)
                 fresh, last_saved = [], time.monotonic()
             where = torch.cat([torch.arange(offsets[index], offsets[index + 1]) for index in members])
-            fresh.append(
-                {"rows": where, **kept.lines(loaded.model, [rows[index] for index in members], packed, budgets)}
-            )
+            lines = kept.lines(loaded.model, [rows[index] for index in members], packed, budgets)
+            _refuse_infinite(loaded, lines, [(rows[index], pairs[index]) for index in members], kept)
+            fresh.append({"rows": where, **lines})
             bar.update(tokens[number])
     if rank > 0 and fresh:
         _save_part(cache, fresh)
@@ -260,12 +295,35 @@ def _extract(
         )
     tensors = fill(parts, offsets[-1]) if rank == 0 else None
     if tensors is not None:
-        cache.save(tensors)
+        about: dict[str, str | int] = {"model": loaded.name, "pairs": len(rows)}
+        cache.save(tensors, about)
+        for kind, left_out in kept.parts.items():
+            part = {name: each for name, each in tensors.items() if name not in left_out}
+            cache.of_kind(kind).save(part, about)
     everyone(None)  # the features are written
     tensors = tensors or cache.load()
     if tensors is None:
         raise StatedFailure(f"process {rank} cannot read the features that process 0 wrote in {cache.folder}")
     return tensors
+
+
+def _refuse_infinite(
+    loaded: LoadedModel, lines: Mapping[str, Tensor], members: Sequence[tuple[Encoded, Pair]], kept: Kept
+) -> None:
+    """Raises `InputError` for the first of a pack's pairs with a number that is not finite, in its file or layer."""
+    finite = torch.stack(
+        [each.flatten(1).isfinite().all(dim=1) if each.ndim > 1 else each.isfinite() for each in lines.values()]
+    )
+    if bool(finite.all()):
+        return
+    owner = torch.repeat_interleave(torch.arange(len(members)), torch.tensor([kept.height(row) for row, _ in members]))
+    bad = torch.unique(owner[~finite.all(dim=0)])
+    row, pair = members[int(bad[0])]
+    more = f" (and {len(bad) - 1} more of the {len(members)} pairs read with it)" if len(bad) > 1 else ""
+    raise InputError(
+        f"{pair.source}, line {pair.line}: what {loaded.name} computes for pair {pair.id} is not finite{more}: "
+        f"{not_finite(loaded.model, row)}"
+    )
 
 
 def _save_part(cache: FeatureCache, fresh: Sequence[dict[str, Tensor]]) -> None:
@@ -296,6 +354,8 @@ def _assemble(
             rejected_ids=tuple(row.rejected for row in rows[part]),
             reference_chosen=tensors["reference_chosen"][part],
             reference_rejected=tensors["reference_rejected"][part],
+            start_chosen=tensors["start_chosen"][part] if "start_chosen" in tensors else None,
+            start_rejected=tensors["start_rejected"][part] if "start_rejected" in tensors else None,
         )
 
     single = encoding.single_token

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.features.extract import Kept, kept_tensors, known_logits
-from margincast.models.load import LoadedModel, default_cache_dir, load_model
+from margincast.features.extract import Kept, kept_tensors, known_logits, rows_in_full
+from margincast.models.adapter import refuse_trained_adapter
+from margincast.models.checks import refuse_unknown_ids
+from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import Budgets
-from margincast.passes.response_pass import (
-    hidden_states,
-    logit_transform,
-    token_logps,
-    unwrapped,
-)
+from margincast.passes.hooks import unwrapped
+from margincast.passes.response_pass import hidden_states, logit_transform, token_logps
 from margincast.passes.tokenize import Encoded, Encoding, encode, message_starts
 from margincast.records import PairSet
 
@@ -112,7 +110,7 @@ class Positions:
 
 
 def extract_positions(
-    model: str | LoadedModel,
+    model: str | Path | LoadedModel | tuple[Any, Any],
     train: PairSet,
     heldout: PairSet,
     *,
@@ -123,9 +121,11 @@ def extract_positions(
 ) -> Positions:
     """`extract_features` at every response position, cached as it is. Raises what `token_features` raises."""
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    loaded = load_model(model, cache_dir=cache) if isinstance(model, str) else model
+    loaded = opened(model, cache)
     both = PairSet(train.pairs + heldout.pairs)
     encoding = encode(both, loaded.tokenizer, eos=eos, max_length=max_length, context=loaded.context)
+    for notice in encoding.notices:
+        warnings.warn(notice, stacklevel=2)
     features = token_features(loaded, encoding, train, heldout, cache_dir=cache, progress=progress)
     return Positions(*features, train, heldout, *head_of(loaded), loaded.name)
 
@@ -151,8 +151,10 @@ def token_features(
 ) -> tuple[TokenFeatures, TokenFeatures]:
     """Features at every response position of both splits, cached, continued and packed as `features_of` does.
 
-    Raises `InputError` for a model whose logits are not linear in the unembedding.
+    Raises `InputError` for a model whose logits are not linear in the unembedding, and for one with a trained adapter.
     """
+    refuse_trained_adapter(loaded.model, loaded.name)
+    refuse_unknown_ids(loaded, rows_in_full(encoding.rows))
     logits = known_logits(loaded, encoding.rows, cache_dir)
     if logits != "linear":
         raise InputError(f"the logits of {loaded.name} are {logits}: the decomposition is of logits linear in W")
@@ -189,12 +191,16 @@ def _turns(pairs: PairSet, rows: Sequence[Encoded], tokenizer: Any) -> Tensor | 
 
 def _position_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
     hidden, where = hidden_states(model, batch, packed)
+    if len(batch) > 1 and not bool(hidden.isfinite().all()):
+        # As in `response_pass`: what is not finite in one pair stays in it.
+        alone = [_position_lines(model, [pair], packed, budgets) for pair in batch]
+        return {name: torch.cat([lines[name] for lines in alone]) for name in alone[0]}
     order = torch.argsort(where.response, stable=True)
     mine, target = hidden[where.row[order]], where.target[order]
     height = max(1, budgets.logit_block // len(head_weight(model)))
     blocks = [slice(start, start + height) for start in range(0, len(mine), height)]
     reference = [token_logps(model, mine[rows], torch.arange(len(target[rows])), target[rows]) for rows in blocks]
-    return {"hidden": mine.cpu(), "reference": torch.cat(reference).double().cpu()}
+    return {"hidden": mine.cpu(), "reference": torch.cat(reference).cpu().double()}
 
 
 def head_weight(model: Any) -> Tensor:

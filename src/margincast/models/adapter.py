@@ -1,7 +1,13 @@
-"""What does a run train that leaves all weights as they are? A LoRA adapter around them."""
+"""What of a model is a LoRA adapter? One made anew for a run, or one that came with the model, on top of its weights.
+
+A model that came with an adapter is read as a run starts from it: the policy is the model with its adapter, the
+reference the model without. Merged into the weights, the adapter is part of both.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,3 +34,80 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise InputError(f"this model cannot have the adapter: {str(error).splitlines()[0]}") from error
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether the model is peft's, or transformers' own with an adapter loaded."""
+    return hasattr(model, "peft_config")
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The model that the adapter is on top of: the reference."""
+    if hasattr(model, "disable_adapter"):  # peft's own wrapper
+        with model.disable_adapter():
+            yield
+        return
+    model.disable_adapters()
+    try:
+        yield
+    finally:
+        model.enable_adapters()
+
+
+def adapter_idle(model: Any) -> bool:
+    """Whether the adapter adds nothing yet: LoRA's second factors are zero, as training makes them."""
+    parts = [(name, weight) for name, weight in model.named_parameters() if "lora_" in name]
+    others = any("modules_to_save" in name for name, _ in model.named_parameters())
+    second = [weight for name, weight in parts if "lora_B" in name or "lora_embedding_B" in name]
+    plain = all("lora_A" in name or "lora_B" in name or "lora_embedding_" in name for name, _ in parts)
+    return bool(second) and plain and not others and not any(bool(weight.any()) for weight in second)
+
+
+def refuse_trained_adapter(model: Any, name: str) -> None:
+    """Raises `InputError` for an adapter that adds something: margins do not start at 0, as those of runs here do."""
+    if has_adapter(model) and not adapter_idle(model):
+        raise InputError(
+            f"{name} comes with a trained adapter, and its reference is the model without it, so that margins do not "
+            "start at 0, as runs here do; merge it: --merge_adapter, load_model(..., merge_adapter=True)"
+        )
+
+
+def refuse_adapter(model: Any, name: str) -> None:
+    """Raises `InputError` for an adapter that the features cannot be read through."""
+    config = next(iter(model.peft_config.values()))
+    if getattr(config, "is_prompt_learning", False):
+        raise InputError(f"the adapter of {name} puts tokens before the prompt; margincast reads LoRA and its kin")
+    if hasattr(model.get_output_embeddings(), "base_layer"):
+        raise InputError(
+            f"the adapter of {name} changes the unembedding, whose rows the features are of; merge it into the "
+            "weights: --merge_adapter, merge_adapter=True, or model.merge_and_unload()"
+        )
+
+
+def open_adapter(model: Any, folder: str, name: str, merge: bool) -> Any:
+    """`model` with the adapter of `folder` on top, or merged into its weights.
+
+    Raises `InputError` for an adapter of another model, or one whose file lacks weights or has others.
+    """
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, folder)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the adapter {name!r} cannot be put on its model: {' '.join(lines[:2]).strip()}") from error
+    _refuse_other_parts(adapted, folder, name)
+    return adapted.merge_and_unload(safe_merge=True) if merge else adapted
+
+
+def _refuse_other_parts(adapted: Any, folder: str, name: str) -> None:
+    """peft leaves parts that it finds no place for, and starts afresh those that it does not find."""
+    from peft import get_peft_model_state_dict, load_peft_weights
+
+    kept = {each for each in load_peft_weights(folder, device="cpu") if "lora_" in each}
+    wanted = {each for each in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in each}
+    for names, what in ((wanted - kept, "has no"), (kept - wanted, "has weights its model has no place for:")):
+        if names:
+            listed = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise InputError(f"the adapter {name!r} {what} {listed}; it is not of this model")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,17 @@ from safetensors import SafetensorError
 from torch import nn
 
 from margincast.errors import InputError, StatedFailure
-from margincast.models.smollm2 import MANIFEST, smollm2_folder
-from margincast.models.tiny import tiny_folder
-from margincast.processes import by_first
-from margincast.runs.store import file_sha256
+from margincast.models.adapter import has_adapter, open_adapter, refuse_adapter
+from margincast.models.checks import refuse_infinite_weights, refuse_other_weights
+from margincast.models.device import AUTO, DTYPES, resolve_device, resolve_dtype
+from margincast.models.digest import config_digest, tokenizer_digest, weights_digest
+from margincast.models.gguf import MANIFEST
+from margincast.models.place import Place, adapter_on_hub, default_cache_dir, locate
+from margincast.runs.store import file_sha256, key_of
 
-MADE = {"smollm2": smollm2_folder, "tiny": tiny_folder}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+__all__ = ["LoadedModel", "default_cache_dir", "load_model", "opened"]
 
-
-def default_cache_dir() -> Path:
-    return Path.home() / ".cache" / "margincast"
+LOADING = (OSError, ValueError, KeyError, ImportError, SafetensorError, AttributeError, TypeError, RuntimeError)
 
 
 @dataclass
@@ -45,70 +44,192 @@ class LoadedModel:
             self.model.config, "n_positions", None
         )
 
+    @property
+    def device(self) -> str:
+        return str(next(self.model.parameters()).device)
+
+    @property
+    def dtype(self) -> str:
+        """What the weights are held in, by its short name."""
+        return str(self.model.dtype).removeprefix("torch.")
+
 
 def load_model(
-    name: str | Path = "smollm2",
+    name: str | Path | tuple[Any, Any] = "smollm2",
     *,
     revision: str | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str = AUTO,
+    device: str = AUTO,
+    merge_adapter: bool = False,
     trust_remote_code: bool = False,
     cache_dir: str | Path | None = None,
 ) -> LoadedModel:
-    """Load `smollm2`, `tiny` (random weights, to try things with), a local folder, or a Hub id, with dropout off.
+    """Load a model, with dropout off, in evaluation mode.
 
-    Raises `InputError` for a folder or dtype that cannot be used, `StatedFailure` for a model that cannot be fetched.
+    name: `smollm2`, `tiny` (random weights, to try things with), a folder of a model or of a LoRA adapter, a GGUF file,
+    a Hub id; or (model, tokenizer) in memory, which stay where and what they are and have their dropout turned off
+    dtype: float32, bfloat16, float16; `auto` is float32 where the weights then take at most half of the memory, else
+    the checkpoint's own. A quantised model stays as it is
+    device: as torch names it; `auto` is cuda, mps or cpu, the first there is
+    merge_adapter: add an adapter to the weights: the reference then has it too
+
+    Raises `InputError` for a folder or dtype that cannot be used and for a model that is not whole and finite,
+    `StatedFailure` for a model that cannot be fetched.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not known; use one of: {', '.join(DTYPES)}")
+    if not isinstance(name, (str, Path)):
+        loaded = _in_memory(*name, merge_adapter)
+        disable_dropout(loaded.model)
+        loaded.model.eval()
+        return loaded
+    if dtype not in (AUTO, *DTYPES):
+        raise InputError(f"dtype {dtype!r} is not known; use one of: {', '.join((AUTO, *DTYPES))}")
     name = str(name)
-    place = locate(name, None if cache_dir is None else Path(cache_dir))
+    cache = None if cache_dir is None else Path(cache_dir)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    place, config, tokenizer = _described(name, locate(name, cache, revision), options, cache)
+    device = resolve_device(device)
+    model = _weights(name, place, config, dtype, device, options)
+    commit = getattr(model.config, "_commit_hash", None)
+    identity = str(commit) if commit else _files_hash(Path(place.base))
+    if place.adapter is not None:
+        model = open_adapter(model, place.adapter, name, merge_adapter).to(device)
+        identity = key_of([identity, weights_digest(model), config_digest(model)])
+    _refuse_unreadable(name, model)
+    disable_dropout(model)
+    return LoadedModel(name, identity, model.eval(), tokenizer)
+
+
+def opened(model: str | Path | LoadedModel | tuple[Any, Any], cache_dir: Path) -> LoadedModel:
+    """What a reader of features was given, as a `LoadedModel`. A model in memory is left as it is.
+
+    Raises what `load_model` raises.
+    """
+    if isinstance(model, LoadedModel):
+        return model
+    return load_model(model, cache_dir=cache_dir) if isinstance(model, (str, Path)) else _in_memory(*model)
+
+
+def _in_memory(model: Any, tokenizer: Any, merge_adapter: bool = False) -> LoadedModel:
+    if has_adapter(model) and merge_adapter:
+        raise InputError("a model in memory is merged by its own model.merge_and_unload(), which changes it")
+    name = str(getattr(model.config, "name_or_path", "")) or type(model).__name__
+    _refuse_unreadable(name, model)
+    identity = key_of([weights_digest(model), config_digest(model), tokenizer_digest(tokenizer)])
+    return LoadedModel(name, identity, model, tokenizer)
+
+
+def _described(name: str, place: Place, options: dict[str, Any], cache: Path | None) -> tuple[Place, Any, Any]:
+    """Where the model is, its configuration and its tokenizer. Raises as `load_model`."""
+    from transformers import AutoConfig
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        try:
+            config = AutoConfig.from_pretrained(place.base, **_of_base(place, options))
+        except OSError:
+            adapted = None if Path(place.base).is_dir() else adapter_on_hub(name, options["revision"], cache)
+            if adapted is None:
+                raise
+            place = adapted
+            config = AutoConfig.from_pretrained(place.base, **_of_base(place, options))
+        return place, config, _tokenizer(place, options)
+    except LOADING as error:
+        raise _not_loaded(name, place, error) from error
+
+
+def _of_base(place: Place, options: dict[str, Any]) -> dict[str, Any]:
+    """A revision names one of the adapter's repository, not of its base's."""
+    return options if place.adapter is None else {**options, "revision": None}
+
+
+def _tokenizer(place: Place, options: dict[str, Any]) -> Any:
+    """The adapter's own tokenizer where it has one, as training saves it, else the model's."""
+    if place.adapter is not None:
+        try:
+            return _tokenizer_at(place.adapter, options)
+        except (OSError, ValueError, KeyError):  # it has none
+            pass
+    return _tokenizer_at(place.base, _of_base(place, options))
+
+
+def _weights(name: str, place: Place, config: Any, dtype: str, device: str, options: dict[str, Any]) -> Any:
+    """The base model on `device`. Raises as `load_model`."""
+    from transformers import AutoModelForCausalLM
+
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None and not device.startswith("cuda"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise InputError(
+            f"model {name!r} is quantised ({method}), which is read on a CUDA device alone, and this is {device}; give "
+            "the model that it was quantised from, or a GGUF file of it"
+        )
+    # A quantised model is put in place as it is loaded, and keeps its numbers.
+    how: dict[str, Any] = {"dtype": "auto", "device_map": {"": device}}
+    if quantised is None:
+        how = {"dtype": resolve_dtype(dtype, getattr(config, "dtype", None), _count(config, options), device)}
+    try:
         loading: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=DTYPES[dtype], output_loading_info=True, **options
+            place.base, output_loading_info=True, ignore_mismatched_sizes=True, **how, **_of_base(place, options)
         )
         model, found = loading
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        message = f"model {name!r} cannot be loaded: {first_line(error)}"
-        raise InputError(message) if Path(place).is_dir() else StatedFailure(message) from error
+    except LOADING as error:
+        raise _not_loaded(name, place, error) from error
     refuse_other_weights(name, found)
-    if model.get_output_embeddings() is None:
-        raise InputError(f"model {name!r} has no unembedding (output embeddings); margincast needs a causal LM")
-    disable_dropout(model)
+    keep_softcap(model)
     try:
-        model.to(device)
+        return model if quantised is not None else model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
-    return LoadedModel(name, _hash(place, model), model.eval(), tokenizer)
 
 
-def refuse_other_weights(name: str, found: Mapping[str, Any]) -> None:
-    """Raises `InputError` for a checkpoint that lacks weights, which would be random, or has others than its
-    configuration says. found: transformers' loading info"""
-    for kind, what in (("missing_keys", "has no"), ("unexpected_keys", "has weights its config does not know:")):
-        names = sorted(found.get(kind) or ())
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise InputError(f"model {name!r} {what} {', '.join(names[:3])}{more}; it is not the model of its config")
+def _count(config: Any, options: dict[str, Any]) -> int:
+    """How many weights a model of `config` has, counted without storage; 0 for one stored in float32."""
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "dtype", None) in (None, torch.float32):
+        return 0
+    with torch.device("meta"):
+        remote = options["trust_remote_code"]
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote)  # type: ignore[no-untyped-call]
+    return sum(weight.numel() for weight in model.parameters())
 
 
-def locate(name: str, cache_dir: Path | None = None) -> str:
-    """A folder or Hub id for `name`. Raises `InputError` when `name` is a path that holds no model."""
-    if name in MADE:
-        # Of several processes transformers lets the first alone write a model.
-        return by_first(lambda: str(MADE[name](cache_dir or default_cache_dir())))
-    folder = Path(name).expanduser()
-    if name.strip() and folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"model folder {name!r} has no config.json; give a folder written by save_pretrained")
-        return str(folder)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip():
-        raise InputError(f"model folder {name!r} does not exist; give smollm2, a local folder or a Hub id")
-    return name
+def _tokenizer_at(place: str, options: dict[str, Any]) -> Any:
+    """The tokenizer at `place`, also where transformers 4 finds the class name that transformers 5 writes."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(place, **options)
+    except ValueError as error:
+        if "TokenizersBackend" not in str(error):
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(place, **options)
+
+
+def keep_softcap(model: Any) -> None:
+    """Take the attention that caps its logits where the configuration asks for it.
+
+    Up to 5.15, at least, transformers gives such models (Gemma 2) `sdpa`, which leaves the cap out without a word.
+    """
+    capped = getattr(model.config, "attn_logit_softcapping", None)
+    if capped is not None and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+
+
+def _not_loaded(name: str, place: Place, error: Exception) -> Exception:
+    message = f"model {name!r} cannot be loaded: {first_line(error)}"
+    return InputError(message) if Path(place.base).is_dir() else StatedFailure(message)
+
+
+def _refuse_unreadable(name: str, model: Any) -> None:
+    """Raises `InputError` for a model without an unembedding that features can be of, or with weights not finite."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise InputError(f"model {name!r} has no unembedding (output embeddings); margincast needs a causal LM")
+    if has_adapter(model):
+        refuse_adapter(model, name)
+    if not head.weight.is_floating_point():
+        raise InputError(f"the unembedding of {name!r} is quantised; leave it out of the quantisation (lm_head)")
+    refuse_infinite_weights(name, model)
 
 
 def first_line(error: BaseException) -> str:
@@ -139,12 +260,8 @@ def untie(model: Any) -> nn.Linear:
     return head
 
 
-def _hash(place: str, model: Any) -> str:
-    """Hub models are named by their commit; local ones by the content of their files."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return str(commit)
-    folder = Path(place)
+def _files_hash(folder: Path) -> str:
+    """Local models are named by the content of their files; those of the Hub by their commit."""
     digest = hashlib.sha256()
     kinds = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
     for path in sorted(folder.iterdir()):

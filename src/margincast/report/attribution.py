@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from margincast.report.figures import HELDOUT, INK, QUIET, TRAIN, new_figure, short
 from margincast.report.page import PageFigure, PageTable, Section
 from margincast.report.tables import Rows, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ISSUE_HEADER = ("issue", "pairs", "share", "flagged when", "what the score says")
 WORST_HEADER = ("score", "pair", "concept", "text")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from margincast.report.figures import HELDOUT, INK, TRAIN, new_figure, short
 from margincast.report.page import Colour, ColouredText, PageFigure, PageTable, Section
 from margincast.report.tables import Rows, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FACTORS = {"cooccurrence": "same token", "probability": "probability", "correlation": "correlation"}
 FACTOR_COLOURS = ("#0072b2", "#e69f00", "#009e73")

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from margincast.comparison import Comparison
+from margincast.errors import needed
 from margincast.records import Json, Trajectory
 from margincast.report.tables import interval
 from margincast.runs.metrics import concept_rows, metric_rows
 from margincast.runs.store import atomic_path
 from margincast.structure.inspect import Structure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, TRAIN, HELDOUT, QUIET = "#1f2933", "#7b8794", "#c2410c", "#d9dee3"
 # Okabe and Ito's colours, which stay apart for colour-blind readers; dashes tell the second round of eight apart.
@@ -31,8 +33,10 @@ MATRIX_NAMES = 30
 
 def new_figure(columns: int, rows: int = 1, width: float = 3.6, height: float = 3.0) -> tuple[Figure, Any]:
     """A figure with `rows` x `columns` axes, independent of any display or global state."""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = needed("matplotlib.figure", "a figure").Figure(
+        figsize=(width * columns, height * rows), layout="constrained"
+    )
+    needed("matplotlib.backends.backend_agg", "a figure").FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
@@ -45,8 +49,7 @@ def new_figure(columns: int, rows: int = 1, width: float = 3.6, height: float = 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
     """Write `name`.svg and `name`.png into `folder`. The same figure gives the same bytes."""
-    import matplotlib as mpl
-
+    mpl = needed("matplotlib", "a figure")
     with mpl.rc_context({"svg.hashsalt": "margincast", "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
         # The layout is found once: every drawing would start from where the last one left it, and move a little.
         figure.draw_without_rendering()

@@ -9,13 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
+from margincast.errors import needed
 from margincast.paper.curves import PREFIXES, Curves, chosen
 from margincast.paper.embeddings import Cosines
 from margincast.paper.verdicts import SPLITS, TRAINED
@@ -23,6 +21,10 @@ from margincast.report.figures import INK, TRAIN, cosine_panels, new_figure, sav
 from margincast.report.page import PageFigure, PageTable, Section
 from margincast.report.tables import interval
 from margincast.runs.store import write_jsonl
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COSINES, CURVES = "cosines.jsonl", "curves.jsonl"
 SHOWN = {
@@ -116,10 +118,11 @@ def curve_figure(curves: Sequence[Curves], quantity: str, label: str) -> Figure:
             axis.set_ylabel(label, fontsize=9, color=INK)
             if quantity == "accuracy":
                 axis.set_ylim(-0.03, 1.03)
-    handles = [Line2D([], [], color=colour, linewidth=2, label=f"K = {k}") for k, colour in colours.items()]
+    line = needed("matplotlib.lines", "a figure").Line2D
+    handles = [line([], [], color=colour, linewidth=2, label=f"K = {k}") for k, colour in colours.items()]
     if forecast:
         dashes = (0, (2, 1.5))
-        handles.append(Line2D([], [], color=TRAIN, linewidth=1.6, linestyle=dashes, label="forecast"))
+        handles.append(line([], [], color=TRAIN, linewidth=1.6, linestyle=dashes, label="forecast"))
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
     return figure
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from margincast.records import Json
 from margincast.report.figures import new_figure
 from margincast.report.page import PageFigure, PageTable, Section
 from margincast.report.tables import Rows, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from margincast.theory.simulation import Simulation

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from margincast.records import Json
 from margincast.report.figures import INK, TRAIN, finish_curves, legend_height, new_figure, styles
@@ -13,6 +11,9 @@ from margincast.trained.answers import Pairs, still_rising, stops_rising
 from margincast.trained.constants import package_constants
 from margincast.trained.forecast import TrainedForecast
 from margincast.trained.noise import COVERAGE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST = 0.5  # of the drawn runs
 PACKAGE = "runs of SmolLM2-135M on persona questions with AdamW"  # where results name no other constants

@@ -94,6 +94,8 @@ def _split(rows: list[Json], tensors: dict[str, torch.Tensor], name: str) -> Fea
         rejected_ids=tuple(tuple(rows[k]["rejected_ids"]) for k in index),
         reference_chosen=tensors["reference_chosen"][index],
         reference_rejected=tensors["reference_rejected"][index],
+        start_chosen=tensors["start_chosen"][index] if "start_chosen" in tensors else None,
+        start_rejected=tensors["start_rejected"][index] if "start_rejected" in tensors else None,
     )
 
 

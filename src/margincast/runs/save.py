@@ -17,17 +17,19 @@ from margincast.records import Json, Pair, PairSet, Trajectory
 from margincast.runs.layout import HASHED, MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.metrics import concept_results, displacement, metric_rows
 from margincast.runs.store import file_sha256, write_json, write_jsonl, write_tensors
+from margincast.version import VERSION
 
 
-def environment(device: str = "cpu") -> Json:
-    """Versions, device and threads that made a result."""
-    packages = ("margincast", "torch", "transformers", "numpy", "scipy", "safetensors")
+def environment(device: str = "cpu", dtype: str | None = None) -> Json:
+    """Versions, device, dtype of the model and threads that made a result."""
+    packages = ("torch", "transformers", "numpy", "scipy", "safetensors")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "machine": platform.machine(),
-        "packages": {name: version(name) for name in packages},
-        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "packages": {"margincast": VERSION} | {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        **({} if dtype is None else {"dtype": dtype}),
         "threads": torch.get_num_threads(),
     }
 
@@ -61,7 +63,7 @@ def write_summary(folder: Path, command: str, config: Json, results: Json, **sec
         "schema_version": SCHEMA_VERSION,
         "command": command,
         "config": config,
-        "environment": environment(sections.pop("device", "cpu")),
+        "environment": environment(sections.pop("device", "cpu"), sections.pop("dtype", None)),
         **sections,
         "files": {name: file_sha256(folder / name) for name in HASHED if (folder / name).is_file()},
         "results": results,

@@ -17,6 +17,8 @@ from margincast.records import Json
 if TYPE_CHECKING:
     from torch import Tensor
 
+HASH_BYTES = 1 << 20  # of a file that are read at once
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -72,7 +74,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(HASH_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def key_of(value: Any) -> str:

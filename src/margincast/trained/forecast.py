@@ -111,6 +111,7 @@ def forecast_trained(
     Raises `InputError` for settings that a path length does not describe, for responses of several tokens without a
     rehearsal, for a pilot of other pairs, and for constants that are none, or that know no such run.
     """
+    features.check_start()
     check_recipe(recipe)
     known = constants_of(constants)
     recipe = recipe.for_pairs(len(features.train.pairs))

@@ -65,6 +65,7 @@ def rehearse(
 
     Raises `InputError` for settings that a path length does not describe, `StatedFailure` when the rehearsal diverges.
     """
+    features.check_start()
     recipe = recipe.for_pairs(len(features.train.pairs))
     if not recipe.rule.path_known or recipe.train == "head":
         raise InputError("a rehearsal is of all weights or an adapter trained by adamw or adam")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from margincast.errors import InputError
+from margincast.errors import InputError, needed
 from margincast.passes.tokenize import Encoding
 from margincast.records import Features, Json
 from margincast.runs.save import pair_row
@@ -41,7 +41,6 @@ def write_references(path: Path, features: Features, encoding: Encoding) -> None
     if path.suffix.lower() == ".jsonl":
         write_jsonl(path, ordered)
         return
-    from datasets import Dataset
-
+    table = needed("datasets", f"writing {path}").Dataset
     with atomic_path(path) as temporary:
-        Dataset.from_list(ordered).to_parquet(str(temporary))
+        table.from_list(ordered).to_parquet(str(temporary))

@@ -66,6 +66,7 @@ def train_model(
     than one token.
     """
     folder, recipe = Path(folder), recipe.for_pairs(len(features.train.pairs))
+    features.check_start()
     recipe.check_trainable()
     refuse_length_normalized(recipe.loss, features.train.single_token and features.heldout.single_token)
     dtype = loaded.model.get_output_embeddings().weight.dtype
@@ -165,7 +166,7 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, blocking=False)
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:

@@ -19,9 +19,14 @@ from margincast.recipe.recipe import Recipe
 from margincast.training.checkpoints import KEPT
 from margincast.training.step import decaying, rewards
 
+# transformers renamed the setting between 5.15 and 5.23, and warns of the old name.
+RENAMED = "activation_checkpointing"
+CHECKPOINTING = RENAMED if hasattr(TrainingArguments, RENAMED) else "gradient_checkpointing"
+
 
 def arguments(recipe: Recipe, state: Path, batch_size: int, device: str) -> TrainingArguments:
     """`recipe` as `MarginTrainer` takes it. batch_size: of all processes together; state: its folder."""
+    checkpointing: Any = {CHECKPOINTING: recipe.gradient_checkpointing}
     return TrainingArguments(
         output_dir=str(state),
         per_device_train_batch_size=batch_size,
@@ -34,7 +39,6 @@ def arguments(recipe: Recipe, state: Path, batch_size: int, device: str) -> Trai
         max_grad_norm=recipe.max_grad_norm,
         seed=recipe.seed,
         data_seed=recipe.seed,
-        activation_checkpointing=recipe.gradient_checkpointing,
         bf16=recipe.bf16,
         report_to=recipe.report_to,
         use_cpu=device == "cpu",
@@ -46,6 +50,7 @@ def arguments(recipe: Recipe, state: Path, batch_size: int, device: str) -> Trai
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        **checkpointing,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from margincast.errors import InputError
+from margincast.frozen.engine import fused, products
 from margincast.frozen.engine.fused import fused_gradient, fused_pull, plan_visits
-from margincast.frozen.engine.kernel import FLUSH
+from margincast.frozen.engine.products import FLUSH
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import Batch, full_batch
@@ -21,6 +23,17 @@ from tests.oracles import margins_loop, pull_loop
 from tests.problems import random_space
 from tests.recipes import sigmoid
 from tests.tolerances import TOLERANCE, error
+
+
+@pytest.fixture(scope="module", params=["compiled", "products"], autouse=True)
+def visited_by(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test of this file once with numba's loops and once with what stands in for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "products":
+            patch.setattr(fused, "visit", products.visit)
+        else:
+            pytest.importorskip("numba", reason="the extra `fast` is not installed: pip install -e '.[fast]'")
+        yield
 
 
 def plain(space: TokenSpace, state: torch.Tensor, loss: object, batch: Batch) -> torch.Tensor:

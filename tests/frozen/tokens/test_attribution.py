@@ -145,6 +145,14 @@ def test_contributions_are_integrals_along_the_way(name: str) -> None:
     assert found.margin == pytest.approx(float(margin), rel=1e-9)
 
 
+@pytest.mark.parametrize("rate", [1e-7, 1e-3])
+def test_small_margins_are_not_lost_in_float32(rate: float) -> None:
+    recipe = head_recipe(beta=0.1, optimizer=AdamW(rate), steps=4, batch_size=7)
+    quick, exact = (forecast_positions(positions(), recipe, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    assert error(quick.heldout.margins[-1], exact.heldout.margins[-1]) <= 1e-5
+    assert error(quick.attribution().values, exact.attribution().values) <= 1e-4
+
+
 @pytest.mark.parametrize("scale", [1e-9, 1e-3, 0.3, 3.0, 30.0])
 @pytest.mark.parametrize("shift", [0.0, 5.0])
 def test_the_mean_softmax_is_a_discrete_gradient(scale: float, shift: float) -> None:

@@ -17,7 +17,7 @@ from margincast.data.streams import COMPRESSIONS
 from margincast.errors import InputError
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+    from importlib.abc import Traversable  # where it lies depends on the version of Python
 
 READERS: dict[str, Callable[[Traversable, str], Iterator[Row]]] = {
     ".jsonl": read_jsonl,

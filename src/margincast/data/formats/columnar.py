@@ -12,7 +12,7 @@ from margincast.data.streams import compressed, opened
 from margincast.errors import InputError
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+    from importlib.abc import Traversable  # where it lies depends on the version of Python
 
 _STATE, _INFO = "state.json", "dataset_info.json"
 

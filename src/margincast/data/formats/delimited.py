@@ -12,7 +12,7 @@ from margincast.data.streams import encoding_of, opened, undecodable
 from margincast.errors import InputError
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+    from importlib.abc import Traversable  # where it lies depends on the version of Python
 
 HEADER_HINT = "the first line must be a header that names the columns"
 # The csv module refuses longer cells, of 131,072 characters where nobody says otherwise; a conversation may be longer.

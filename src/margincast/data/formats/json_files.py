@@ -12,7 +12,7 @@ from margincast.data.streams import encoding_of, opened, read_all, undecodable
 from margincast.errors import InputError
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+    from importlib.abc import Traversable  # where it lies depends on the version of Python
 
 BEYOND = "not valid JSON: a number or a nesting beyond what can be read"
 _KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}

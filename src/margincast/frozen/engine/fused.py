@@ -19,8 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from margincast.frozen.engine.kernel import BOTH, MARGINS, PULL, visit
+from margincast.frozen.engine.products import BOTH, MARGINS, PULL
 from margincast.recipe.losses import Loss
+
+try:
+    from margincast.frozen.engine.kernel import visit
+except ImportError:  # numba (the extra `fast`) is not there, or not for this numpy
+    from margincast.frozen.engine.products import visit
 
 # Rows whose slope torch evaluates at once, when the loss is not compiled in: they stay in the shared cache.
 SLOPE_BYTES = 4 << 20

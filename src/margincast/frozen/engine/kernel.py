@@ -9,10 +9,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-# What a call does with its rows: dot products, slope of DPO's loss and pull; dot products alone; pull alone.
-BOTH, MARGINS, PULL = 0, 1, 2
-# Sums over so many groups of four rows stay in the state's precision; longer ones are carried in float64.
-FLUSH = 64
+from margincast.frozen.engine.products import BOTH, FLUSH, MARGINS, PULL
 
 
 def _by_type(typing: Any, value: Any) -> Any:

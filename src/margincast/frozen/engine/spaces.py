@@ -30,6 +30,7 @@ def token_spaces(features: Features, beta: float, dtype: torch.dtype | None = No
 
     Raises `InputError` for features the single-token equations do not cover, and for features that are not finite.
     """
+    features.check_start()
     if features.logits != "linear":
         raise InputError(
             f"the logits of {features.model} are {features.logits}, so margins are not linear in the unembedding and "

@@ -1,0 +1,57 @@
+"""What does a visit to the rows compute, and how is it had without a compiler? By two matrix products a block of rows.
+
+The contract of `kernel.visit`, carried out by numpy. A block stays in the core's cache between its two products, so
+that memory is read once here too; what the compiled loops save is the copy of the rows and two dozen calls a block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+# What a call does with its rows: dot products, slope of DPO's loss and pull; dot products alone; pull alone.
+BOTH, MARGINS, PULL = 0, 1, 2
+# Sums over so many groups of four rows stay in the state's precision; longer ones are carried in float64.
+FLUSH = 64
+# Bytes of a block in the state's precision.
+BLOCK_BYTES = 4 << 20
+
+
+def visit(
+    mode: int, start: int, stop: int, features: Any, pairs: Any, state: Any, beta: Any, margins: Any,
+    coefficients: Any, pull: Any,
+) -> None:  # fmt: skip
+    """Visits start..stop. In: weights times beta (BOTH) or those times slopes (PULL), as `coefficients`, (visits, S).
+
+    Out: `margins`, (visits, S); `pull`, (S, T, hidden) float64, is added to.
+    """
+    rows, plus, minus, sign = pairs
+    settings, _, width = state.shape
+    real = state.dtype.type
+    stored = torch.from_numpy(features)
+    stored = stored.view({torch.uint16: torch.bfloat16, torch.int16: torch.float16}.get(stored.dtype, stored.dtype))
+    dtype = torch.from_numpy(state[:0]).dtype
+    block = max(4, min(4 * FLUSH, BLOCK_BYTES // (width * state.itemsize)))
+    for first in range(start, stop, block):
+        part = slice(first, min(first + block, stop))
+        tokens, ends = np.unique(np.concatenate([plus[part], minus[part]]), return_inverse=True)
+        # delta_i over the tokens that the block meets, (rows, tokens).
+        delta = np.zeros((len(ends) // 2, len(tokens)), state.dtype)
+        each = np.arange(len(delta))
+        delta[each, ends[: len(delta)]] = sign[part]
+        delta[each, ends[len(delta) :]] -= sign[part]
+        g = stored.index_select(0, torch.from_numpy(rows[part])).to(dtype).numpy()
+        given = coefficients[part]
+        if mode != PULL:
+            logits = (g @ state[:, tokens].reshape(-1, width).T).reshape(len(delta), settings, -1)
+            dots = (logits * delta[:, None]).sum(axis=2)
+            margins[part] = beta * dots  # r_i = beta delta_i^T dW g_i
+        if mode == MARGINS:
+            continue
+        if mode == BOTH:
+            with np.errstate(over="ignore"):
+                given = given / -(real(1) + np.exp(margins[part]))  # f' of DPO: -sigma(-r)
+        scale = (given[:, :, None] * delta[:, None]).reshape(len(delta), -1)
+        pull[:, tokens] += (scale.T @ g).reshape(settings, len(tokens), width)

@@ -1,0 +1,43 @@
+"""On which device, and in which numbers, is a model read? What `auto` means for both."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+AUTO = "auto"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Weights in float32 may take this much of the memory where they are: the rest is for what is computed with them.
+MEMORY_SHARE = 0.5
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is cuda where there is one, else mps, else cpu; any other name stays."""
+    if device != AUTO:
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: str, own: Any, parameters: int, device: str) -> torch.dtype:
+    """`auto` is float32, the exact reading of any checkpoint, where that leaves half of the memory free; else the
+    checkpoint's own dtype.
+
+    own: what the checkpoint's weights are stored in, None where it does not say;  parameters: how many there are
+    """
+    if dtype != AUTO:
+        return DTYPES[dtype]
+    if not isinstance(own, torch.dtype) or own == torch.float32 or not own.is_floating_point:
+        return torch.float32
+    return torch.float32 if 4 * parameters <= MEMORY_SHARE * memory_of(device) else own
+
+
+def memory_of(device: str) -> int:
+    """Bytes of memory that the device has; of the machine where the two share it."""
+    kind = torch.device(device).type
+    if kind == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
