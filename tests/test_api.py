@@ -58,6 +58,8 @@ run: mc.Trajectory = mc.train_model(loaded, encoding, features, recipe, "runs/tr
 positions: mc.Positions = mc.extract_positions(loaded, train, heldout)
 long: mc.TokenForecast = mc.forecast(positions, mc.Recipe(train="head"))
 of_all: mc.PairAttribution = long.attribution(concept="topic")
+lengths: mc.RewardProfile = long.reward_profile()
+a_token: float = lengths.heldout.slope("chosen").value
 fewer: mc.TokenForecast = mc.rerun(positions, mc.drop(len(train), [0]), recipe)
 first_order: mc.Sensitivity = mc.sensitivity(positions, recipe, lambda margins: margins.mean()[None])
 kept: mc.Run = mc.load_run("runs/train")

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from margincast.frozen.tokens.forecast import TokenForecast as TokenForecast
     from margincast.frozen.tokens.kernel import linearised_margins as linearised_margins
     from margincast.frozen.tokens.kernel import sequence_kernel as sequence_kernel
+    from margincast.frozen.tokens.profile import RewardProfile as RewardProfile
     from margincast.models import LoadedModel as LoadedModel
     from margincast.models import load_model as load_model
     from margincast.passes.tokenize import encode as encode
@@ -119,6 +120,7 @@ _HOMES = {
     "sequence_kernel": "margincast.frozen.tokens.kernel",
     "linearised_margins": "margincast.frozen.tokens.kernel",
     "TokenForecast": "margincast.frozen.tokens.forecast",
+    "RewardProfile": "margincast.frozen.tokens.profile",
     "Recipe": "margincast.recipe.recipe",
     "Loss": "margincast.recipe.loss",
     "LOSSES": "margincast.recipe.losses",

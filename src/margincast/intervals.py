@@ -35,6 +35,12 @@ def proportion(successes: int, total: int) -> Estimate:
     return Estimate(share, float(max(centre - half, 0.0)), float(min(centre + half, 1.0)))
 
 
+def normal_interval(value: float, error: float) -> Estimate:
+    """A value with a known standard error."""
+    half = float(norm.ppf(0.5 + LEVEL / 2)) * error
+    return Estimate(value, value - half, value + half)
+
+
 def bootstrap(statistic: Callable[..., float], *samples: Values, seed: int = 0) -> Estimate:
     """`statistic(*samples)` with a percentile bootstrap over pairs; samples are paired, (pairs,) each.
 

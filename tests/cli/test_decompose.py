@@ -132,3 +132,22 @@ def refused(outcome: Outcome, says: str, out: Path) -> None:
 )
 def test_what_cannot_be_done_is_said_in_one_line(inputs: Words, tmp_path: Path, words: Words, says: str) -> None:
     refused(run("decompose", *inputs, *words, "--out", tmp_path / "out"), says, tmp_path / "out")
+
+
+def test_a_forecast_says_where_in_the_responses_its_margins_are(inputs: Words, tmp_path: Path) -> None:
+    outcome = run("forecast", *inputs, "--train", "head", "--out", tmp_path / "out")
+    assert outcome.status == 0, outcome
+    assert "the first" in outcome.out and "won by their length" in outcome.out
+    length = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["results"]["length"]
+    rows = read(tmp_path / "out" / "length.jsonl")
+    heldout = [row for row in rows if row["split"] == "heldout"]
+    assert len(rows) == 20 and all(row["turns"] is None for row in rows)
+    for row in heldout:
+        by_length = length["slope"]["value"] * (row["tokens_chosen"] - row["tokens_rejected"])
+        assert row["margin"] - row["length_controlled_margin"] == pytest.approx(by_length, rel=1e-6, abs=1e-9)
+    margins = load_file(tmp_path / "out" / "margins.safetensors")["heldout"][-1].tolist()
+    assert [row["margin"] for row in heldout] == pytest.approx(margins, rel=1e-5, abs=1e-7)
+    mean = sum(row["length_controlled_margin"] for row in heldout) / len(heldout)
+    assert length["concepts"]["talk"]["length_controlled_margin"]["value"] == pytest.approx(mean, rel=1e-6)
+    assert "Where in the response" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "figures" / "positions.png").is_file()

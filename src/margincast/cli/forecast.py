@@ -91,7 +91,8 @@ def _refuse_fitted(recipe: Recipe, fitted: FittedOptions) -> None:
 def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) -> Json:
     """Forecast exactly, save the run, print its tables."""
     from margincast.frozen.forecast import forecast_frozen
-    from margincast.report import tables
+    from margincast.frozen.tokens.forecast import TokenForecast, forecast_positions
+    from margincast.report import profile, tables
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import write_page
     from margincast.runs.save import save_trajectory, trajectory_results, write_summary
@@ -99,10 +100,12 @@ def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) 
     if isinstance(inputs, PairInputs):
         trajectory: Trajectory = forecast_frozen(inputs.features, recipe)
     else:
-        trajectory = token_forecast(job, inputs, recipe)
+        trajectory = forecast_positions(inputs.positions, recipe, progress=job.progress)
     rows = save_trajectory(job.out, trajectory)
     save_figure(run_curves(trajectory), job.out / "figures", "curves")
     results = trajectory_results(trajectory, rows, job.seconds)
+    if isinstance(trajectory, TokenForecast):
+        results["length"] = profile.leave_profile(trajectory.reward_profile(), job.out)
     summary = write_summary(job.out, "forecast", job.config, results, **inputs.sections())
     write_page(job.out)
     job.say(f"This is a {trajectory.origin}.")
@@ -110,20 +113,9 @@ def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) 
         job.say(f"Numerical error of any margin: at most {trajectory.error:.1g}.")
     job.table("", tables.STEP_HEADER, tables.step_rows(rows))
     job.table(f"Step {trajectory.steps[-1]}", tables.CONCEPT_HEADER, tables.concept_rows(results["concepts"]))
+    if "length" in results:
+        title = "Margins, and what they owe to length"
+        job.table(title, profile.PROFILE_HEADER, profile.profile_rows(results["length"]))
+        for text in profile.read_profile(results["length"]):
+            job.say(text)
     return summary
-
-
-def token_forecast(job: Job, inputs: PositionInputs, recipe: Recipe) -> Trajectory:
-    """Forecast with the whole unembedding as the state."""
-    from margincast.frozen.tokens import forecast_tokens
-
-    positions, pairs = inputs.positions, (inputs.train, inputs.heldout)
-    return forecast_tokens(
-        positions.train,
-        positions.heldout,
-        pairs,
-        positions.unembedding,
-        recipe,
-        bias=positions.bias,
-        progress=job.progress,
-    )

@@ -19,7 +19,7 @@ from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import Budgets
 from margincast.passes.hooks import unwrapped
 from margincast.passes.response_pass import hidden_states, logit_transform, token_logps
-from margincast.passes.tokenize import Encoded, Encoding, encode
+from margincast.passes.tokenize import Encoded, Encoding, encode, message_starts
 from margincast.records import PairSet
 
 
@@ -31,6 +31,7 @@ class TokenFeatures:
     target: (P,) the token that comes there;  response: (P,) 2i for the chosen, 2i + 1 for the rejected
     response of pair i;  pairs: how many pairs there are
     reference: (P,) float64 log-probabilities under the model, where known
+    turn: (P,) the message of its response that a token is of, from 0; None where every response is one message
     """
 
     hidden: Tensor
@@ -38,6 +39,7 @@ class TokenFeatures:
     response: Tensor
     pairs: int
     reference: Tensor | None = None
+    turn: Tensor | None = None
 
     @property
     def pair(self) -> Tensor:
@@ -54,9 +56,9 @@ class TokenFeatures:
         number = torch.full((self.pairs,), -1)
         number[pairs] = torch.arange(len(pairs))
         mine = number[self.pair] >= 0
-        response = 2 * number[self.pair[mine]] + self.response[mine] % 2
-        reference = None if self.reference is None else self.reference[mine]
-        return TokenFeatures(self.hidden[mine], self.target[mine], response, len(pairs), reference)
+        return replace(
+            self.positions(mine), response=2 * number[self.pair[mine]] + self.response[mine] % 2, pairs=len(pairs)
+        )
 
     def redrawn(self, rows: Tensor, turned: Tensor) -> TokenFeatures:
         """The pairs at `rows`, (n,) indices that may repeat, chosen and rejected swapped where `turned`."""
@@ -67,13 +69,15 @@ class TokenFeatures:
         within = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         places = order[torch.repeat_interleave(first[sources], counts) + within]
         response = torch.repeat_interleave(torch.arange(len(sources)), counts)
-        reference = None if self.reference is None else self.reference[places]
-        return TokenFeatures(self.hidden[places], self.target[places], response, len(rows), reference)
+        return replace(self.positions(places), response=response, pairs=len(rows))
 
-    def positions(self, mask: Tensor) -> TokenFeatures:
-        """The positions where `mask`, (P,), is true; pairs keep their numbers."""
-        reference = None if self.reference is None else self.reference[mask]
-        return TokenFeatures(self.hidden[mask], self.target[mask], self.response[mask], self.pairs, reference)
+    def positions(self, places: Tensor) -> TokenFeatures:
+        """The positions at `places`, a mask (P,) or indices; pairs keep their numbers."""
+        reference = None if self.reference is None else self.reference[places]
+        turn = None if self.turn is None else self.turn[places]
+        return TokenFeatures(
+            self.hidden[places], self.target[places], self.response[places], self.pairs, reference, turn
+        )
 
     def per_response(self, values: Tensor) -> Tensor:
         """Sums of `values`, (P, ...), over the tokens of each response: (pairs, 2, ...), chosen first."""
@@ -160,7 +164,8 @@ def token_features(
     scale = logit_transform(loaded.model)[0]
     splits, start = [], 0
     for part in (train, heldout):
-        sides = [side for row in encoding.select(part).rows for side in (row.chosen, row.rejected)]
+        rows = encoding.select(part).rows
+        sides = [side for row in rows for side in (row.chosen, row.rejected)]
         lengths = torch.tensor([len(side) for side in sides])
         lines = slice(start, start + int(lengths.sum()))
         start = lines.stop
@@ -168,8 +173,20 @@ def token_features(
         target = torch.tensor([token for side in sides for token in side])
         hidden = tensors["hidden"][lines]
         hidden = hidden if scale == 1.0 else hidden * scale
-        splits.append(TokenFeatures(hidden, target, response, len(part), tensors["reference"][lines]))
+        turn = _turns(part, rows, loaded.tokenizer)
+        splits.append(TokenFeatures(hidden, target, response, len(part), tensors["reference"][lines], turn))
     return splits[0], splits[1]
+
+
+def _turns(pairs: PairSet, rows: Sequence[Encoded], tokenizer: Any) -> Tensor | None:
+    """`TokenFeatures.turn` of `pairs`."""
+    if not any(pair.conversational and max(len(pair.chosen), len(pair.rejected)) > 1 for pair in pairs):
+        return None
+    turns = []
+    for pair, row in zip(pairs, rows, strict=True):
+        for side, starts in zip((row.chosen, row.rejected), message_starts(pair, row, tokenizer), strict=True):
+            turns.append(torch.searchsorted(torch.tensor(starts), torch.arange(len(side)), right=True) - 1)
+    return torch.cat(turns)
 
 
 def _position_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:

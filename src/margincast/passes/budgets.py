@@ -12,12 +12,15 @@ class Budgets:
     logit_keep: logits that a batch may keep for its backward pass, 512 MiB in float32. A batch with more of them makes
     them twice, `logit_block` at a time (64 MiB): 1.8 times the time of keeping them (1,500 positions x 49,152 tokens,
     one core), and memory no longer grows with the batch.
+    softmax_keep: entries of softmax rows that a gradient of the unembedding keeps for its second product, 256 MiB in
+    float32. It takes as many pairs at a time as fit; of a pair that does not fit alone they are made twice
     save_seconds: of an extraction, after which finished features are put on disk
     """
 
     pack_tokens: int = 2048
     logit_keep: int = 1 << 27
     logit_block: int = 1 << 24
+    softmax_keep: int = 1 << 26
     save_seconds: float = 20.0
 
 

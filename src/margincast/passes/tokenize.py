@@ -181,6 +181,18 @@ def _encode_pair(pair: Pair, tokenizer: Any, ending: str) -> Encoded | str:
     return Encoded(prompt[:length], chosen[length:], rejected[length:])
 
 
+def message_starts(pair: Pair, row: Encoded, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Where in the tokens of its responses the messages of each begin, chosen then rejected; the first at 0."""
+    found: list[list[int]] = []
+    for messages, response in ((pair.chosen, row.chosen), (pair.rejected, row.rejected)):
+        starts = [0]
+        for count in range(1, len(messages) if pair.conversational else 1):
+            before = _chat(tokenizer, (*pair.prompt, *messages[:count]))
+            starts.append(max(starts[-1], common_prefix(before, row.prompt + response) - len(row.prompt)))
+        found.append(starts)
+    return found[0], found[1]
+
+
 def _join(prompt: Text, response: Text, ending: str) -> str:
     assert isinstance(prompt, str)
     assert isinstance(response, str)

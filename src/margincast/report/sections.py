@@ -16,6 +16,7 @@ from margincast.report.attribution import attribution_sections
 from margincast.report.bounds import bound_sections
 from margincast.report.decomposition import decomposition_sections
 from margincast.report.page import PageFigure, PageTable, Section, render_page
+from margincast.report.profile import profile_sections
 from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.report.reproduction import reproduction_sections
 from margincast.report.simulation import simulation_sections
@@ -162,8 +163,14 @@ def run_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
                 PageTable("Every recorded step", tables.STEP_HEADER, tables.step_rows(rows)),
                 PageTable(f"Step {rows[-1]['step']}", tables.CONCEPT_HEADER, tables.concept_rows(concepts)),
             ],
-        )
+        ),
+        # Of responses of many tokens.
+        *(profile_sections(folder, summary["results"]["length"]) if "length" in summary["results"] else []),
     ]
+
+
+def reward_profile_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
+    return profile_sections(folder, summary["results"]["length"])
 
 
 def comparison_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
@@ -199,6 +206,7 @@ def demo_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
 BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], list[Section]]] = {
     "inspect": inspection_sections,
     "forecast": run_sections,
+    "reward_profile": reward_profile_sections,
     "train": run_sections,
     "compare": comparison_sections,
     "decompose": decomposition_sections,

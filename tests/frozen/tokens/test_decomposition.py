@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,11 +11,11 @@ from margincast.frozen.tokens import (
     TokenFeatures,
     ches,
     contributions,
-    decomposition,
     pull,
     response_rates,
     token_rates,
 )
+from margincast.passes.budgets import Budgets
 from margincast.recipe.losses import get_loss
 
 BETA = 0.3
@@ -107,17 +106,17 @@ def test_contributions_of_training_positions_add_up_to_each_factor(
             torch.testing.assert_close(getattr(parts.by_pair, name).sum(0), mine, rtol=1e-9, atol=1e-11)
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_nothing() -> None:
     train, heldout, reference, weight = problem(3, 11, 5, 6, 7)
     weights = pull(train, get_loss("sigmoid"), BETA, margins_of(train, weight, reference))
     whole = (
         token_rates(train, heldout, weight, weights, BETA),
         contributions(train, heldout.select(torch.tensor([0])), weight, weights, BETA).by_position,
     )
-    monkeypatch.setattr(decomposition, "BLOCK", 23)
+    few = Budgets(logit_block=23)
     blocked = (
-        token_rates(train, heldout, weight, weights, BETA),
-        contributions(train, heldout.select(torch.tensor([0])), weight, weights, BETA).by_position,
+        token_rates(train, heldout, weight, weights, BETA, budgets=few),
+        contributions(train, heldout.select(torch.tensor([0])), weight, weights, BETA, budgets=few).by_position,
     )
     for one, other in zip(whole, blocked, strict=True):
         torch.testing.assert_close(other.total, one.total, rtol=1e-12, atol=1e-14)

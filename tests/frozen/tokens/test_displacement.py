@@ -31,7 +31,7 @@ def test_a_weighted_direction_moves_training_positions_as_contributions_say(
     for pair in range(heldout.pairs):
         parts = contributions(train, heldout.select(torch.tensor([pair])), weight, weights, BETA).by_position.total
         expected += parts @ coefficients[2 * pair : 2 * pair + 2] / BETA
-    ours = weights * along(train, velocity(heldout, coefficients[heldout.response], weight), weight)
+    ours = weights * along(train, [velocity(heldout, coefficients[heldout.response], weight)], weight)[0]
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-10)
 
 

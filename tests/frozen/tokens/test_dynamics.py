@@ -15,9 +15,9 @@ from margincast.features import features_of
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.forecast import forecast_frozen
 from margincast.frozen.tokens import TokenFeatures, forecast_tokens, token_features
-from margincast.frozen.tokens import space as dynamics
 from margincast.frozen.tokens.space import head_space
 from margincast.models import LoadedModel
+from margincast.passes.budgets import Budgets
 from margincast.passes.tokenize import encode
 from margincast.recipe.batches import Batch, batch_order
 from margincast.recipe.losses import get_loss
@@ -65,12 +65,15 @@ def test_the_gradient_is_autodiffs(seed: int, vocabulary: int, hidden: int, pair
     torch.testing.assert_close(ours, moved.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_softmax_made_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep", [1, 100, 11 * 40], ids=["none", "some pairs", "all pairs"])
+def test_how_much_softmax_is_kept_changes_nothing(keep: int) -> None:
     train, _, reference, weight = problem(3, 11, 5, 6, 7)
     batch = next(batch_order(6, 4, 1, 0))
     whole = head_space(train, reference, BETA).gradient(weight - reference, get_loss("sigmoid"), batch)
-    monkeypatch.setattr(dynamics, "KEEP", 1)
-    again = head_space(train, reference, BETA).gradient(weight - reference, get_loss("sigmoid"), batch)
+    budgets = Budgets(softmax_keep=keep, logit_block=23)
+    space = head_space(train, reference, BETA, budgets=budgets)
+    again = space.gradient(weight - reference, get_loss("sigmoid"), batch)
+    torch.testing.assert_close(space.push(weight - reference, get_loss("sigmoid"), batch).gradient(), whole)
     torch.testing.assert_close(again, whole, rtol=1e-12, atol=1e-14)
 
 

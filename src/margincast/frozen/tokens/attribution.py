@@ -28,7 +28,6 @@ from torch import Tensor
 from margincast.frozen.attribution.targets import Sums, Target
 from margincast.frozen.engine.step import clip_factor
 from margincast.frozen.flow.integrate import Solve, retrace
-from margincast.frozen.tokens import decomposition
 from margincast.frozen.tokens.replay import (
     Followed,
     HeadFlow,
@@ -171,7 +170,7 @@ def mean_slopes(spaces: dict[str, HeadSpace], targets: Sequence[Target], start: 
             weights[row, targets[k].rows] = space.beta / len(targets[k].rows)
         features = space.features.positions((weights != 0).any(0)[space.features.pair])
         signed = weights[:, features.pair] * features.sign
-        height = max(1, decomposition.BLOCK // (4 * len(start)))
+        height = max(1, space.budgets.logit_block // (4 * len(start)))
         weight = space.unembedding + start
         for first in range(0, len(features.hidden), height):
             rows = slice(first, first + height)
@@ -195,12 +194,10 @@ def mean_softmax(logits: Tensor, change: Tensor) -> Tensor:
     moves all logits alike, as Adam and weight decay do, would count.)
     """
     known = torch.log_softmax(logits, dim=1)
-    change, growth = growth_of(known, change)
+    first, change = known.exp(), change.clone()
+    growth = growth_of(known, first, change)
     mean = (
-        known.exp()
-        .add_((known + change - growth).exp_())
-        .add_(torch.softmax(known + change / 2, dim=1), alpha=4.0)
-        .div_(6.0)
+        first.add_((known + change - growth).exp_()).add_(torch.softmax(known + change / 2, dim=1), alpha=4.0).div_(6.0)
     )
     expected = (mean * change).sum(1, keepdim=True)
     away = change - expected

@@ -11,17 +11,38 @@ O((P + Q) V d); by training position, for one response, the distributions meet i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from margincast.features.positions import TokenFeatures
+from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.recipe.losses import Loss
 
-# Entries of one block of softmax rows: 64 MiB in float32.
-BLOCK = 1 << 24
+# Below this a logarithm is not taken of a probability, which in float32 is no number any more at -104.
+SMALL = -60.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some positions met by the unembedding. The next block overwrites both tensors.
+
+    rows: which positions;  logits, probability: (positions, V), of softmax
+    """
+
+    rows: slice
+    logits: Tensor
+    probability: Tensor
+
+    def logps(self, target: Tensor) -> Tensor:
+        """(positions,) log-probabilities of the tokens `target`, one of each position."""
+        logps = self.probability.gather(1, target[:, None])[:, 0].log()
+        small = logps < SMALL
+        if bool(small.any()):
+            logps[small] = torch.log_softmax(self.logits[small], dim=1).gather(1, target[small, None])[:, 0]
+        return logps
 
 
 @dataclass(frozen=True)
@@ -62,16 +83,17 @@ def token_rates(
     weights: Tensor,
     beta: float,
     bias: Tensor | None = None,
+    budgets: Budgets = BUDGETS,
 ) -> Factors:
     """d/dt of the reward of every target position under the gradient flow of `train` at W = `unembedding`, (Q,) each.
 
     weights: (P,) of `pull`;  unembedding: (V, hidden);  bias: (V,) of the unembedding, which does not move
     """
-    seen, expected = _seen_and_expected(train, weights, unembedding, bias)
+    seen, expected = _seen_and_expected(train, weights, unembedding, bias, budgets)
     cooccurrence = (seen[targets.target] * targets.hidden).sum(1)
     probability_factor = -(expected[targets.target] * targets.hidden).sum(1)
     correlation = torch.zeros_like(cooccurrence)
-    for rows, probability in distributions(targets, unembedding, bias):
+    for rows, probability in distributions(targets, unembedding, bias, budgets):
         probability_factor[rows] -= ((probability @ seen) * targets.hidden[rows]).sum(1)
         correlation[rows] = ((probability @ expected) * targets.hidden[rows]).sum(1)
     return Factors(beta * cooccurrence, beta * probability_factor, beta * correlation)
@@ -85,11 +107,14 @@ def velocity(features: TokenFeatures, weights: Tensor, unembedding: Tensor, bias
 
 
 @torch.no_grad()
-def along(features: TokenFeatures, direction: Tensor, unembedding: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(P,) derivatives of log pi of the target tokens when W moves along `direction`, (V, hidden)."""
-    rates = (direction[features.target] * features.hidden).sum(1)
+def along(
+    features: TokenFeatures, directions: Sequence[Tensor], unembedding: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """(K, P) derivatives of log pi of the target tokens when W moves along each of K `directions`, (V, hidden)."""
+    rates = torch.stack([(direction[features.target] * features.hidden).sum(1) for direction in directions])
     for rows, probability in distributions(features, unembedding, bias):
-        rates[rows] -= ((probability @ direction) * features.hidden[rows]).sum(1)
+        for rate, direction in zip(rates, directions, strict=True):
+            rate[rows] -= ((probability @ direction) * features.hidden[rows]).sum(1)
     return rates
 
 
@@ -101,16 +126,18 @@ def contributions(
     weights: Tensor,
     beta: float,
     bias: Tensor | None = None,
+    budgets: Budgets = BUDGETS,
 ) -> Contributions:
     """What training positions and pairs add to d/dt of the rewards of one pair's responses.
 
     Arguments as of `token_rates`; sums over all training positions are the sums of its results. target: of one pair,
     whose distributions, positions x V, are held at once
     """
-    own = _log_softmax(target, slice(None), unembedding, bias).exp_()
+    logits = target.hidden @ unembedding.T
+    own = torch.softmax(logits if bias is None else logits + bias, dim=1)
     by_position = [weights.new_zeros(len(weights), 2) for _ in range(3)]
     by_pair = [weights.new_zeros(train.pairs, len(target.target)) for _ in range(3)]
-    for rows, probability in distributions(train, unembedding, bias):
+    for rows, probability in distributions(train, unembedding, bias, budgets):
         # C*, (block, target positions), with the pull of each training position.
         features = (train.hidden[rows] @ target.hidden.T) * (beta * weights[rows, None])
         tokens = train.target[rows]
@@ -126,35 +153,37 @@ def contributions(
 
 
 def distributions(
-    features: TokenFeatures, unembedding: Tensor, bias: Tensor | None = None
+    features: TokenFeatures, unembedding: Tensor, bias: Tensor | None = None, budgets: Budgets = BUDGETS
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Output distributions S(W g), a block of positions at a time: (rows, (positions, V))."""
-    for rows, logps in log_distributions(features, unembedding, bias):
-        yield rows, logps.exp_()
+    """Output distributions S(W g), a block of positions at a time: (rows, (positions, V)). The next overwrites them."""
+    for block in blocks(features, unembedding, bias, budgets):
+        yield block.rows, block.probability
 
 
-def log_distributions(
-    features: TokenFeatures, unembedding: Tensor, bias: Tensor | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Logarithms of `distributions`."""
-    height = max(1, BLOCK // len(unembedding))
+def blocks(
+    features: TokenFeatures, unembedding: Tensor, bias: Tensor | None = None, budgets: Budgets = BUDGETS
+) -> Iterator[Block]:
+    """All positions, as many at a time as `budgets.logit_block` holds. Two buffers serve all blocks: memory as large
+    as a block is given back to the system when it is freed, and clearing it anew costs a fifth of the product."""
+    height = max(1, min(len(features.hidden), budgets.logit_block // len(unembedding)))
+    logits, probability = unembedding.new_empty(2, height, len(unembedding)).unbind()
     for start in range(0, len(features.hidden), height):
-        rows = slice(start, start + height)
-        yield rows, _log_softmax(features, rows, unembedding, bias)
+        hidden = features.hidden[start : start + height]
+        block = Block(slice(start, start + height), logits[: len(hidden)], probability[: len(hidden)])
+        torch.mm(hidden, unembedding.T, out=block.logits)
+        if bias is not None:
+            block.logits.add_(bias)
+        torch.softmax(block.logits, dim=1, out=block.probability)
+        yield block
 
 
 def _seen_and_expected(
-    features: TokenFeatures, weights: Tensor, unembedding: Tensor, bias: Tensor | None
+    features: TokenFeatures, weights: Tensor, unembedding: Tensor, bias: Tensor | None, budgets: Budgets = BUDGETS
 ) -> tuple[Tensor, Tensor]:
     """sum_p weights_p e_y(p) g(p)^T and sum_p weights_p S(p) g(p)^T, (V, hidden) each."""
     pulled = weights[:, None] * features.hidden
     seen = torch.zeros_like(unembedding).index_add_(0, features.target, pulled)
     expected = torch.zeros_like(unembedding)
-    for rows, probability in distributions(features, unembedding, bias):
+    for rows, probability in distributions(features, unembedding, bias, budgets):
         expected.addmm_(probability.T, pulled[rows])
     return seen, expected
-
-
-def _log_softmax(features: TokenFeatures, rows: slice, unembedding: Tensor, bias: Tensor | None) -> Tensor:
-    logits = features.hidden[rows] @ unembedding.T
-    return torch.log_softmax(logits if bias is None else logits + bias, dim=1)

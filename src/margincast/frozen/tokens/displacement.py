@@ -10,7 +10,7 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.features.positions import Positions, TokenFeatures
-from margincast.frozen.tokens.decomposition import along, pull, velocity
+from margincast.frozen.tokens.decomposition import along, distributions, pull, velocity
 from margincast.frozen.tokens.forecast import forecast_tokens
 from margincast.frozen.tokens.pushes import SHOWN, SIDES, Words
 from margincast.recipe.losses import Loss
@@ -182,17 +182,35 @@ def displacement(
     """Forecast and scores of both splits, and who is to blame. forecast: of `forecast_tokens` on the same features."""
     weights = pull(train, loss, forecast.beta, train.hidden.new_zeros(train.pairs))
     moves = velocity(train, weights, unembedding, bias)
-    wanted = torch.zeros_like(unembedding)
-    results = []
-    for targets, split in ((train, forecast.train), (heldout, forecast.heldout)):
-        change = _changes(split, forecast.beta)
-        rates = targets.per_response(along(targets, moves, unembedding, bias))
-        results.append(Displacement(change, rates, ches(targets), ches(targets, length_normalized=True)))
-        falls = (change[:, 0] < 0)[targets.pair] & (targets.sign > 0)
-        wanted += velocity(targets.positions(falls), weights.new_ones(int(falls.sum())), unembedding, bias)
-    blame = weights * along(train, wanted, unembedding, bias)  # Eq. 16, summed over the positions that fall
+    changes = [_changes(split, forecast.beta) for split in (forecast.train, forecast.heldout)]
+    falls = [
+        (change[:, 0] < 0)[each.pair] & (each.sign > 0) for change, each in zip(changes, (train, heldout), strict=True)
+    ]
+    # The softmax of a position is made once for all that is asked of it, and asked of no pair twice.
+    of_heldout, wanted = _along_and_velocity(heldout, moves, falls[1], unembedding, bias)
+    wanted += velocity(train.positions(falls[0]), weights.new_ones(int(falls[0].sum())), unembedding, bias)
+    of_train, pushed = along(train, [moves, wanted], unembedding, bias)
+    results = [
+        Displacement(change, each.per_response(rates), ches(each), ches(each, length_normalized=True))
+        for each, change, rates in zip((train, heldout), changes, (of_train, of_heldout), strict=True)
+    ]
+    blame = weights * pushed  # Eq. 16, summed over the positions that fall
     by_pair = blame.new_zeros(train.pairs).index_add_(0, train.pair, blame)
     return replace(results[0], blame=by_pair, blame_by_position=blame), results[1]
+
+
+def _along_and_velocity(
+    features: TokenFeatures, direction: Tensor, mask: Tensor, unembedding: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`along` of all positions, (P,), and `velocity` of those where `mask`, each with weight 1, (V, hidden)."""
+    rates = (direction[features.target] * features.hidden).sum(1)
+    total = torch.zeros_like(unembedding).index_add_(0, features.target[mask], features.hidden[mask])
+    for rows, probability in distributions(features, unembedding, bias):
+        hidden, mine = features.hidden[rows], mask[rows]
+        rates[rows] -= ((probability @ direction) * hidden).sum(1)
+        if bool(mine.any()):
+            total.addmm_(probability[mine].T, hidden[mine], alpha=-1.0)
+    return rates, total
 
 
 def _changes(split: SplitTrajectory, beta: float) -> Tensor:
@@ -214,7 +232,7 @@ def response_rates(
     A negative first column is a chosen response that training on `train` makes less likely from its first step on.
     """
     weights = pull(train, loss, beta, train.hidden.new_zeros(train.pairs))
-    return targets.per_response(along(targets, velocity(train, weights, unembedding, bias), unembedding, bias))
+    return targets.per_response(along(targets, [velocity(train, weights, unembedding, bias)], unembedding, bias)[0])
 
 
 def ches(features: TokenFeatures, *, length_normalized: bool = False) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from margincast.frozen.attribution.targets import Sums, Target
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.flow.integrate import Stride, clock_of, follow
 from margincast.frozen.tokens.attribution import FollowedBack, SteppedBack, sums
+from margincast.frozen.tokens.profile import RewardProfile, profile_of
 from margincast.frozen.tokens.replay import Followed, head_flow, stepped
 from margincast.frozen.tokens.space import HeadSpace, head_space
 from margincast.recipe.losses import refuse_length_normalized
@@ -30,9 +32,13 @@ class TokenForecast(Attributable):
     """`frozen.forecast.Forecast` for responses of any length.
 
     path: of a flow, the steps that its integrator took to every recorded one
+    token_rewards: (P,) at the last step, of every training and of every held-out position
     """
 
+    presenter: ClassVar[str] = "token_run"
+
     features: Positions = field(kw_only=True, repr=False)
+    token_rewards: tuple[Tensor, Tensor] = field(kw_only=True, repr=False)
     path: tuple[tuple[Stride, ...], ...] = field(default=(), kw_only=True, repr=False)
 
     def sums(self, targets: Sequence[Target], step: int) -> Sums:
@@ -44,6 +50,11 @@ class TokenForecast(Attributable):
         check_attributable(self.recipe.rule)
         train, heldout = spaces_of(self.features, self.recipe.beta, self.dtype)
         return sums(self._back(train, step), {"train": train, "heldout": heldout}, targets)
+
+    def reward_profile(self) -> RewardProfile:
+        """Rewards after the last step by token and turn of the responses, and what they owe to length."""
+        positions, pairs = (self.features.train, self.features.heldout), (self.train.pairs, self.heldout.pairs)
+        return profile_of(positions, pairs, self.token_rewards, self.origin, self.steps[-1])
 
     def _back(self, train: HeadSpace, step: int) -> SteppedBack | FollowedBack:
         recipe, pairs = self.recipe, train.features.pairs
@@ -86,7 +97,8 @@ def forecast_positions(
     refuse_length_normalized(loss, single_token=False)
     spaces = spaces_of(positions, recipe.beta, dtype)
     # Only rewards are kept: a state is as large as the unembedding.
-    recorded = [tuple(each.unembedding.new_zeros(each.features.pairs, 2) for each in spaces)]
+    of_tokens = [torch.zeros_like(each.features.hidden[:, 0]) for each in spaces]
+    recorded = [_by_response(spaces, of_tokens)]
     path: tuple[tuple[Stride, ...], ...] = ()
     states: Iterator[tuple[int, Tensor]]
     if recipe.rule.flow:
@@ -97,7 +109,8 @@ def forecast_positions(
         states = _states(spaces[0], recipe)
     for step, state in tqdm(states, desc="forecast", unit="step", total=recipe.steps, disable=not progress):
         if step in wanted:
-            recorded.append(tuple(each.rewards(state) for each in spaces))
+            of_tokens = [each.token_rewards(state) for each in spaces]
+            recorded.append(_by_response(spaces, of_tokens))
     splits = []
     pairs = positions.train_pairs, positions.heldout_pairs
     for mine, of_split in zip(pairs, zip(*recorded, strict=True), strict=True):
@@ -114,7 +127,12 @@ def forecast_positions(
         recipe=recipe,
         dtype=dtype,
         path=path,
+        token_rewards=(of_tokens[0], of_tokens[1]),
     )
+
+
+def _by_response(spaces: Sequence[HeadSpace], of_tokens: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(each.features.per_response(rewards) for each, rewards in zip(spaces, of_tokens, strict=True))
 
 
 def forecast_tokens(

@@ -190,7 +190,7 @@ class _Pull(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         (coefficients, state), space = ctx.saved_tensors, ctx.space
         features = space.features
-        rates = along(features, grad, *_weight(space, state)) * features.sign
+        rates = along(features, [grad], *_weight(space, state))[0] * features.sign
         by_pair = torch.zeros_like(coefficients).index_add_(0, features.pair, rates)
         pulled = _by_position(space, coefficients)[:, None] * features.hidden
         by_state = torch.zeros_like(state)

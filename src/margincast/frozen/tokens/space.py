@@ -6,7 +6,7 @@ response position of its batch, a block of positions at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,20 +14,17 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.features.positions import TokenFeatures
-from margincast.frozen.tokens.decomposition import distributions, log_distributions
+from margincast.frozen.tokens.decomposition import blocks, distributions
+from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
-
-# Entries of softmax rows that a step keeps for its second product, 512 MiB in float64; a larger batch makes them twice.
-KEEP = 1 << 26
 
 
 @dataclass(frozen=True)
 class HeadSpace:
     """Pairs with responses of any length as seen by the state dW, (V, hidden). A `frozen.engine.state.Space`.
 
-    features: their `reference` is of this very arithmetic at W0, not of the model, so that margins start at exactly 0
-
+    features: with their `reference`, which margins within a step are measured from
     unembedding: (V, hidden) W0, in the dtype of the features;  bias: (V,), which does not move
     """
 
@@ -35,6 +32,7 @@ class HeadSpace:
     unembedding: Tensor
     beta: float
     bias: Tensor | None
+    budgets: Budgets = BUDGETS
 
     def check(self) -> None:
         """Raises `InputError` for features that are not finite."""
@@ -50,16 +48,21 @@ class HeadSpace:
         return length
 
     def rewards(self, state: Tensor) -> Tensor:
-        """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12).
+        """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12)."""
+        return self.features.per_response(self.token_rewards(state))
+
+    def token_rewards(self, state: Tensor) -> Tensor:
+        """(P,) what every response position adds to its sequence reward at W0 + `state`.
 
         From what logits change by: the difference of two log-probabilities would be lost in their rounding.
         """
         part = self.features
         moved = torch.empty_like(part.hidden[:, 0])
-        for rows, known in log_distributions(part, self.unembedding, self.bias):
-            change, growth = growth_of(known, part.hidden[rows] @ state.T)
-            moved[rows] = _own(part, rows, change) - growth[:, 0]
-        return self.beta * part.per_response(moved)
+        for block in blocks(part, self.unembedding, self.bias, self.budgets):
+            change = part.hidden[block.rows] @ state.T
+            growth = growth_of(block.logits, block.probability, change)
+            moved[block.rows] = change.gather(1, part.target[block.rows, None])[:, 0] - growth[:, 0]
+        return self.beta * moved
 
     def rows(self, pairs: Tensor) -> HeadSpace:
         """The pairs at `pairs`, for a minibatch."""
@@ -67,22 +70,40 @@ class HeadSpace:
 
     def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
         """Gradient of the batch's mean loss at W0 + `state`, (V, hidden): minus Eq. 14."""
-        return self.push(state, loss, batch).gradient()
+        weight = self.unembedding + state
+        gradient = torch.zeros_like(weight)
+        for some in self._kept_at_once(batch):
+            self._push(weight, loss, some).add_to(gradient)
+        return gradient
 
     def push(self, state: Tensor, loss: Loss, batch: Batch) -> Push:
         """What the batch's gradient at W0 + `state` is made of."""
+        return self._push(self.unembedding + state, loss, batch)
+
+    def _push(self, weight: Tensor, loss: Loss, batch: Batch) -> Push:
         part = self.features.select(batch.rows)
-        weight = self.unembedding + state
         kept: list[tuple[slice, Tensor]] = []
-        keep = len(part.hidden) * len(weight) <= KEEP
+        keep = len(part.hidden) * len(weight) <= self.budgets.softmax_keep
         logps = torch.empty_like(part.hidden[:, 0])
-        for rows, block in log_distributions(part, weight, self.bias):
-            logps[rows] = _own(part, rows, block)
+        for block in blocks(part, weight, self.bias, self.budgets):
+            logps[block.rows] = block.logps(part.target[block.rows])
             if keep:
-                kept.append((rows, block.exp_()))
+                kept.append((block.rows, block.probability.clone()))
         rewards = self.beta * part.per_response(logps - _known(part))
         slopes = loss.slope(rewards[:, 0] - rewards[:, 1]) * batch.weights.to(rewards) * self.beta
-        return Push(part, weight, self.bias, slopes, kept)
+        return Push(part, weight, self.bias, slopes, kept, self.budgets)
+
+    def _kept_at_once(self, batch: Batch) -> Iterator[Batch]:
+        """Parts of the batch whose softmax rows `_push` keeps: a pair's slope asks for no other pair."""
+        room = self.budgets.softmax_keep // len(self.unembedding)
+        lengths = torch.bincount(self.features.pair, minlength=self.features.pairs)[batch.rows].tolist()
+        first, taken = 0, 0
+        for place, length in enumerate(lengths):
+            if taken and taken + length > room:
+                yield Batch(batch.rows[first:place], batch.weights[first:place])
+                first, taken = place, 0
+            taken += length
+        yield Batch(batch.rows[first:], batch.weights[first:])
 
 
 @dataclass(frozen=True)
@@ -98,13 +119,18 @@ class Push:
     bias: Tensor | None
     slopes: Tensor
     kept: list[tuple[slice, Tensor]]
+    budgets: Budgets
 
     def gradient(self) -> Tensor:
         """(V, hidden)."""
+        return self.add_to(torch.zeros_like(self.weight))
+
+    def add_to(self, gradient: Tensor) -> Tensor:
+        """`gradient`, (V, hidden), with this one added in place."""
         part = self.part
         weights = self.slopes[part.pair] * part.sign
         pulled = weights[:, None] * part.hidden
-        gradient = torch.zeros_like(self.weight).index_add_(0, part.target, pulled)
+        gradient.index_add_(0, part.target, pulled)
         for rows, probability in self._distributions():
             gradient.addmm_(probability.T, pulled[rows], alpha=-1.0)
         return gradient
@@ -122,7 +148,7 @@ class Push:
         return self.slopes * sums.index_add_(1, part.pair, rates.double() * part.sign)
 
     def _distributions(self) -> Iterable[tuple[slice, Tensor]]:
-        return self.kept or distributions(self.part, self.weight, self.bias)
+        return self.kept or distributions(self.part, self.weight, self.bias, self.budgets)
 
 
 def head_space(
@@ -131,40 +157,38 @@ def head_space(
     beta: float,
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
+    budgets: Budgets = BUDGETS,
 ) -> HeadSpace:
     """The `HeadSpace` of `features`, calculated in `dtype`."""
-    features = replace(features, hidden=features.hidden.to(dtype), reference=None)
+    alike = features.hidden.dtype == unembedding.dtype == dtype == torch.float32
+    features = replace(features, hidden=features.hidden.to(dtype))
     unembedding = unembedding.detach().to(dtype)
     bias = None if bias is None else bias.detach().to(dtype)
-    return HeadSpace(replace(features, reference=_logps(features, unembedding, bias)), unembedding, beta, bias)
+    if features.reference is None or not alike:
+        # The model's own are of another arithmetic.
+        logps = torch.empty_like(features.hidden[:, 0])
+        for block in blocks(features, unembedding, bias, budgets):
+            logps[block.rows] = block.logps(features.target[block.rows])
+        features = replace(features, reference=logps)
+    return HeadSpace(features, unembedding, beta, bias, budgets)
 
 
-def growth_of(known: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-    """The change of logits less its mean under the distributions, and by how much log sum exp grows with that.
+def growth_of(logits: Tensor, probability: Tensor, change: Tensor) -> Tensor:
+    """By how much log sum exp grows, less the mean of `change`, which is taken from `change` in place: (rows, 1).
 
-    known: (rows, V) log-probabilities;  change: (rows, V) of the logits;  (rows, V) and (rows, 1) are returned
+    logits: (rows, V), up to what all of a row have in common;  probability: (rows, V) their softmax
+    change: (rows, V) of the logits
     """
-    probability = known.exp()
-    change = change - (probability * change).sum(1, keepdim=True)
-    growth = torch.log1p((probability * torch.expm1(change.clamp(max=1.0))).sum(1, keepdim=True))
+    # Whatever mean is taken, growth is beside it: its rounding is not lost.
+    change -= torch.bmm(probability[:, None], change[:, :, None])[:, 0]
+    growth = torch.bmm(probability[:, None], change.clamp(max=1.0).expm1_()[:, :, None])[:, 0].log1p_()
     large = change.amax(1) >= 1.0
     if bool(large.any()):
-        growth[large] = torch.logsumexp(known[large] + change[large], 1, keepdim=True)
-    return change, growth
+        known = torch.log_softmax(logits[large], dim=1)
+        growth[large] = torch.logsumexp(known + change[large], 1, keepdim=True)
+    return growth
 
 
 def _known(features: TokenFeatures) -> Tensor:
     assert features.reference is not None  # `head_space` gives it
-    return features.reference
-
-
-def _logps(features: TokenFeatures, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(P,) log-probabilities of the target tokens."""
-    logps = torch.empty_like(features.hidden[:, 0])
-    for rows, block in log_distributions(features, weight, bias):
-        logps[rows] = _own(features, rows, block)
-    return logps
-
-
-def _own(features: TokenFeatures, rows: slice, logps: Tensor) -> Tensor:
-    return logps.gather(1, features.target[rows, None])[:, 0]
+    return features.reference.to(features.hidden)

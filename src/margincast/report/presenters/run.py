@@ -17,35 +17,35 @@ from margincast.runs.store import write_tensors
 from margincast.trained.forecast import TrainedForecast
 
 
-def _rows(run: Trajectory) -> list[Json]:
-    rows: list[Json] = []
+def rows(run: Trajectory) -> list[Json]:
+    found: list[Json] = []
     for name, split in (("train", run.train), ("heldout", run.heldout)):
         for index, step in enumerate(run.steps):
             margins = split.margins[index].tolist()
             chosen = margins if split.chosen is None else split.chosen[index].tolist()
-            rows += [
+            found += [
                 {"step": step, "split": name, "id": pair.id, "concept": pair.concept, "margin": margin}
                 | ({} if split.chosen is None else {"chosen": reward})
                 for pair, margin, reward in zip(split.pairs, margins, chosen, strict=True)
             ]
-    return rows
+    return found
 
 
-def _summary(run: Trajectory) -> tuple[str, Sequence[str], Sequence[Sequence[str]]]:
+def summary(run: Trajectory) -> tuple[str, Sequence[str], Sequence[Sequence[str]]]:
     title = f"{run.origin.capitalize()}: step {run.steps[-1]}"
     return title, tables.CONCEPT_HEADER, tables.concept_rows(concept_results(run))
 
 
-def _leave(run: Trajectory, folder: Path) -> Contents:
+def leave(run: Trajectory, folder: Path) -> Contents:
     from margincast.recipe.losses import get_loss
 
-    rows = save_trajectory(folder, run)
+    metrics = save_trajectory(folder, run)
     loss = get_loss(run.loss_type, run.beta, without_reference=True)
     forecast = run.origin.startswith("forecast")
     trains = "all" if isinstance(run, TrainedForecast) else "head" if forecast else run.origin
     config: Json = {"train": trains, "beta": run.beta, "max_steps": run.steps[-1]}
     config |= {**loss.parameters, "loss_type": loss.name, "beta": run.beta}
-    results = trajectory_results(run, rows, 0.0)
+    results = trajectory_results(run, metrics, 0.0)
     if isinstance(run, TrainedForecast):
         write_tensors(folder / INTERVALS, run.interval_tensors)
         results |= {**trained_results(run, None), "sweep": None}
@@ -56,4 +56,4 @@ def _leave(run: Trajectory, folder: Path) -> Contents:
     return Contents("forecast" if forecast else "train", results, config, {"data": data})
 
 
-PRESENTERS.register("run")(Presenter(_rows, _summary, saving(_leave)))
+PRESENTERS.register("run")(Presenter(rows, summary, saving(leave)))

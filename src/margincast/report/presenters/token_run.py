@@ -1,0 +1,23 @@
+"""A forecast of responses of many tokens: what every run leaves, and its rewards by token, turn and length."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from margincast.records import PRESENTERS, Presenter
+from margincast.report.presenters import run as of_runs
+from margincast.report.profile import leave_profile
+from margincast.report.saving import Contents, saving
+
+if TYPE_CHECKING:
+    from margincast.frozen.tokens.forecast import TokenForecast
+
+
+def _leave(forecast: TokenForecast, folder: Path) -> Contents:
+    contents = of_runs.leave(forecast, folder)
+    return replace(contents, results={**contents.results, "length": leave_profile(forecast.reward_profile(), folder)})
+
+
+PRESENTERS.register("token_run")(Presenter(of_runs.rows, of_runs.summary, saving(_leave)))
