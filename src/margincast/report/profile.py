@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
 from margincast.intervals import Estimate, mean_interval, normal_interval, proportion
 from margincast.records import Json
@@ -19,22 +18,24 @@ from margincast.runs.metrics import concept_rows
 from margincast.runs.store import write_jsonl
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from margincast.frozen.tokens.profile import RewardProfile, Slope, SplitProfile
 
 SPLITS = {"train": "training", "heldout": "held-out"}
-PROFILE_HEADER = (
-    "",
-    "margin [95%]",
-    "length-controlled [95%]",
-    "won by length",
-    "slope a token [95%]",
-    "chosen alone",
-    "rejected alone",
-    "tokens for 70%",
-)
+PROFILE_HEADER = ("", "training [95%]", "held-out [95%]")
 PROFILE_CONCEPT_HEADER = ("concept", "held-out margin [95%]", "length-controlled [95%]", "won by length")
 TURN_HEADER = ("turn", "pairs", "chosen", "rejected", "margin")
 WON = "won_by_length"
+NAMES = {
+    "margin": "margin",
+    "length_controlled_margin": "length-controlled margin",
+    WON: "pairs won by length",
+    "slope": "slope of reward, a token",
+    "slope_chosen": "slope, chosen alone",
+    "slope_rejected": "slope, rejected alone",
+    "tokens_for_70": "tokens for 70% of the margin",
+}
 
 
 def leave_profile(profile: RewardProfile, folder: Path) -> Json:
@@ -57,17 +58,18 @@ def profile_results(profile: RewardProfile) -> Json:
 
 
 def profile_rows(length: Mapping[str, Any]) -> Rows:
-    return [
-        [
-            SPLITS[name],
-            interval(row["margin"]),
-            interval(row["length_controlled_margin"]),
-            percent(row[WON]),
-            *(interval(row[slope]) for slope in ("slope", "slope_chosen", "slope_rejected")),
-            number(row["tokens_for_70"]),
-        ]
-        for name, row in (("train", length["train"]), ("heldout", length))
-    ]
+    """A row per number, training beside held-out."""
+    shown: dict[str, Callable[[Any], str]] = {
+        "margin": interval,
+        "length_controlled_margin": interval,
+        WON: percent,
+        "slope": interval,
+        "slope_chosen": interval,
+        "slope_rejected": interval,
+        "tokens_for_70": number,
+    }
+    both = (length["train"], length)
+    return [[NAMES[key], *(text(split[key]) for split in both)] for key, text in shown.items()]
 
 
 def profile_concept_rows(length: Mapping[str, Any]) -> Rows:
