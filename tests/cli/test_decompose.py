@@ -128,6 +128,7 @@ def refused(outcome: Outcome, says: str, out: Path) -> None:
         (("--all", "--export", "a.csv"), "a .jsonl file"),
         (("--all", "--down_weight", 0.5), "--down_weight belongs to --export"),
         (("--all", "--loss_type", "ipo"), "length"),
+        (("--all", "--memory_limit", 0.01), "--memory_limit 0.01: this forecast takes about"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(inputs: Words, tmp_path: Path, words: Words, says: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from margincast.cli.inputs import PositionInputs, Reading, read_inputs, with_positions
 from margincast.cli.job import Job, open_job
+from margincast.cli.memory import MemoryOptions, say_memory
 from margincast.cli.options import CheckedOutput, Data, InputOptions, PairOptions
 from margincast.cli.signature import Fixed
 from margincast.errors import InputError
@@ -47,6 +48,7 @@ def decompose(
     recipe: Annotated[Recipe, HEAD],
     inputs: InputOptions,
     pairs: PairOptions,
+    memory: MemoryOptions,
     output: CheckedOutput,
 ) -> None:
     """Say which training tokens move a pair's rewards, and by which factor; or whose likelihood will fall, with --all.
@@ -64,7 +66,10 @@ def decompose(
             raise InputError(f"--pair {options.pair}: there is no such pair in {data}; ids are like {read.train[0].id}")
         job.done(decompose_pair(job, with_positions(job, read), recipe, options.pair))
     else:
+        import torch
+
         job.say_defaults(recipe)
+        say_memory(job, read, recipe, torch.float32, memory.memory_limit)
         job.done(rank_displacement(job, with_positions(job, read), recipe, options))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from margincast.cli.inputs import PairInputs, PositionInputs, Reading, read_inputs, with_features, with_positions
 from margincast.cli.job import Job, open_job
+from margincast.cli.memory import MemoryOptions, say_memory
 from margincast.cli.options import CheckedOutput, Data, InputOptions, PairOptions
 from margincast.errors import InputError
 from margincast.recipe.fields import option
@@ -47,6 +48,7 @@ def forecast(
     fitted: FittedOptions,
     inputs: InputOptions,
     pairs: PairOptions,
+    memory: MemoryOptions,
     output: CheckedOutput,
 ) -> None:
     """Forecast margins, loss and accuracy per concept before any training, of the run that `train` would be.
@@ -67,8 +69,13 @@ def forecast(
     job = open_job("forecast", output, recipe, inputs, pairs, data=data)
     job.say_defaults(recipe)
     read = read_inputs(job, reading, recipe.loss)
-    of_what = with_features if read.encoding.single_token else with_positions
-    job.done(run_forecast(job, of_what(job, read), recipe))
+    if read.encoding.single_token:
+        job.done(run_forecast(job, with_features(job, read), recipe))
+        return
+    from margincast.frozen.tokens.forecast import default_dtype
+
+    say_memory(job, read, recipe, default_dtype(recipe), memory.memory_limit)
+    job.done(run_forecast(job, with_positions(job, read), recipe))
 
 
 def _by_backbone(recipe: Recipe, fitted: FittedOptions) -> Recipe:

@@ -11,7 +11,7 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.features.positions import Positions, TokenFeatures
 from margincast.frozen.tokens.decomposition import along, distributions, pull, velocity
-from margincast.frozen.tokens.forecast import forecast_tokens
+from margincast.frozen.tokens.forecast import forecast_positions
 from margincast.frozen.tokens.pushes import SHOWN, SIDES, Words
 from margincast.recipe.losses import Loss
 from margincast.recipe.recipe import Recipe
@@ -143,21 +143,13 @@ def displacements(positions: Positions, recipe: Recipe, *, word: Words = str, pr
 
     word: the text of a token, as a tokenizer's `decode` gives it; by itself its number
 
-    Raises what `forecast_tokens` raises.
+    Raises what `forecast_positions` raises.
     """
     recipe = recipe.for_pairs(len(positions.train_pairs))
     train, heldout = positions.train, positions.heldout
     # float32: three times as fast, and the changes it is after are far above its rounding.
-    forecast = forecast_tokens(
-        train,
-        heldout,
-        (positions.train_pairs, positions.heldout_pairs),
-        positions.unembedding,
-        replace(recipe, eval_steps=recipe.steps),
-        bias=positions.bias,
-        dtype=torch.float32,
-        progress=progress,
-    )
+    recorded = replace(recipe, eval_steps=recipe.steps)
+    forecast = forecast_positions(positions, recorded, dtype=torch.float32, progress=progress)
     unembedding = positions.unembedding.to(train.hidden)
     both = displacement(train, heldout, forecast, unembedding, recipe.loss, positions.bias)
     return Displacements(
@@ -179,7 +171,7 @@ def displacement(
     loss: Loss,
     bias: Tensor | None = None,
 ) -> tuple[Displacement, Displacement]:
-    """Forecast and scores of both splits, and who is to blame. forecast: of `forecast_tokens` on the same features."""
+    """Forecast and scores of both splits, and who is to blame. forecast: of `forecast_positions` on these features."""
     weights = pull(train, loss, forecast.beta, train.hidden.new_zeros(train.pairs))
     moves = velocity(train, weights, unembedding, bias)
     changes = [_changes(split, forecast.beta) for split in (forecast.train, forecast.heldout)]

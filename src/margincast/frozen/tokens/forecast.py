@@ -20,6 +20,7 @@ from margincast.frozen.tokens.attribution import FollowedBack, SteppedBack, sums
 from margincast.frozen.tokens.profile import RewardProfile, profile_of
 from margincast.frozen.tokens.replay import Followed, head_flow, stepped
 from margincast.frozen.tokens.space import HeadSpace, head_space
+from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.recipe.losses import refuse_length_normalized
 from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet, SplitTrajectory
@@ -64,11 +65,13 @@ class TokenForecast(Attributable):
         return SteppedBack(stepped(train, recipe.rule, recipe, train.unembedding, pairs, step), train)
 
 
-def spaces_of(positions: Positions, beta: float, dtype: torch.dtype) -> tuple[HeadSpace, HeadSpace]:
+def spaces_of(
+    positions: Positions, beta: float, dtype: torch.dtype, budgets: Budgets = BUDGETS
+) -> tuple[HeadSpace, HeadSpace]:
     """Training and held-out pairs as the state sees them, in `dtype`. Raises `InputError` for features that are not
     finite."""
     spaces = [
-        head_space(features, positions.unembedding, beta, positions.bias, dtype)
+        head_space(features, positions.unembedding, beta, positions.bias, dtype, budgets)
         for features in (positions.train, positions.heldout)
     ]
     spaces[0].check()
@@ -77,25 +80,31 @@ def spaces_of(positions: Positions, beta: float, dtype: torch.dtype) -> tuple[He
 
 @torch.no_grad()
 def forecast_positions(
-    positions: Positions, recipe: Recipe, *, dtype: torch.dtype | None = None, progress: bool = False
+    positions: Positions,
+    recipe: Recipe,
+    *,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+    budgets: Budgets = BUDGETS,
 ) -> TokenForecast:
     """`frozen.forecast.forecast_frozen` for responses of any length.
 
     dtype: what it is calculated in; None is float32, and float64 for gradient flow, whose local error float32 cannot
     tell
 
-    Memory is that of a few matrices of the shape of the unembedding in `dtype`, four with AdamW, beside the features;
-    with gradient flow eight, and one for every recorded step.
+    budgets: what it may hold of softmax rows at once
+
+    Memory is that of some matrices of the shape of the unembedding in `dtype`, eight with AdamW, beside the features
+    (`memory_needed`); with gradient flow eight, and one for every recorded step.
 
     Raises `InputError` for a loss that divides log-ratios by the length of the response, which is no function of the
     margin here, `StatedFailure` when the simulated run diverges.
     """
     recipe = recipe.for_pairs(positions.train.pairs)
-    if dtype is None:
-        dtype = torch.float64 if recipe.rule.flow else torch.float32
+    dtype = default_dtype(recipe) if dtype is None else dtype
     loss, wanted = recipe.loss, recipe.recorded
     refuse_length_normalized(loss, single_token=False)
-    spaces = spaces_of(positions, recipe.beta, dtype)
+    spaces = spaces_of(positions, recipe.beta, dtype, budgets)
     # Only rewards are kept: a state is as large as the unembedding.
     of_tokens = [torch.zeros_like(each.features.hidden[:, 0]) for each in spaces]
     recorded = [_by_response(spaces, of_tokens)]
@@ -129,6 +138,11 @@ def forecast_positions(
         path=path,
         token_rewards=(of_tokens[0], of_tokens[1]),
     )
+
+
+def default_dtype(recipe: Recipe) -> torch.dtype:
+    """What a forecast is calculated in where nobody says."""
+    return torch.float64 if recipe.rule.flow else torch.float32
 
 
 def _by_response(spaces: Sequence[HeadSpace], of_tokens: Sequence[Tensor]) -> tuple[Tensor, ...]:
