@@ -99,9 +99,9 @@ def _refuse_overwriting(path: Path, features: Features) -> None:
 
 def read_run(folder: Path) -> tuple[Json, Features]:
     """The summary of a finished forecast or training run, and the features it used. Raises `InputError`."""
+    from margincast.features.kept import kept_features
     from margincast.frozen.engine.spaces import token_spaces
     from margincast.report.sections import read_summary
-    from margincast.runs.features import kept_features
 
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist")

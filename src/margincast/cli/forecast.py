@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from margincast.cli.inputs import PairInputs, PositionInputs, Reading, read_inputs, with_features, with_positions
+from margincast.cli.inputs import PairInputs, PositionInputs, Reading, read_inputs, with_features, with_kept_positions
 from margincast.cli.job import Job, open_job
 from margincast.cli.options import CheckedOutput, Data, InputOptions, PairOptions
 from margincast.errors import InputError
@@ -67,7 +67,7 @@ def forecast(
     job = open_job("forecast", output, recipe, inputs, pairs, data=data)
     job.say_defaults(recipe)
     read = read_inputs(job, reading, recipe.loss)
-    of_what = with_features if read.encoding.single_token else with_positions
+    of_what = with_features if read.encoding.single_token else with_kept_positions
     job.done(run_forecast(job, of_what(job, read), recipe))
 
 

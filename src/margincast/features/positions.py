@@ -88,6 +88,7 @@ class Positions:
     """Features of every response position of a data set under one model: `Features` for responses of any length.
 
     train_pairs, heldout_pairs: what `train` and `heldout` are of;  unembedding: (V, hidden);  bias: (V,), if any
+    model, model_hash: name of the model, and of its weights where they are known
     """
 
     train: TokenFeatures
@@ -97,6 +98,7 @@ class Positions:
     unembedding: Tensor
     bias: Tensor | None
     model: str
+    model_hash: str = ""
 
     def __repr__(self) -> str:
         count = len(self.train.target) + len(self.heldout.target)
@@ -123,7 +125,7 @@ def extract_positions(
     both = PairSet(train.pairs + heldout.pairs)
     encoding = encode(both, loaded.tokenizer, eos=eos, max_length=max_length, context=loaded.context)
     features = token_features(loaded, encoding, train, heldout, cache_dir=cache, progress=progress)
-    return Positions(*features, train, heldout, *head_of(loaded), loaded.name)
+    return Positions(*features, train, heldout, *head_of(loaded), loaded.name, loaded.hash)
 
 
 def head_of(loaded: LoadedModel) -> tuple[Tensor, Tensor | None]:
@@ -159,15 +161,21 @@ def token_features(
     splits, start = [], 0
     for part in (train, heldout):
         sides = [side for row in encoding.select(part).rows for side in (row.chosen, row.rejected)]
-        lengths = torch.tensor([len(side) for side in sides])
-        lines = slice(start, start + int(lengths.sum()))
+        lines = slice(start, start + sum(map(len, sides)))
         start = lines.stop
-        response = torch.repeat_interleave(torch.arange(len(sides)), lengths)
-        target = torch.tensor([token for side in sides for token in side])
-        hidden = tensors["hidden"][lines]
-        hidden = hidden if scale == 1.0 else hidden * scale
-        splits.append(TokenFeatures(hidden, target, response, len(part), tensors["reference"][lines]))
+        splits.append(laid_out(sides, tensors["hidden"][lines], tensors["reference"][lines], scale))
     return splits[0], splits[1]
+
+
+def laid_out(sides: Sequence[Sequence[int]], hidden: Tensor, reference: Tensor, scale: float) -> TokenFeatures:
+    """Features of responses with the token ids `sides`, a chosen one before its rejected one.
+
+    hidden, reference: of their positions, one after the other;  scale: the factor that the model puts on its logits
+    """
+    lengths = torch.tensor([len(side) for side in sides])
+    response = torch.repeat_interleave(torch.arange(len(sides)), lengths)
+    target = torch.tensor([token for side in sides for token in side])
+    return TokenFeatures(hidden if scale == 1.0 else hidden * scale, target, response, len(sides) // 2, reference)
 
 
 def _position_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
