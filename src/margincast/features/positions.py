@@ -22,7 +22,7 @@ from margincast.passes.response_pass import (
     unwrapped,
 )
 from margincast.passes.tokenize import Encoded, Encoding, encode
-from margincast.records import PairSet
+from margincast.records import FeatureSet, PairSet
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,20 @@ class TokenFeatures:
         """The positions where `mask`, (P,), is true; pairs keep their numbers."""
         reference = None if self.reference is None else self.reference[mask]
         return TokenFeatures(self.hidden[mask], self.target[mask], self.response[mask], self.pairs, reference)
+
+    def as_single(self, pairs: PairSet) -> FeatureSet:
+        """The same as features of one position, where every response of `pairs`, which these are of, is one token."""
+        reference = torch.zeros(len(self.target), dtype=torch.float64) if self.reference is None else self.reference
+        order = torch.argsort(self.response, stable=True).view(-1, 2)
+        ids, sums = self.target[order].tolist(), reference[order]
+        return FeatureSet(
+            pairs=pairs,
+            hidden=self.hidden[order[:, 0]],
+            chosen_ids=tuple((chosen,) for chosen, _ in ids),
+            rejected_ids=tuple((rejected,) for _, rejected in ids),
+            reference_chosen=sums[:, 0],
+            reference_rejected=sums[:, 1],
+        )
 
     def per_response(self, values: Tensor) -> Tensor:
         """Sums of `values`, (P, ...), over the tokens of each response: (pairs, 2, ...), chosen first."""
