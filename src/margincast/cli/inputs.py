@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import typer
@@ -160,7 +160,8 @@ def with_positions(job: Job, inputs: Inputs) -> PositionInputs:
     _leave_to_first(job)
     loaded = inputs.loaded
     positions = Positions(*features, inputs.train, inputs.heldout, *head_of(loaded), loaded.name, loaded.hash)
-    return PositionInputs(**vars(inputs), positions=positions)
+    given = {each.name: getattr(inputs, each.name) for each in fields(Inputs)}  # a run may have other features, too
+    return PositionInputs(**given, positions=positions)
 
 
 def with_kept_positions(job: Job, inputs: Inputs) -> PositionInputs:
