@@ -26,7 +26,7 @@ from benchmarks.harness import Row
 from benchmarks.packing import model
 from margincast.data import load_pairs
 from margincast.diagnose import find_issues
-from margincast.diagnose.sequences import lengths_of, reference_of
+from margincast.diagnose.sequences import lengths_of, mean_features, reference_of
 from margincast.features.positions import Positions, TokenFeatures, head_of, token_features
 from margincast.passes.tokenize import encode
 from margincast.records import PairSet
@@ -86,10 +86,6 @@ def alone(number: Callable[[TokenFeatures], Tensor]) -> Way:
         return -difference * difference.sign().mean().sign()
 
     return score
-
-
-def mean_features(features: TokenFeatures) -> Tensor:
-    return features.per_response(features.hidden.double()) / lengths_of(features)[..., None]
 
 
 def last_features(features: TokenFeatures) -> Tensor:

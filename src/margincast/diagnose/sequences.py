@@ -27,6 +27,7 @@ from margincast.features.positions import TokenFeatures
 from margincast.records import Json, PairSet
 
 TRIED = {"last": (0.0, 0.3, 1.0, 3.0), "covariates": (0.0, 0.1, 0.3, 1.0, 3.0), "first": (0.0, 0.3, 1.0)}
+BLOCK = 4096  # positions that are in float64 at once
 ROUNDS = 2  # in which the settings are chosen one after the other
 
 
@@ -109,21 +110,20 @@ class SequencePoints:
 
 def sequence_points(features: TokenFeatures, pairs: PairSet) -> SequencePoints:
     """`pairs`, whose features are `features`, as the kernel sees them.."""
-    hidden = features.hidden.double()
-    lengths = lengths_of(features)
-    means = features.per_response(hidden) / lengths[..., None]
+    hidden, lengths = features.hidden, lengths_of(features)
+    means = mean_features(features)
     ends = torch.bincount(features.response, minlength=2 * features.pairs).cumsum(0).view(-1, 2)
     order = torch.argsort(features.response, stable=True)
     starts = ends - lengths.long()
     sums = reference_of(features)
     known = [torch.log(lengths), *([] if sums is None else [sums, sums / lengths])]
     # Both responses begin after the same prompt.
-    prompts, responses = hidden[order[starts]].mean(dim=1), means.reshape(-1, means.shape[-1])
+    prompts, responses = hidden[order[starts]].double().mean(dim=1), means.reshape(-1, means.shape[-1])
     chosen, rejected = treatment(responses)(responses).double().view(means.shape).unbind(1)
     number = {name: k for k, name in enumerate(pairs.concepts)}
     return SequencePoints(
         mean=_scaled(_difference(means)),
-        last=_scaled(_difference(hidden[order[ends - 1]])),
+        last=_scaled(_difference(hidden[order[ends - 1]].double())),
         covariates=_scaled(torch.cat([_scaled(_difference(each)[:, None]) for each in known], dim=1)),
         first=features.target[order[starts]],
         prompts=treatment(prompts)(prompts).double(),
@@ -131,6 +131,14 @@ def sequence_points(features: TokenFeatures, pairs: PairSet) -> SequencePoints:
         rejected=rejected,
         concept=torch.tensor([number[pair.concept] for pair in pairs]),
     )
+
+
+def mean_features(features: TokenFeatures) -> Tensor:
+    """Mean feature of every response, (pairs, 2, hidden) float64, chosen first."""
+    sums = torch.zeros(2 * features.pairs, features.hidden.shape[1], dtype=torch.float64)
+    for part in torch.split(torch.arange(len(features.hidden)), BLOCK):
+        sums.index_add_(0, features.response[part], features.hidden[part].double())
+    return sums.view(features.pairs, 2, -1) / lengths_of(features)[..., None]
 
 
 def lengths_of(features: TokenFeatures) -> Tensor:
