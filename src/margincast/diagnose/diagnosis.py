@@ -218,5 +218,5 @@ def clean(
     features = diagnosis.features
     changes = plan_changes(diagnosis.suspects, action, kinds, threshold=threshold, share=share)
     write_cleaned(path, features.train_pairs, features.heldout_pairs, changes)
-    effect = cleaning_effect(features, changes, diagnosis.recipe)
+    effect = cleaning_effect(features, changes, diagnosis.recipe, diagnosis.heldout)
     return replace(diagnosis, cleaned=Cleaned(str(path), tuple(change.id for change in changes), action, effect))

@@ -91,14 +91,23 @@ def parts_of(features: Features, attribution: Attribution, beta: float, name: st
     raise KeyError(name)
 
 
-def cleaning_effect(features: Features | Positions, changes: Sequence[Change], recipe: Recipe) -> CleaningEffect:
+def cleaning_effect(
+    features: Features | Positions, changes: Sequence[Change], recipe: Recipe, known: Level | None = None
+) -> CleaningEffect:
     """Mean held-out margin and accuracy now, after `changes` to first order, and run again.
+
+    known: how the held-out pairs are now, which spares a run of responses of many tokens
 
     First order is left out where it would hold more than `DERIVATIVES` numbers. For responses of many tokens it is of
     the mean margin alone, whose derivatives take one pass back through the run.
     """
     edit = edit_of(features, changes)
-    now, first_order = _first_order(features, edit, recipe)
+    if isinstance(features, Positions):
+        now = known or level(forecast_positions(features, recipe).heldout.margins[-1])
+        change = sensitivity(features, recipe, torch.mean).change(edit)
+        first_order: Level | None = Level(now.margin + float(change), None)
+    else:
+        now, first_order = _first_order(features, edit, recipe)
     weighed = any(change.action == "weight" for change in changes)
     again = reweighed(features, edit, recipe) if weighed else rerun(features, edit, recipe).heldout.margins[-1]
     return CleaningEffect(now, first_order, level(again))
@@ -115,12 +124,8 @@ def edit_of(features: Features | Positions, changes: Sequence[Change]) -> Edit:
     return Edit(weights, flipped)
 
 
-def _first_order(features: Features | Positions, edit: Edit, recipe: Recipe) -> tuple[Level, Level | None]:
+def _first_order(features: Features, edit: Edit, recipe: Recipe) -> tuple[Level, Level | None]:
     """How the held-out pairs are, and how they would be under `edit` to first order."""
-    if isinstance(features, Positions):
-        now = level(forecast_positions(features, recipe).heldout.margins[-1])
-        known = sensitivity(features, recipe, torch.mean)
-        return now, Level(now.margin + float(known.change(edit)), None)
     if len(features.train.pairs) * len(features.heldout.pairs) <= DERIVATIVES:
         known = sensitivity(features, recipe)
         return level(known.values), level(known.values + known.change(edit))

@@ -58,7 +58,7 @@ def mislabelled_in(within: Spectrum, concept: Tensor, settings: Settings | None 
 def best_ridge(within: Spectrum) -> tuple[float, float]:
     """The ridge of the smallest leave-one-out squared loss, relative to the mean energy per pair, and that loss."""
     ones = torch.ones(len(within.vectors), dtype=within.energies.dtype)
-    scale = float(within.energies.sum()) / len(ones)
+    scale = float(within.energies.sum()) / len(ones) or 1.0  # of pairs that nothing tells apart
     losses = [float((1 - within.left_out(ones, ridge * scale)).square().mean()) for ridge in RIDGES]
     best = min(range(len(RIDGES)), key=losses.__getitem__)
     return RIDGES[best] * scale, losses[best]
