@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import typer
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from margincast.passes.tokenize import Encoding
     from margincast.recipe.loss import Loss
     from margincast.records import Features, PairSet
+
+KEPT_BYTES = 8 << 30  # of features of response positions that a training run extracts for `attribute` alone
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _encoded(job: Job, reading: Reading, pairs: PairSet, loaded: LoadedModel) ->
 
 def with_features(job: Job, inputs: Inputs, layers: bool = False) -> PairInputs:
     from margincast.features import features_of
-    from margincast.runs.features import keep_features
+    from margincast.features.kept import keep_features
 
     job.write_config()
     features = features_of(*_parts(inputs), **_options(job, inputs), layers=layers)
@@ -176,8 +178,35 @@ def with_positions(job: Job, inputs: Inputs) -> PositionInputs:
     if job.main:
         _keep_small(job, inputs.options)
     loaded = inputs.loaded
-    positions = Positions(*features, inputs.train, inputs.heldout, *head_of(loaded), loaded.name)
-    return PositionInputs(**vars(inputs), positions=positions)
+    positions = Positions(*features, inputs.train, inputs.heldout, *head_of(loaded), loaded.name, loaded.hash)
+    given = {each.name: getattr(inputs, each.name) for each in fields(Inputs)}  # a run may have other features, too
+    return PositionInputs(**given, positions=positions)
+
+
+def with_kept_positions(job: Job, inputs: Inputs) -> PositionInputs:
+    """`with_positions`, and in the job's folder all that `attribute` needs of them."""
+    from margincast.features.kept import keep_positions
+
+    found = with_positions(job, inputs)
+    if job.main:
+        keep_positions(job.out, inputs.loaded, inputs.encoding, (inputs.train, inputs.heldout), inputs.options.cache)
+    return found
+
+
+def keep_for_attribution(job: Job, inputs: Inputs) -> None:
+    """Leave in the job's folder what `attribute` needs of a run that has no use for features of every response
+    position itself, and say how much that is, or why it is left out."""
+    from margincast.features.extract import known_logits
+    from margincast.features.kept import bytes_of_positions
+
+    needed = bytes_of_positions(inputs.loaded, inputs.encoding)
+    logits = known_logits(inputs.loaded, inputs.encoding.rows, inputs.options.cache)
+    if needed > KEPT_BYTES or logits != "linear":
+        why = f"the logits are {logits}" if logits != "linear" else f"they would take {needed / 1e9:.0f} GB"
+        job.say(f"`attribute` will refuse this run: features of its response positions are not kept, as {why}")
+        return
+    job.say(f"for `attribute`, features of all response positions are kept in the cache: {needed / 1e6:.0f} MB")
+    with_kept_positions(job, inputs)
 
 
 def _parts(inputs: Inputs) -> tuple[LoadedModel, Encoding, PairSet, PairSet]:
