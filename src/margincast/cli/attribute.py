@@ -201,7 +201,8 @@ def print_tables(job: Job, results: Json) -> None:
     interaction = results["interaction"]
     if len(interaction["heldout"]) <= 8:
         job.table(title, shown.interaction_header(interaction), shown.interaction_rows(interaction))
-    job.table("Training pairs that harm most", shown.EFFECT_HEADER, shown.effect_rows(results["harming"][:5]))
+    worst = results["harming"][:5]
+    job.table(shown.worst_effects_title(worst), shown.EFFECT_HEADER, shown.effect_rows(worst))
     if results.get("counterfactual"):
         check = results["counterfactual"]
         job.table(f"With {check['changed']} pairs {check['done']}", shown.CHECK_HEADER, shown.check_rows(check))

@@ -61,6 +61,12 @@ def worst_rows(rows: Sequence[Mapping[str, Any]], kind: str) -> Rows:
     ]
 
 
+def worst_effects_title(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the training pairs of the smallest effects, smallest first, have in common."""
+    harmful = bool(rows) and rows[0]["effect"] < 0
+    return "Training pairs that harm most" if harmful else "Training pairs that help least; none harms"
+
+
 def effect_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
     return [[row["id"], number(row["effect"]), number(row["mislabel_score"])] for row in rows]
 
@@ -249,8 +255,8 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
             title="Training pairs that make or break generalisation",
             texts=["What single training pairs add to the mean held-out margin of this forecast."],
             tables=[
-                PageTable("Those that help most", EFFECT_HEADER, effect_rows(results["helping"])),
-                PageTable("Those that harm most", EFFECT_HEADER, effect_rows(results["harming"])),
+                PageTable("Training pairs that help most", EFFECT_HEADER, effect_rows(results["helping"])),
+                PageTable(worst_effects_title(results["harming"]), EFFECT_HEADER, effect_rows(results["harming"])),
             ],
         ),
     ]
