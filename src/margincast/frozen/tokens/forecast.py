@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -25,6 +26,8 @@ from margincast.recipe.losses import refuse_length_normalized
 from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet, SplitTrajectory
 
+# Recorded states that are evaluated together: three products for two of them, where one by one they take four.
+TOGETHER = 3
 FLOW_ORDER = 4  # a step of the flow holds twice as many states, each as large as the unembedding
 
 
@@ -105,9 +108,6 @@ def forecast_positions(
     loss, wanted = recipe.loss, recipe.recorded
     refuse_length_normalized(loss, single_token=False)
     spaces = spaces_of(positions, recipe.beta, dtype, budgets)
-    # Only rewards are kept: a state is as large as the unembedding.
-    of_tokens = [torch.zeros_like(each.features.hidden[:, 0]) for each in spaces]
-    recorded = [_by_response(spaces, of_tokens)]
     path: tuple[tuple[Stride, ...], ...] = ()
     states: Iterator[tuple[int, Tensor]]
     if recipe.rule.flow:
@@ -116,15 +116,13 @@ def forecast_positions(
         states, path = zip(wanted[1:], followed, strict=True), tuple(strides)
     else:
         states = _states(spaces[0], recipe)
-    for step, state in tqdm(states, desc="forecast", unit="step", total=recipe.steps, disable=not progress):
-        if step in wanted:
-            of_tokens = [each.token_rewards(state) for each in spaces]
-            recorded.append(_by_response(spaces, of_tokens))
-    splits = []
+    shown = tqdm(states, desc="forecast", unit="step", total=recipe.steps, disable=not progress)
+    by_step, last = _recorded(spaces, (state for step, state in shown if step in wanted))
     pairs = positions.train_pairs, positions.heldout_pairs
-    for mine, of_split in zip(pairs, zip(*recorded, strict=True), strict=True):
-        rewards = torch.stack(of_split)
-        splits.append(SplitTrajectory(mine, rewards[..., 0] - rewards[..., 1], rewards[..., 0]))
+    splits = [
+        SplitTrajectory(mine, rewards[..., 0] - rewards[..., 1], rewards[..., 0])
+        for mine, rewards in zip(pairs, by_step, strict=True)
+    ]
     return TokenForecast(
         steps=wanted,
         train=splits[0],
@@ -136,7 +134,7 @@ def forecast_positions(
         recipe=recipe,
         dtype=dtype,
         path=path,
-        token_rewards=(of_tokens[0], of_tokens[1]),
+        token_rewards=last,
     )
 
 
@@ -145,8 +143,21 @@ def default_dtype(recipe: Recipe) -> torch.dtype:
     return torch.float64 if recipe.rule.flow else torch.float32
 
 
-def _by_response(spaces: Sequence[HeadSpace], of_tokens: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(each.features.per_response(rewards) for each, rewards in zip(spaces, of_tokens, strict=True))
+def _recorded(
+    spaces: tuple[HeadSpace, HeadSpace], states: Iterator[Tensor]
+) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+    """By split the rewards at W0 and at all `states`, (steps, pairs, 2), and those of its positions at the last, (P,).
+
+    A state is as large as the unembedding: only rewards are kept.
+    """
+    by_split = [[each.unembedding.new_zeros(1, each.features.pairs, 2)] for each in spaces]
+    last = [torch.zeros_like(each.features.hidden[:, 0]) for each in spaces]
+    while some := list(islice(states, TOGETHER)):
+        for place, (space, found) in enumerate(zip(spaces, by_split, strict=True)):
+            of_tokens = space.token_rewards(some)
+            found.append(torch.stack([space.features.per_response(rewards) for rewards in of_tokens]))
+            last[place] = of_tokens[-1]
+    return [torch.cat(found) for found in by_split], (last[0], last[1])
 
 
 def forecast_tokens(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from margincast.recipe.losses import Loss
 class HeadSpace:
     """Pairs with responses of any length as seen by the state dW, (V, hidden). A `frozen.engine.state.Space`.
 
-    features: with their `reference`, which margins within a step are measured from
+    features: their `reference`, where they have it, is in the dtype of all else
     unembedding: (V, hidden) W0, in the dtype of the features;  bias: (V,), which does not move
     """
 
@@ -49,19 +50,21 @@ class HeadSpace:
 
     def rewards(self, state: Tensor) -> Tensor:
         """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12)."""
-        return self.features.per_response(self.token_rewards(state))
+        return self.features.per_response(self.token_rewards([state])[0])
 
-    def token_rewards(self, state: Tensor) -> Tensor:
-        """(P,) what every response position adds to its sequence reward at W0 + `state`.
+    def token_rewards(self, states: Sequence[Tensor]) -> Tensor:
+        """(K, P) what every response position adds to its sequence reward at W0 + each of K `states`.
 
-        From what logits change by: the difference of two log-probabilities would be lost in their rounding.
+        From what logits change by: the difference of two log-probabilities would be lost in their rounding. The softmax
+        at W0 is made once for all states.
         """
         part = self.features
-        moved = torch.empty_like(part.hidden[:, 0])
+        moved = part.hidden.new_empty(len(states), len(part.hidden))
         for block in blocks(part, self.unembedding, self.bias, self.budgets):
-            change = part.hidden[block.rows] @ state.T
-            growth = growth_of(block.logits, block.probability, change)
-            moved[block.rows] = change.gather(1, part.target[block.rows, None])[:, 0] - growth[:, 0]
+            for row, state in zip(moved, states, strict=True):
+                change = part.hidden[block.rows] @ state.T
+                growth = growth_of(block.logits, block.probability, change)
+                row[block.rows] = change.gather(1, part.target[block.rows, None])[:, 0] - growth[:, 0]
         return self.beta * moved
 
     def rows(self, pairs: Tensor) -> HeadSpace:
@@ -81,7 +84,7 @@ class HeadSpace:
         return self._push(self.unembedding + state, loss, batch)
 
     def _push(self, weight: Tensor, loss: Loss, batch: Batch) -> Push:
-        part = self.features.select(batch.rows)
+        part = self._known.select(batch.rows)
         kept: list[tuple[slice, Tensor]] = []
         keep = len(part.hidden) * len(weight) <= self.budgets.softmax_keep
         logps = torch.empty_like(part.hidden[:, 0])
@@ -89,9 +92,21 @@ class HeadSpace:
             logps[block.rows] = block.logps(part.target[block.rows])
             if keep:
                 kept.append((block.rows, block.probability.clone()))
-        rewards = self.beta * part.per_response(logps - _known(part))
+        assert part.reference is not None
+        rewards = self.beta * part.per_response(logps - part.reference)
         slopes = loss.slope(rewards[:, 0] - rewards[:, 1]) * batch.weights.to(rewards) * self.beta
         return Push(part, weight, self.bias, slopes, kept, self.budgets)
+
+    @cached_property
+    def _known(self) -> TokenFeatures:
+        """The features with log-probabilities at W0. Margins of a batch ask for them, rewards do not."""
+        part = self.features
+        if part.reference is not None:
+            return part
+        logps = torch.empty_like(part.hidden[:, 0])
+        for block in blocks(part, self.unembedding, self.bias, self.budgets):
+            logps[block.rows] = block.logps(part.target[block.rows])
+        return replace(part, reference=logps)
 
     def _kept_at_once(self, batch: Batch) -> Iterator[Batch]:
         """Parts of the batch whose softmax rows `_push` keeps: a pair's slope asks for no other pair."""
@@ -160,17 +175,12 @@ def head_space(
     budgets: Budgets = BUDGETS,
 ) -> HeadSpace:
     """The `HeadSpace` of `features`, calculated in `dtype`."""
+    # The model's own log-probabilities are of this arithmetic only where all of it is float32.
     alike = features.hidden.dtype == unembedding.dtype == dtype == torch.float32
-    features = replace(features, hidden=features.hidden.to(dtype))
-    unembedding = unembedding.detach().to(dtype)
+    reference = features.reference.to(dtype) if alike and features.reference is not None else None
+    features = replace(features, hidden=features.hidden.to(dtype), reference=reference)
     bias = None if bias is None else bias.detach().to(dtype)
-    if features.reference is None or not alike:
-        # The model's own are of another arithmetic.
-        logps = torch.empty_like(features.hidden[:, 0])
-        for block in blocks(features, unembedding, bias, budgets):
-            logps[block.rows] = block.logps(features.target[block.rows])
-        features = replace(features, reference=logps)
-    return HeadSpace(features, unembedding, beta, bias, budgets)
+    return HeadSpace(features, unembedding.detach().to(dtype), beta, bias, budgets)
 
 
 def growth_of(logits: Tensor, probability: Tensor, change: Tensor) -> Tensor:
@@ -187,8 +197,3 @@ def growth_of(logits: Tensor, probability: Tensor, change: Tensor) -> Tensor:
         known = torch.log_softmax(logits[large], dim=1)
         growth[large] = torch.logsumexp(known + change[large], 1, keepdim=True)
     return growth
-
-
-def _known(features: TokenFeatures) -> Tensor:
-    assert features.reference is not None  # `head_space` gives it
-    return features.reference.to(features.hidden)
