@@ -74,6 +74,8 @@ class Registry(Generic[T]):
                 near = difflib.get_close_matches(name, self.names, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise InputError(f"{self.kind} {name!r} is not known; {hint}use one of: {', '.join(self.names)}")
+        if name not in self._entries:
+            raise InputError(f"{self._modules[name]} registers no {self.kind} {name!r}: its file must have that name")
         return self._entries[name]
 
     def _load(self, point: EntryPoint) -> None:

@@ -46,3 +46,12 @@ def test_a_second_call_reads_them(tmp_path: Path) -> None:
     loaded.model.forward = None  # whoever asks the model now fails
     again = extract_prompts(loaded, train, heldout, cache_dir=tmp_path)
     assert torch.equal(first.train, again.train) and torch.equal(first.heldout, again.heldout)
+
+
+def test_another_cut_of_the_same_rows_has_other_weights(tmp_path: Path) -> None:
+    model = tiny_loaded()
+    pairs = make(["What is a cat?", "What is a dog house?", "Why not?", "And a cat house?", "No dog?"], 0)
+    extract_prompts(model, pairs[:-2], pairs[-2:], cache_dir=tmp_path / "one")
+    again = extract_prompts(model, pairs[:2], pairs[2:], cache_dir=tmp_path / "one")
+    anew = extract_prompts(model, pairs[:2], pairs[2:], cache_dir=tmp_path / "other")
+    assert torch.equal(again.train, anew.train) and torch.equal(again.heldout, anew.heldout)

@@ -130,17 +130,17 @@ def _chosen(suspects: Suspects, kind: str, threshold: float | None, share: float
         rows = [row for row in suspects.issues if row[name] > threshold]
     else:
         rows = [row for row in suspects.issues if row[f"is_{kind}_issue"]]
-    return _one_of_two(rows, suspects, kind) if kind in ("duplicate", "conflict") else rows
+    return _one_of_two(rows, suspects, kind) if known_kinds()[kind].stays else rows
 
 
 def _one_of_two(rows: Sequence[Mapping[str, Any]], suspects: Suspects, kind: str) -> list[Mapping[str, Any]]:
     """Of every two pairs that are about each other, the one to change."""
     place = {row["id"]: k for k, row in enumerate(suspects.issues)}
     suspicion = {row["id"]: row["mislabel_score"] for row in suspects.issues}
+    likelier = known_kinds()[kind].stays == "likelier"
 
     def stays(name: str) -> tuple[float, int]:
-        # Duplicates: the first one. Conflicts: the likelier one, and the first of two alike.
-        return (suspicion[name] if kind == "conflict" else 0.0, place[name])
+        return (suspicion[name] if likelier else 0.0, place[name])  # of two as likely, the first
 
     changed: set[str] = set()
     for row in sorted(rows, key=lambda row: place[row["id"]]):

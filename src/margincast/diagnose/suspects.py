@@ -71,6 +71,7 @@ class Suspects(Shown):
             "counts": self.counts(),
             "meanings": {name: kind.meaning for name, kind in kinds().items()},
             "thresholds": {name: kind.threshold for name, kind in kinds().items()},
+            "flagged_when": {name: kind.flagged_when for name, kind in kinds().items()},
             "worst": worst,
             "settings": dict(self.settings),
         }

@@ -80,8 +80,8 @@ def prompts_of(
     def lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
         return {"hidden": _means(model, batch, packed, weights)}
 
-    # What the training prompts are is in the key of the cache, and with them the weights.
-    kept = Kept("prompts", lambda row: 1, lines)
+    # Rows are in the key of the cache; how many of them are training prompts, which the weights depend on, is not.
+    kept = Kept(f"prompts of {len(train)} training pairs", lambda row: 1, lines)
     whole = replace(encoding, rows=tuple(map(_as_response, encoding.rows)))
     hidden = kept_tensors(loaded, whole, train, heldout, kept, cache_dir=cache_dir, progress=progress, say=say)[
         "hidden"

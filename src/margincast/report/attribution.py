@@ -19,11 +19,6 @@ WORST_HEADER = ("score", "pair", "concept", "text")
 EFFECT_HEADER = ("training pair", "adds to the mean held-out margin", "P(mislabelled)")
 TOP_HEADER = ("training pair", "contribution", "P(mislabelled)")
 CHECK_HEADER = ("held-out pairs", "margin", "accuracy")
-BESIDES = {
-    "duplicate": ", and words alike",
-    "conflict": ", and words alike",
-    "harm": " by 2 deviations of chance",
-}
 SHOWN = 8  # on the page, of each kind
 # More concepts than this are drawn without numbers in their cells.
 NUMBERED = 10
@@ -35,15 +30,19 @@ def issue_rows(suspects: Mapping[str, Any]) -> Rows:
             kind,
             str(count),
             f"{count / suspects['pairs']:.1%}",
-            f"{'>=' if kind == 'unlearnable' else '>'} {suspects['thresholds'][kind]:g}{BESIDES.get(kind, '')}",
+            suspects.get("flagged_when", {}).get(kind, f"> {suspects['thresholds'][kind]:g}"),
             suspects["meanings"][kind],
         ]
         for kind, count in suspects["counts"].items()
     ]
 
 
-def worst_header(kind: str) -> tuple[str, ...]:
-    return (*WORST_HEADER, "nearest such pair") if kind in ("duplicate", "conflict") else WORST_HEADER
+def worst_header(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return (*WORST_HEADER, "nearest such pair") if _of_two(rows) else WORST_HEADER
+
+
+def _of_two(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any(row.get("partner_id") for row in rows)
 
 
 def worst_rows(rows: Sequence[Mapping[str, Any]], kind: str) -> Rows:
@@ -55,7 +54,11 @@ def worst_rows(rows: Sequence[Mapping[str, Any]], kind: str) -> Rows:
             row["id"],
             row["concept"],
             row["text"],
-            *([f"{row['partner_id']}: {row['partner_text']}"] if row.get("partner_id") else []),
+            *(
+                [f"{row['partner_id']}: {row['partner_text']}" if row.get("partner_id") else ""]
+                if _of_two(rows)
+                else []
+            ),
         ]
         for row in flagged[:SHOWN]
     ]
@@ -244,7 +247,7 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
             figures=[PageFigure(folder / "figures" / "suspects.svg", "Left-out margins of the training pairs.")],
             tables=[
                 PageTable(
-                    f"{kind}: {suspects['meanings'][kind]}", worst_header(kind), worst_rows(rows, kind), text=True
+                    f"{kind}: {suspects['meanings'][kind]}", worst_header(rows), worst_rows(rows, kind), text=True
                 )
                 for kind, rows in suspects["worst"].items()
                 if rows

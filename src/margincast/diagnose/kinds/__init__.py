@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -43,6 +43,8 @@ class Scores:
 class SuspectKind:
     """meaning: of a score, in a few words;  threshold: from which it is an issue, other conditions aside
     flippable: whether exchanging chosen and rejected can mend it;  rank: its place in tables
+    flagged: when it is an issue, in words [default: above the threshold]
+    stays: of two pairs that an issue is about, the one that cleaning leaves, None where it is about one
     """
 
     meaning: str
@@ -50,6 +52,12 @@ class SuspectKind:
     score: Callable[[Evidence], Scores]
     flippable: bool = False
     rank: int = 50
+    flagged: str = ""
+    stays: Literal["first", "likelier"] | None = None
+
+    @property
+    def flagged_when(self) -> str:
+        return self.flagged or f"> {self.threshold:g}"
 
 
 KINDS: Registry[SuspectKind] = Registry("issue", "margincast.diagnose.kinds", "margincast.suspects")

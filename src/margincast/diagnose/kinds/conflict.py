@@ -22,5 +22,7 @@ KINDS.register("conflict")(
         _score,
         flippable=True,
         rank=2,
+        flagged=f"> {THRESHOLD:g}, and words alike",
+        stays="likelier",
     )
 )

@@ -21,5 +21,7 @@ KINDS.register("duplicate")(
         THRESHOLD,
         _score,
         rank=1,
+        flagged=f"> {THRESHOLD:g}, and words alike",
+        stays="first",
     )
 )

@@ -15,5 +15,11 @@ def _score(evidence: Evidence) -> Scores:
 
 
 KINDS.register("harm")(
-    SuspectKind("share of the pair's push on its own concept's other pairs that is downward", THRESHOLD, _score, rank=4)
+    SuspectKind(
+        "share of the pair's push on its own concept's other pairs that is downward",
+        THRESHOLD,
+        _score,
+        rank=4,
+        flagged=f"> {THRESHOLD:g} by {DEVIATIONS:g} deviations of chance",
+    )
 )

@@ -15,6 +15,10 @@ def _score(evidence: Evidence) -> Scores:
 
 KINDS.register("unlearnable")(
     SuspectKind(
-        "share of the run during which the pair is not learned though it is trained on", THRESHOLD, _score, rank=3
+        "share of the run during which the pair is not learned though it is trained on",
+        THRESHOLD,
+        _score,
+        rank=3,
+        flagged=f">= {THRESHOLD:g}",
     )
 )

@@ -23,17 +23,16 @@ def visit(
     mode: int, start: int, stop: int, features: Any, pairs: Any, state: Any, beta: Any, margins: Any,
     coefficients: Any, pull: Any,
 ) -> None:  # fmt: skip
-    """Visits start..stop. In: weights times beta (BOTH) or those times slopes (PULL), as `coefficients`, (visits, S).
+    """Visits start..stop. In: weights times beta (BOTH) or those times slopes (PULL), as `coefficients`, (visits,).
 
-    Out: `margins`, (visits, S); `pull`, (S, T, hidden) float64, is added to.
+    Out: `margins`, (visits,); `pull`, (T, hidden) float64, is added to.
     """
     rows, plus, minus, sign = pairs
-    settings, _, width = state.shape
     real = state.dtype.type
     stored = torch.from_numpy(features)
     stored = stored.view({torch.uint16: torch.bfloat16, torch.int16: torch.float16}.get(stored.dtype, stored.dtype))
     dtype = torch.from_numpy(state[:0]).dtype
-    block = max(4, min(4 * FLUSH, BLOCK_BYTES // (width * state.itemsize)))
+    block = max(4, min(4 * FLUSH, BLOCK_BYTES // (state.shape[1] * state.itemsize)))
     for first in range(start, stop, block):
         part = slice(first, min(first + block, stop))
         tokens, ends = np.unique(np.concatenate([plus[part], minus[part]]), return_inverse=True)
@@ -45,13 +44,10 @@ def visit(
         g = stored.index_select(0, torch.from_numpy(rows[part])).to(dtype).numpy()
         given = coefficients[part]
         if mode != PULL:
-            logits = (g @ state[:, tokens].reshape(-1, width).T).reshape(len(delta), settings, -1)
-            dots = (logits * delta[:, None]).sum(axis=2)
-            margins[part] = beta * dots  # r_i = beta delta_i^T dW g_i
+            margins[part] = beta * ((g @ state[tokens].T) * delta).sum(axis=1)  # r_i = beta delta_i^T dW g_i
         if mode == MARGINS:
             continue
         if mode == BOTH:
             with np.errstate(over="ignore"):
                 given = given / -(real(1) + np.exp(margins[part]))  # f' of DPO: -sigma(-r)
-        scale = (given[:, :, None] * delta[:, None]).reshape(len(delta), -1)
-        pull[:, tokens] += (scale.T @ g).reshape(settings, len(tokens), width)
+        pull[tokens] += (given[:, None] * delta).T @ g

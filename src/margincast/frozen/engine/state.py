@@ -78,7 +78,7 @@ class TokenSpace:
         return torch.cat([self.features[part].to(state.dtype) @ state.T for part in self.blocks()])
 
     def margins(self, state: Tensor) -> Tensor:
-        """r_i = beta * delta_i^T dW g_i, (pairs,)."""
+        """r_i = beta * delta_i^T dW g_i, (pairs,), of pairs trained on or not. Eq. 9."""
         margins = state.new_empty(len(self))
         for part in self.blocks():
             logits = self.features[part].to(state.dtype) @ state.T
