@@ -121,8 +121,8 @@ def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) 
     job.table("", tables.STEP_HEADER, tables.step_rows(rows))
     job.table(f"Step {trajectory.steps[-1]}", tables.CONCEPT_HEADER, tables.concept_rows(results["concepts"]))
     if "length" in results:
-        title = "Margins, and what they owe to length"
-        job.table(title, profile.PROFILE_HEADER, profile.profile_rows(results["length"]))
+        job.table(profile.PROFILE_TITLE, profile.PROFILE_HEADER, profile.profile_rows(results["length"]))
+        job.table(profile.SLOPE_TITLE, profile.SLOPE_HEADER, profile.slope_rows(results["length"]))
         for text in profile.read_profile(results["length"]):
             job.say(text)
     return summary

@@ -22,16 +22,9 @@ if TYPE_CHECKING:
     from margincast.frozen.tokens.profile import RewardProfile, Slope, SplitProfile
 
 SPLITS = {"train": "training", "heldout": "held-out"}
-PROFILE_HEADER = (
-    "",
-    "margin [95%]",
-    "length-controlled [95%]",
-    "won by length",
-    "slope a token [95%]",
-    "chosen alone",
-    "rejected alone",
-    "tokens for 70%",
-)
+PROFILE_HEADER = ("", "margin [95%]", "length-controlled [95%]", "won by length", "tokens for 70%")
+SLOPE_HEADER = ("", "together [95%]", "chosen alone [95%]", "rejected alone [95%]")
+PROFILE_TITLE, SLOPE_TITLE = "Margins, and what they owe to length", "Slope of the reward in the number of tokens"
 PROFILE_CONCEPT_HEADER = ("concept", "held-out margin [95%]", "length-controlled [95%]", "won by length")
 TURN_HEADER = ("turn", "pairs", "chosen", "rejected", "margin")
 WON = "won_by_length"
@@ -63,9 +56,15 @@ def profile_rows(length: Mapping[str, Any]) -> Rows:
             interval(row["margin"]),
             interval(row["length_controlled_margin"]),
             percent(row[WON]),
-            *(interval(row[slope]) for slope in ("slope", "slope_chosen", "slope_rejected")),
             number(row["tokens_for_70"]),
         ]
+        for name, row in (("train", length["train"]), ("heldout", length))
+    ]
+
+
+def slope_rows(length: Mapping[str, Any]) -> Rows:
+    return [
+        [SPLITS[name], *(interval(row[slope]) for slope in ("slope", "slope_chosen", "slope_rejected"))]
         for name, row in (("train", length["train"]), ("heldout", length))
     ]
 
@@ -107,7 +106,10 @@ def read_profile(length: Mapping[str, Any]) -> list[str]:
 
 
 def profile_sections(folder: Path, length: Mapping[str, Any]) -> list[Section]:
-    tables = [PageTable("Margins, and what they owe to length", PROFILE_HEADER, profile_rows(length))]
+    tables = [
+        PageTable(PROFILE_TITLE, PROFILE_HEADER, profile_rows(length)),
+        PageTable(SLOPE_TITLE, SLOPE_HEADER, slope_rows(length)),
+    ]
     if len(length["concepts"]) > 1:
         tables.append(PageTable("By concept", PROFILE_CONCEPT_HEADER, profile_concept_rows(length)))
     if length["turns"]:
@@ -146,6 +148,7 @@ def carried_shares(profile: RewardProfile) -> Figure:
         axis.fill_between(tokens, low, high, color=colour, alpha=0.18, linewidth=0)
         axis.plot(tokens, middle, color=colour, linewidth=1.8, label=label)
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:.0f}")
     axis.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
     axis.set_ylim(-0.25, 1.75)
     axis.set_xlabel("first tokens of both responses", fontsize=9, color=INK)
