@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "forecasting": BASE | {"recipe", "features", "frozen", "trained"},
     "comparison": BASE | {"intervals", "runs"},
     "paper": BASE | {"intervals", "runs", "structure", "frozen", "recipe", "theory"},
-    "diagnose": BASE | {"recipe", "frozen", "runs"},
+    "diagnose": BASE | {"recipe", "features", "frozen", "runs"},
     "report": BASE | {"recipe", "intervals", "comparison", "runs", "structure", "theory", "paper", "trained"},
 }
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "pandas")

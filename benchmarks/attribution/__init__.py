@@ -6,7 +6,7 @@ from benchmarks.harness import Row
 
 
 def rows() -> Iterator[Row]:
-    from benchmarks.attribution import cleaning, counterfactuals, flips, scale, treatments
+    from benchmarks.attribution import chat, cleaning, counterfactuals, flips, scale, treatments
 
-    for claim in (counterfactuals, scale, treatments, flips, cleaning):
+    for claim in (counterfactuals, scale, treatments, flips, chat, cleaning):
         yield from claim.rows()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from margincast.errors import InputError as InputError
     from margincast.errors import StatedFailure as StatedFailure
     from margincast.features import extract_features as extract_features
+    from margincast.features.kept import kept_features as kept_features
     from margincast.features.positions import Positions as Positions
     from margincast.features.positions import extract_positions as extract_positions
     from margincast.features.prompts import Prompts as Prompts
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
     from margincast.records import PairSet as PairSet
     from margincast.records import SplitTrajectory as SplitTrajectory
     from margincast.records import Trajectory as Trajectory
-    from margincast.runs.features import kept_features as kept_features
     from margincast.runs.load import Run as Run
     from margincast.runs.load import load_run as load_run
     from margincast.runs.metrics import metric_rows as metric_rows
@@ -174,7 +174,7 @@ _HOMES = {
     "Sweep": "margincast.theory.simulation",
     "compare": "margincast.comparison",
     "load_run": "margincast.runs.load",
-    "kept_features": "margincast.runs.features",
+    "kept_features": "margincast.features.kept",
     "metric_rows": "margincast.runs.metrics",
     "TrainedForecast": "margincast.trained.forecast",
     "Forecast": "margincast.frozen.forecast",

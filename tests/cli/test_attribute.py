@@ -86,7 +86,7 @@ def test_the_export_is_run_again(attributed: Path, forecast: Path) -> None:
 
 def margin_without(folder: Path, gone: set[str]) -> float:
     """Mean held-out margin of the run in `folder` without some training pairs: full batches, one step at a time."""
-    from margincast.runs.features import kept_features
+    from margincast.features.kept import kept_features
 
     features = kept_features(folder)
     spaces = []

@@ -28,7 +28,7 @@ def test_the_first_line_says_what_was_understood_and_pairs_are_shown(here: Path,
     done = run("inspect", "b.jsonl", "--model", model_folder, "--show", 2, "--eos", "--out", "i")
     assert done.status == 0, done.err
     lines = done.out.splitlines()
-    assert lines[:2] == ["TRL shape: 3 pairs of text", "3 pairs in 1 concepts from b.jsonl"]
+    assert lines[:2] == ["TRL shape: 3 pairs of text", "3 pairs in 1 concept from b.jsonl"]
     assert "b:1 (training, b) as the model reads it:" in done.out or "b:1 (held out, b)" in done.out
     assert "  prompt    Is <U+001B>[31m it\\n\n             so? <U+202E>\n" in done.out
     assert "  chosen     Yes<|end|>\n" in done.out
@@ -86,3 +86,25 @@ def test_leakage_is_refused_or_counted(here: Path, model_folder: Path) -> None:
 def test_two_ways_to_name_heldout_pairs(here: Path, model_folder: Path) -> None:
     done = run("inspect", "a.jsonl", "--model", model_folder, "--heldout", "a.jsonl", "--dataset_test_split", "test")
     assert done.status == 2 and "both name the held-out pairs" in done.err
+
+
+def test_topics_are_the_concepts_of_data_that_name_none(here: Path, model_folder: Path) -> None:
+    themes = ("bake bread", "planet orbit")
+    talk = [
+        {"prompt": f"Say {themes[k % 2]} {k}?", "chosen": f" good answer {k}", "rejected": f" bad one {k}"}
+        for k in range(24)
+    ]
+    write_rows(Path("b.jsonl"), talk)
+    words = ("forecast", "b.jsonl", "--model", model_folder, *STEPS, "--out", "f")
+    for wrong, said in (("some", "--topics some: give auto, none or a number"), ("0", "--topics 0")):
+        refused = run(*words, "--topics", wrong)
+        assert refused.status == 2 and said in refused.err
+    done = run(*words, "--topics", 2)
+    assert done.status == 0, done.err
+    pairs = [json.loads(line) for line in Path("f/pairs.jsonl").read_text().splitlines()]
+    concepts = json.loads(Path("f/summary.json").read_text())["results"]["concepts"]
+    topics = {pair["concept"] for pair in pairs}
+    assert len(topics) == 2 and set(concepts) == {pair["concept"] for pair in pairs if pair["split"] == "heldout"}
+    assert {pair["id"] for pair in pairs} == {f"b:{k}" for k in range(1, 25)}
+    named = run("forecast", "traits", "--model", model_folder, "--topics", 2)
+    assert named.status == 2 and "the pairs have concepts" in named.err

@@ -142,7 +142,7 @@ def test_long_responses_and_too_few_pairs_are_refused() -> None:
     split, _ = two_concepts(20, 4, 0)
     from dataclasses import replace
 
-    with pytest.raises(InputError, match="decompose DATA --all"):
+    with pytest.raises(InputError, match="give those of `extract_positions`"):
         find_issues(replace(split, chosen_ids=((1, 2), *split.chosen_ids[1:])))
     with pytest.raises(InputError, match="there are 2 pairs"):
         find_issues(made(torch.eye(2), torch.tensor([True, False]), torch.zeros(2).long()))

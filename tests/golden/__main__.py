@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--tier", choices=("fast", "slow"), default="fast")
     parser.add_argument("--exact", action="store_true", help="to the last bit")
     parser.add_argument("--write", action="store_true", help="replace the values")
+    parser.add_argument("--add", action="store_true", help="keep the values, and add those that are new")
     given = parser.parse_args()
     cases = {name: commands for name, commands in run.cases(given.tier).items() if not given.case or name in given.case}
     path = run.VALUES / f"{given.tier}.json"
@@ -30,9 +31,12 @@ def main() -> int:
             print(f"{name}: {len(now)} values")
             continue
         said = run.differences(name, values[name], now, given.exact)
+        if given.add:
+            values[name] = now | values[name]
+            said = [line for line in said if not line.endswith(": new")]
         wrong += bool(said)
         print(f"{name}: {'as it was' if not said else f'{len(said)} differences'}", *said[:8], sep="\n    ", flush=True)
-    if given.write:
+    if given.write or given.add:
         path.write_text(json.dumps(values, indent=0, sort_keys=True) + "\n", encoding="utf-8")
     return int(bool(wrong))
 

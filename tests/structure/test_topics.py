@@ -48,7 +48,7 @@ def test_planted_topics_come_back_with_their_words(topics: int, seed: int) -> No
     for number, name in enumerate(found.names):
         theme = {truth[row] for row in range(len(pairs)) if found.train_topic[row] == number}
         best = max(theme, key=lambda k: sum(truth[r] == k for r in range(len(pairs)) if found.train_topic[r] == number))
-        assert set(name.split(", ")) == set(THEMES[best].split())
+        assert set(name.split("-")) == set(THEMES[best].split())
     assert [train for train, _ in found.sizes] == sorted((train for train, _ in found.sizes), reverse=True)
     assert next(row for row in found.stability if row.count == topics).agreement > 0.9
 

@@ -17,6 +17,7 @@ from margincast.records import Json
 
 if TYPE_CHECKING:
     from margincast.diagnose import Suspects
+    from margincast.features.positions import Positions
     from margincast.records import Features
 
 SHOW, EXPORT = "What to show", "Export"
@@ -80,9 +81,9 @@ def attribute(
 
     job = open_job("attribute", output, options, run=str(run))
     summary, features = read_run(run)
-    pair, parts = options.pair, (features.train, features.heldout)
-    if pair is not None and pair not in {each.id for part in parts for each in part.pairs}:
-        raise InputError(f"--pair {pair}: {run} has no such pair; ids are like {features.heldout.pairs[0].id}")
+    pair, parts = options.pair, (features.train_pairs, features.heldout_pairs)
+    if pair is not None and pair not in {each.id for part in parts for each in part}:
+        raise InputError(f"--pair {pair}: {run} has no such pair; ids are like {features.heldout_pairs[0].id}")
     if options.export:
         _refuse_overwriting(options.export, features)
         plan_changes(Suspects(PairSet(()), (), {}), **options.changes())  # refuses what cannot be planned
@@ -90,18 +91,19 @@ def attribute(
     job.done(run_attribution(job, summary, features, options))
 
 
-def _refuse_overwriting(path: Path, features: Features) -> None:
+def _refuse_overwriting(path: Path, features: Features | Positions) -> None:
     """Raises `InputError` where the export would take the place of the data that it is made from."""
-    sources = {pair.source for part in (features.train, features.heldout) for pair in part.pairs}
+    sources = {pair.source for part in (features.train_pairs, features.heldout_pairs) for pair in part}
     if any(Path(source).exists() and path.resolve() == Path(source).resolve() for source in sources):
         raise InputError(f"--export {path}: that is the data themselves; give another file")
 
 
-def read_run(folder: Path) -> tuple[Json, Features]:
+def read_run(folder: Path) -> tuple[Json, Features | Positions]:
     """The summary of a finished forecast or training run, and the features it used. Raises `InputError`."""
+    from margincast.features.kept import kept_features
+    from margincast.features.positions import Positions
     from margincast.frozen.engine.spaces import token_spaces
     from margincast.report.sections import read_summary
-    from margincast.runs.features import kept_features
 
     if not folder.is_dir():
         raise InputError(f"run folder {folder} does not exist")
@@ -110,13 +112,20 @@ def read_run(folder: Path) -> tuple[Json, Features]:
         raise InputError(f"{folder} is of the command {summary['command']}; attribute a forecast or training run")
     features = kept_features(folder)
     for name in ("train", "heldout"):
-        if getattr(features, name).pairs.fingerprint != summary["data"]["fingerprint"][name]:
+        if getattr(features, f"{name}_pairs").fingerprint != summary["data"]["fingerprint"][name]:
             raise InputError(f"the features in {folder} are of other pairs than its summary; run the run again")
+    if isinstance(features, Positions):
+        return summary, features
+    if not features.train.single_token:
+        raise InputError(
+            f"{folder} keeps no features of the positions of its responses, which have more than one token; "
+            "`margincast forecast DATA --train head` with its settings does"
+        )
     token_spaces(features, summary["config"]["beta"])  # refuses what the equations do not cover
     return summary, features
 
 
-def run_attribution(job: Job, source: Json, features: Features, options: AttributeOptions) -> Json:
+def run_attribution(job: Job, source: Json, features: Features | Positions, options: AttributeOptions) -> Json:
     """Diagnose the run of the summary `source`, export cleaned data, save the result, print the tables."""
     from margincast.diagnose import clean, diagnose_run
 
@@ -135,20 +144,20 @@ def run_attribution(job: Job, source: Json, features: Features, options: Attribu
     return summary
 
 
-def found_suspects(job: Job, features: Features) -> Suspects:
+def found_suspects(job: Job, features: Features | Positions) -> Suspects:
     """Of the training pairs; those that an interrupted run of the same features left are used again."""
     from margincast.diagnose import Suspects, find_issues
     from margincast.runs.store import key_of
 
     hidden = features.train.hidden.contiguous()
-    numbers = key_of([features.train.pairs.fingerprint, hidden.double().sum(dim=0).tolist()])
+    numbers = key_of([features.train_pairs.fingerprint, hidden.double().sum(dim=0).tolist()])
     try:
         kept = Suspects.load(job.out)
         if kept.settings.get("features") == numbers:
             return kept
     except InputError:
         pass
-    found = find_issues(features.train)
+    found = find_issues(features)
     found = Suspects(found.pairs, found.issues, {**found.settings, "features": numbers})
     found.save(job.out)
     return found
@@ -177,6 +186,8 @@ def print_tables(job: Job, results: Json) -> None:
             f"Training pairs behind its margin of {pair['margin']:.3g}", shown.TOP_HEADER, shown.top_rows(pair["top"])
         )
     suspects = results["suspects"]
+    if "length" in suspects["settings"]:
+        job.say(shown.read_length(suspects["settings"]["length"]))
     job.table("Issues", shown.ISSUE_HEADER[:4], [row[:4] for row in shown.issue_rows(suspects)])
     for kind, rows in suspects["worst"].items():
         flagged = [row for row in rows if row[f"is_{kind}_issue"]][:3]
@@ -190,7 +201,8 @@ def print_tables(job: Job, results: Json) -> None:
     interaction = results["interaction"]
     if len(interaction["heldout"]) <= 8:
         job.table(title, shown.interaction_header(interaction), shown.interaction_rows(interaction))
-    job.table("Training pairs that harm most", shown.EFFECT_HEADER, shown.effect_rows(results["harming"][:5]))
+    worst = results["harming"][:5]
+    job.table(shown.worst_effects_title(worst), shown.EFFECT_HEADER, shown.effect_rows(worst))
     if results.get("counterfactual"):
         check = results["counterfactual"]
         job.table(f"With {check['changed']} pairs {check['done']}", shown.CHECK_HEADER, shown.check_rows(check))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from margincast.cli.inputs import PairInputs, PositionInputs, Reading, read_inputs, with_features, with_positions
+from margincast.cli.inputs import PairInputs, PositionInputs, Reading, read_inputs, with_features, with_kept_positions
 from margincast.cli.job import Job, open_job
 from margincast.cli.memory import MemoryOptions, say_memory
 from margincast.cli.options import CheckedOutput, Data, InputOptions, PairOptions
@@ -75,7 +75,7 @@ def forecast(
     from margincast.frozen.tokens.forecast import default_dtype
 
     say_memory(job, read, recipe, default_dtype(recipe), memory.memory_limit)
-    job.done(run_forecast(job, with_positions(job, read), recipe))
+    job.done(run_forecast(job, with_kept_positions(job, read), recipe))
 
 
 def _by_backbone(recipe: Recipe, fitted: FittedOptions) -> Recipe:
@@ -121,8 +121,8 @@ def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) 
     job.table("", tables.STEP_HEADER, tables.step_rows(rows))
     job.table(f"Step {trajectory.steps[-1]}", tables.CONCEPT_HEADER, tables.concept_rows(results["concepts"]))
     if "length" in results:
-        job.table(profile.PROFILE_TITLE, profile.PROFILE_HEADER, profile.profile_rows(results["length"]))
-        job.table(profile.SLOPE_TITLE, profile.SLOPE_HEADER, profile.slope_rows(results["length"]))
+        title = "Margins, and what they owe to length"
+        job.table(title, profile.PROFILE_HEADER, profile.profile_rows(results["length"]))
         for text in profile.read_profile(results["length"]):
             job.say(text)
     return summary

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import typer
 
 from margincast.cli.job import Job
 from margincast.cli.options import InputOptions, PairOptions
+from margincast.cli.topics import topics_wanted, with_topics
 from margincast.records import Json
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from margincast.passes.tokenize import Encoding
     from margincast.recipe.loss import Loss
     from margincast.records import Features, PairSet
+
+KEPT_BYTES = 8 << 30  # of features of response positions that a training run extracts for `attribute` alone
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,9 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     """
     from margincast.data import load_pairs
     from margincast.models.adapter import refuse_trained_adapter
-    from margincast.passes.tokenize import encode
     from margincast.recipe.losses import refuse_length_normalized
 
-    options, on_bad_row = reading.options, reading.pairs.on_bad_row
+    options = reading.options
     pairs = load_pairs(
         reading.data,
         heldout=reading.pairs.heldout,
@@ -105,22 +107,41 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
         prompt_column=reading.pairs.prompt_column,
         chosen_column=reading.pairs.chosen_column,
         rejected_column=reading.pairs.rejected_column,
-        on_bad_row=on_bad_row,
+        on_bad_row=reading.pairs.on_bad_row,
     )
-    job.check_concepts(pairs.concepts)
+    unnamed = topics_wanted(reading, pairs)
+    if not unnamed:
+        job.check_concepts(pairs.concepts)
     notes = (*pairs.notes, *about_prompts(pairs, reading.pairs.allow_leakage))
     _say_what_was_read(job, pairs, reading.data, notes)
     loaded = options.loaded()
     if job.command != "inspect":  # which is of the features alone
         refuse_trained_adapter(loaded.model, loaded.name)
     job.say(f"{loaded.name} in {loaded.dtype} on {loaded.device}")
+    encoding = _encoded(job, reading, pairs, loaded)
+    train, heldout = encoding.pairs.split(
+        reading.pairs.holdout, reading.seed, allow_leakage=reading.pairs.allow_leakage
+    )
+    if loss is not None:
+        refuse_length_normalized(loss, encoding.single_token)
+    inputs = Inputs(reading.data, options, loaded, encoding, train, heldout, notes)
+    if unnamed:
+        inputs = with_topics(job, reading, inputs)
+        job.check_concepts(inputs.encoding.pairs.concepts)
+    return inputs
+
+
+def _encoded(job: Job, reading: Reading, pairs: PairSet, loaded: LoadedModel) -> Encoding:
+    """The pairs in tokens, and what there is to say of that."""
+    from margincast.passes.tokenize import encode
+
     encoding = encode(
         pairs,
         loaded.tokenizer,
         eos=reading.pairs.eos,
         max_length=reading.max_length,
         context=loaded.context,
-        on_bad_row=on_bad_row,
+        on_bad_row=reading.pairs.on_bad_row,
     )
     left_out = len(encoding.pairs.skipped) - len(pairs.skipped)
     if left_out:
@@ -132,17 +153,12 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
         )
     for notice in encoding.notices:
         job.say(notice)
-    train, heldout = encoding.pairs.split(
-        reading.pairs.holdout, reading.seed, allow_leakage=reading.pairs.allow_leakage
-    )
-    if loss is not None:
-        refuse_length_normalized(loss, encoding.single_token)
-    return Inputs(reading.data, options, loaded, encoding, train, heldout, notes)
+    return encoding
 
 
 def with_features(job: Job, inputs: Inputs, layers: bool = False) -> PairInputs:
     from margincast.features import features_of
-    from margincast.runs.features import keep_features
+    from margincast.features.kept import keep_features
 
     job.write_config()
     features = features_of(*_parts(inputs), **_options(job, inputs), layers=layers)
@@ -162,8 +178,35 @@ def with_positions(job: Job, inputs: Inputs) -> PositionInputs:
     if job.main:
         _keep_small(job, inputs.options)
     loaded = inputs.loaded
-    positions = Positions(*features, inputs.train, inputs.heldout, *head_of(loaded), loaded.name)
-    return PositionInputs(**vars(inputs), positions=positions)
+    positions = Positions(*features, inputs.train, inputs.heldout, *head_of(loaded), loaded.name, loaded.hash)
+    given = {each.name: getattr(inputs, each.name) for each in fields(Inputs)}  # a run may have other features, too
+    return PositionInputs(**given, positions=positions)
+
+
+def with_kept_positions(job: Job, inputs: Inputs) -> PositionInputs:
+    """`with_positions`, and in the job's folder all that `attribute` needs of them."""
+    from margincast.features.kept import keep_positions
+
+    found = with_positions(job, inputs)
+    if job.main:
+        keep_positions(job.out, inputs.loaded, inputs.encoding, (inputs.train, inputs.heldout), inputs.options.cache)
+    return found
+
+
+def keep_for_attribution(job: Job, inputs: Inputs) -> None:
+    """Leave in the job's folder what `attribute` needs of a run that has no use for features of every response
+    position itself, and say how much that is, or why it is left out."""
+    from margincast.features.extract import known_logits
+    from margincast.features.kept import bytes_of_positions
+
+    needed = bytes_of_positions(inputs.loaded, inputs.encoding)
+    logits = known_logits(inputs.loaded, inputs.encoding.rows, inputs.options.cache)
+    if needed > KEPT_BYTES or logits != "linear":
+        why = f"the logits are {logits}" if logits != "linear" else f"they would take {needed / 1e9:.0f} GB"
+        job.say(f"`attribute` will refuse this run: features of its response positions are not kept, as {why}")
+        return
+    job.say(f"for `attribute`, features of all response positions are kept in the cache: {needed / 1e6:.0f} MB")
+    with_kept_positions(job, inputs)
 
 
 def _parts(inputs: Inputs) -> tuple[LoadedModel, Encoding, PairSet, PairSet]:
@@ -209,7 +252,8 @@ def _say_what_was_read(job: Job, pairs: PairSet, data: str, notes: tuple[str, ..
     job.say(notes[0])
     given = sum(pair.split == "heldout" for pair in pairs)
     heldout = f", {given} of them held out" if given else ""
-    job.say(f"{len(pairs)} pairs in {len(pairs.concepts)} concepts from {data}{heldout}")
+    concepts = "1 concept" if len(pairs.concepts) == 1 else f"{len(pairs.concepts)} concepts"
+    job.say(f"{len(pairs)} pairs in {concepts} from {data}{heldout}")
     for note in notes[1:]:
         job.say(note)
     if pairs.duplicates:

@@ -100,6 +100,12 @@ class PairOptions:
     """How pairs are read and split."""
 
     concept_column: str | None = option(None, "Column that groups pairs into concepts", INPUT)
+    topics: str = option(
+        "auto",
+        "Where the data name no concepts: find topics in the prompts, so many or as many as there are (auto, for "
+        "responses of many tokens), or none",
+        INPUT,
+    )
     prompt_column: str | None = option(None, "Column of the prompt, where it has another name", INPUT)
     chosen_column: str | None = option(None, "Column of the preferred response, likewise", INPUT)
     rejected_column: str | None = option(None, "Column of the other response, likewise", INPUT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from margincast.cli.inputs import PairInputs, Reading, load_inputs
+from margincast.cli.inputs import PairInputs, Reading, keep_for_attribution, load_inputs
 from margincast.cli.job import Job, open_job
 from margincast.cli.launch import sharded
 from margincast.cli.options import Data, InputOptions, OutputOptions, PairOptions
@@ -40,7 +40,10 @@ def train(
     recipe.check_trainable(sharded=sharded())
     job.say_defaults(recipe)
     reading = Reading(data, inputs, pairs, recipe.seed, recipe.max_length)
-    job.done(run_training(job, load_inputs(job, reading), recipe, keep))
+    loaded = load_inputs(job, reading)
+    if not loaded.encoding.single_token:
+        keep_for_attribution(job, loaded)
+    job.done(run_training(job, loaded, recipe, keep))
 
 
 def finished_summary(job: Job) -> Json:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from torch import Tensor
+
 from margincast.diagnose.effects import (
     CleaningEffect,
     Level,
@@ -24,11 +26,15 @@ from margincast.diagnose.effects import (
 )
 from margincast.diagnose.export import plan_changes, write_cleaned
 from margincast.diagnose.interaction import Interaction, interaction
+from margincast.diagnose.mean_margins import mean_interaction, mean_margins, sum_parts
 from margincast.diagnose.suspects import Suspects, find_issues, shown
 from margincast.errors import InputError
+from margincast.features.positions import Positions
 from margincast.frozen.attribution.contributions import attribute
+from margincast.frozen.attribution.shares import EXACT_SUMS, GIVEN_PRECONDITIONER
 from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.forecast import forecast_frozen
+from margincast.frozen.tokens.forecast import forecast_positions
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, Result
 
@@ -50,15 +56,16 @@ class Diagnosis(Result):
     """A run of the unembedding after `step` steps, told by its training pairs.
 
     origin: what is diagnosed;  exact: in which sense contributions are
-    sum_error: how far their sums miss held-out margins, of the largest margin;  heldout: of all held-out pairs
+    sum_error: how far their sums miss these margins, of the largest;  heldout: of all held-out pairs
     suspects: scores of the training pairs, with a column `heldout_effect`: what each adds to the mean held-out margin
-    interaction: who helps whom;  margins: the parts of every held-out margin
+    interaction: who helps whom;  margins: the parts of every held-out margin, for responses of many tokens of the mean
+    margin of every held-out concept and of all held-out pairs
     pair: of the one that was asked for;  cleaned: the data without suspects, where `clean` wrote them
     """
 
     presenter: ClassVar[str] = "diagnosis"
 
-    features: Features
+    features: Features | Positions
     recipe: Recipe
     origin: str
     exact: str
@@ -76,15 +83,15 @@ class Diagnosis(Result):
 
     def text(self, name: str) -> str:
         """The pair with the id `name` in one line. Raises `KeyError` where there is none."""
-        for part in (self.features.train, self.features.heldout):
-            for pair in part.pairs:
+        for part in (self.features.train_pairs, self.features.heldout_pairs):
+            for pair in part:
                 if pair.id == name:
                     return shown(pair)
         raise KeyError(name)
 
 
 def diagnose_run(
-    features: Features,
+    features: Features | Positions,
     recipe: Recipe,
     *,
     suspects: Suspects | None = None,
@@ -94,34 +101,90 @@ def diagnose_run(
 ) -> Diagnosis:
     """Attribute the margins of the run that `forecast_frozen` tells, and find the suspects among its training pairs.
 
+    For responses of many tokens (`Positions`) the margins that are attributed are the mean of every held-out concept,
+    that over all held-out pairs and that of `pair`, after the last step: every one takes a matrix of the size of the
+    unembedding. Time: some four forecasts and half of one for every concept.
+
     suspects: `find_issues(features)`, where it is known already;  pair: id of a pair whose margin's parts to give too
     top: contributions to keep of every margin;  origin: what is diagnosed, where the recipe does not say it all
 
     Raises what `forecast_frozen`, `attribute` and `find_issues` raise, and `InputError` for an id that no pair has.
     """
-    if pair is not None and pair not in {each.id for part in (features.train, features.heldout) for each in part.pairs}:
-        raise InputError(f"no pair has the id {pair!r}; ids are like {features.heldout.pairs[0].id}")
-    now = forecast_frozen(features, recipe)
-    last = now.attributed()
+    known = {each.id for part in (features.train_pairs, features.heldout_pairs) for each in part}
+    if pair is not None and pair not in known:
+        raise InputError(f"no pair has the id {pair!r}; ids are like {features.heldout_pairs[0].id}")
+    count = min(top, len(features.train_pairs))
+    if isinstance(features, Positions):
+        found = _of_sequences(features, recipe, pair, count)
+    else:
+        found = _of_single_tokens(features, recipe, pair, count)
     suspects = find_issues(features) if suspects is None else suspects
-    effects = heldout_effects(features, last, recipe.beta)
-    count = min(top, len(features.train.pairs))
-    steps = (attribute(features, recipe, at=[step])[step] for step in now.steps)
-    margins = now.heldout.margins[-1]
-    sums = last.margins(token_spaces(features, recipe.beta)[1])
     optimizer = recipe.optimizer if isinstance(recipe.optimizer, str) else type(recipe.optimizer).__name__
     return Diagnosis(
         features=features,
         recipe=recipe,
-        origin=origin or origin_of(optimizer, now.steps[-1], recipe.train),
+        origin=origin or origin_of(optimizer, found.step, recipe.train),
+        exact=found.exact,
+        step=found.step,
+        sum_error=found.sum_error,
+        heldout=level(found.heldout),
+        suspects=suspects.with_column(EFFECT, found.effects.tolist()),
+        interaction=found.interaction,
+        margins=found.margins,
+        pair=found.pair,
+    )
+
+
+@dataclass(frozen=True)
+class _Attributed:
+    """The sums of a run, named as `Diagnosis` has them. heldout: (M,) margins;  effects: (N,) of the training pairs"""
+
+    exact: str
+    step: int
+    sum_error: float
+    heldout: Tensor
+    effects: Tensor
+    interaction: Interaction
+    margins: tuple[MarginParts, ...]
+    pair: MarginParts | None
+
+
+def _of_single_tokens(features: Features, recipe: Recipe, pair: str | None, count: int) -> _Attributed:
+    now = forecast_frozen(features, recipe)
+    last = now.attributed()
+    effects = heldout_effects(features, last, recipe.beta)
+    steps = (attribute(features, recipe, at=[step])[step] for step in now.steps)
+    margins = now.heldout.margins[-1]
+    sums = last.margins(token_spaces(features, recipe.beta)[1])
+    return _Attributed(
         exact=last.exact,
         step=now.steps[-1],
         sum_error=float((sums - margins).abs().max() / margins.abs().max().clamp_min(1e-300)),
-        heldout=level(margins),
-        suspects=suspects.with_column(EFFECT, effects.tolist()),
+        heldout=margins,
+        effects=effects,
         interaction=interaction(features, steps, recipe.beta),
         margins=heldout_parts(features, last, recipe.beta, count),
         pair=None if pair is None else parts_of(features, last, recipe.beta, pair, count),
+    )
+
+
+def _of_sequences(positions: Positions, recipe: Recipe, pair: str | None, count: int) -> _Attributed:
+    now = forecast_positions(positions, recipe)
+    found = mean_margins(now, pair)
+    asked = None
+    if found.pair is not None:
+        concepts = {each.id: each.concept for part in (now.train.pairs, now.heldout.pairs) for each in part}
+        asked = sum_parts(found.pair, concepts[found.pair.id], count)
+    concept_parts = (sum_parts(each, each.id, count) for each in found.concepts)
+    return _Attributed(
+        exact=GIVEN_PRECONDITIONER if now.recipe.rule.averaged is not None else EXACT_SUMS,
+        step=now.steps[-1],
+        sum_error=found.sum_error,
+        heldout=now.heldout.margins[-1],
+        effects=found.overall.values,
+        interaction=mean_interaction(positions, found),
+        margins=(*concept_parts, sum_parts(found.overall, "", count)),
+        pair=asked,
     )
 
 
@@ -154,6 +217,6 @@ def clean(
     """
     features = diagnosis.features
     changes = plan_changes(diagnosis.suspects, action, kinds, threshold=threshold, share=share)
-    write_cleaned(path, features.train.pairs, features.heldout.pairs, changes)
-    effect = cleaning_effect(features, changes, diagnosis.recipe)
+    write_cleaned(path, features.train_pairs, features.heldout_pairs, changes)
+    effect = cleaning_effect(features, changes, diagnosis.recipe, diagnosis.heldout)
     return replace(diagnosis, cleaned=Cleaned(str(path), tuple(change.id for change in changes), action, effect))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from margincast.diagnose.export import Change
 from margincast.diagnose.kernel import blocks
+from margincast.features.positions import Positions
 from margincast.frozen.attribution.contributions import Attribution
 from margincast.frozen.attribution.counterfactual import rerun
 from margincast.frozen.attribution.edits import Edit
@@ -21,6 +22,7 @@ from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
 from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.forecast import forecast_frozen
+from margincast.frozen.tokens.forecast import forecast_positions
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, Pair
 
@@ -51,10 +53,10 @@ class MarginParts:
 
 @dataclass(frozen=True)
 class Level:
-    """Mean margin of some pairs, and the share of them with a margin above 0."""
+    """Mean margin of some pairs, and the share of them with a margin above 0 where it is known."""
 
     margin: float
-    accuracy: float
+    accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -89,27 +91,45 @@ def parts_of(features: Features, attribution: Attribution, beta: float, name: st
     raise KeyError(name)
 
 
-def cleaning_effect(features: Features, changes: Sequence[Change], recipe: Recipe) -> CleaningEffect:
+def cleaning_effect(
+    features: Features | Positions, changes: Sequence[Change], recipe: Recipe, known: Level | None = None
+) -> CleaningEffect:
     """Mean held-out margin and accuracy now, after `changes` to first order, and run again.
 
-    First order is left out where it would hold more than `DERIVATIVES` numbers.
+    known: how the held-out pairs are now, which spares a run of responses of many tokens
+
+    First order is left out where it would hold more than `DERIVATIVES` numbers. For responses of many tokens it is of
+    the mean margin alone, whose derivatives take one pass back through the run.
     """
-    place = {pair.id: k for k, pair in enumerate(features.train.pairs)}
+    edit = edit_of(features, changes)
+    if isinstance(features, Positions):
+        now = known or level(forecast_positions(features, recipe).heldout.margins[-1])
+        change = sensitivity(features, recipe, torch.mean).change(edit)
+        first_order: Level | None = Level(now.margin + float(change), None)
+    else:
+        now, first_order = _first_order(features, edit, recipe)
+    weighed = any(change.action == "weight" for change in changes)
+    again = reweighed(features, edit, recipe) if weighed else rerun(features, edit, recipe).heldout.margins[-1]
+    return CleaningEffect(now, first_order, level(again))
+
+
+def edit_of(features: Features | Positions, changes: Sequence[Change]) -> Edit:
+    """`changes` as an edit of the training pairs."""
+    place = {pair.id: k for k, pair in enumerate(features.train_pairs)}
     rows = torch.tensor([place[change.id] for change in changes], dtype=torch.long)
     weights = torch.ones(len(place), dtype=torch.float64)
     flipped = torch.zeros(len(place), dtype=torch.bool)
     flipped[rows] = torch.tensor([change.action == "flip" for change in changes], dtype=torch.bool)
     weights[rows] = torch.tensor([change.weight for change in changes], dtype=torch.float64)
-    edit = Edit(weights, flipped)
-    first_order = None
-    if len(place) * len(features.heldout.pairs) <= DERIVATIVES:
+    return Edit(weights, flipped)
+
+
+def _first_order(features: Features, edit: Edit, recipe: Recipe) -> tuple[Level, Level | None]:
+    """How the held-out pairs are, and how they would be under `edit` to first order."""
+    if len(features.train.pairs) * len(features.heldout.pairs) <= DERIVATIVES:
         known = sensitivity(features, recipe)
-        now, first_order = level(known.values), level(known.values + known.change(edit))
-    else:
-        now = level(forecast_frozen(features, recipe).heldout.margins[-1])
-    weighed = any(change.action == "weight" for change in changes)
-    again = reweighed(features, edit, recipe) if weighed else rerun(features, edit, recipe).heldout.margins[-1]
-    return CleaningEffect(now, first_order, level(again))
+        return level(known.values), level(known.values + known.change(edit))
+    return level(forecast_frozen(features, recipe).heldout.margins[-1]), None
 
 
 def level(margins: Tensor) -> Level:

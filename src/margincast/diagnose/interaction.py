@@ -22,13 +22,16 @@ from margincast.records import Features, Json
 
 @dataclass(frozen=True)
 class Interaction:
-    """raw, without_shared: (steps, training concepts, held-out concepts), in units of the margin"""
+    """raw, without_shared: (steps, training concepts, held-out concepts), in units of the margin
+
+    For responses of many tokens only the last step, and None for `without_shared`.
+    """
 
     steps: tuple[int, ...]
     trained: tuple[str, ...]
     heldout: tuple[str, ...]
     raw: Tensor
-    without_shared: Tensor
+    without_shared: Tensor | None
 
     def as_dict(self) -> Json:
         return {
@@ -36,7 +39,7 @@ class Interaction:
             "trained": list(self.trained),
             "heldout": list(self.heldout),
             "raw": self.raw.tolist(),
-            "without_shared": self.without_shared.tolist(),
+            "without_shared": None if self.without_shared is None else self.without_shared.tolist(),
         }
 
 

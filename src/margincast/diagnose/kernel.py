@@ -9,15 +9,19 @@ large). A constant beside k gives every pair of response tokens an offset of its
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from margincast.records import FeatureSet
+from margincast.diagnose.neighbours import nearest_single
+from margincast.diagnose.points import Neighbours
+from margincast.records import FeatureSet, Json, PairSet
 
 OFFSET = 0.01
+WIDTHS = (None, 1.4)
+BONDS = (0.0, 1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,12 @@ class KernelSettings:
 
     width: float | None = 1.4
     bond: float = 1.0
+
+    def said(self) -> Json:
+        return {"kernel_width": self.width, "concept_bond": self.bond}
+
+
+LINEAR = KernelSettings(width=None, bond=0.0)
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,19 @@ class PairPoints:
     def select(self, rows: Tensor) -> PairPoints:
         return PairPoints(self.treated[rows], self.chosen[rows], self.rejected[rows], self.concept[rows])
 
+    def kernel(self, rows: Tensor, columns: Tensor, settings: KernelSettings) -> Tensor:
+        return pair_kernel(self.select(rows), self.select(columns), settings)
+
+    def pushes(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.kernel(rows, columns, LINEAR)
+
+    def choose(self, loss: Callable[[KernelSettings], float]) -> KernelSettings:
+        bonds = bonds_of(self.concept)
+        return min((KernelSettings(width, bond) for width in WIDTHS for bond in bonds), key=loss)
+
+    def nearest(self, pairs: PairSet, *, opposite: bool) -> Neighbours:
+        return nearest_single(self.treated, self.chosen, self.rejected, pairs, opposite=opposite)
+
 
 def pair_points(split: FeatureSet, treated: Tensor, concepts: Sequence[str]) -> PairPoints:
     """The pairs of `split` with their `treated` features; `concepts` numbers the concepts."""
@@ -53,6 +76,11 @@ def pair_points(split: FeatureSet, treated: Tensor, concepts: Sequence[str]) -> 
         torch.tensor([ids[0] for ids in split.rejected_ids]),
         torch.tensor([number[pair.concept] for pair in split.pairs]),
     )
+
+
+def bonds_of(concept: Tensor) -> tuple[float, ...]:
+    """How far pairs of one concept may belong together: not more than others, where there is one concept."""
+    return BONDS if bool((concept != concept[0]).any()) else BONDS[:1]
 
 
 def blocks(count: int, size: int) -> Iterator[Tensor]:

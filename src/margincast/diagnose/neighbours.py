@@ -11,13 +11,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
-from margincast.diagnose.kernel import PairPoints
+from margincast.diagnose.points import Neighbours
 from margincast.records import PairSet, Text
 
 BLOCK = 1024
@@ -25,36 +24,20 @@ BLOCK = 1024
 SAME_WORDS = 0.3  # share of words that rewordings have in common
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """score: (pairs,) in [0, 1]; partner: (pairs,) row of the nearest such pair, -1 for none; overlap: (pairs,)
+def nearest_single(
+    treated: Tensor, chosen_ids: Tensor, rejected_ids: Tensor, pairs: PairSet, *, opposite: bool
+) -> Neighbours:
+    """The nearest pair of the same preference, or of the opposite one, of pairs of one token a response.
 
-    overlap is the weighted Jaccard similarity of the two prompts' words; a word weighs the more the rarer it is.
+    treated: (pairs, hidden) features of unit length;  chosen_ids, rejected_ids: (pairs,) tokens
     """
-
-    score: Tensor
-    partner: Tensor
-    overlap: Tensor
-
-
-def duplicates(points: PairPoints, pairs: PairSet) -> Neighbours:
-    """The nearest pair of the same preference."""
-    return _nearest(points, pairs, opposite=False)
-
-
-def conflicts(points: PairPoints, pairs: PairSet) -> Neighbours:
-    """The nearest pair of the opposite preference."""
-    return _nearest(points, pairs, opposite=True)
-
-
-def _nearest(points: PairPoints, pairs: PairSet, opposite: bool) -> Neighbours:
-    treated = points.treated
-    score, partner = torch.zeros(len(points)), torch.full((len(points),), -1)
-    for chosen, rejected in sorted(set(zip(points.chosen.tolist(), points.rejected.tolist(), strict=True))):
-        rows = ((points.chosen == chosen) & (points.rejected == rejected)).nonzero().squeeze(1)
+    count = len(treated)
+    score, partner = torch.zeros(count), torch.full((count,), -1)
+    for chosen, rejected in sorted(set(zip(chosen_ids.tolist(), rejected_ids.tolist(), strict=True))):
+        rows = ((chosen_ids == chosen) & (rejected_ids == rejected)).nonzero().squeeze(1)
         if opposite:
             chosen, rejected = rejected, chosen
-        others = ((points.chosen == chosen) & (points.rejected == rejected)).nonzero().squeeze(1)
+        others = ((chosen_ids == chosen) & (rejected_ids == rejected)).nonzero().squeeze(1)
         if not len(others):
             continue
         candidates = treated[others]
@@ -65,16 +48,43 @@ def _nearest(points: PairPoints, pairs: PairSet, opposite: bool) -> Neighbours:
             found = best.values > 0
             score[part[found]] = best.values[found].clamp(max=1.0)
             partner[part[found]] = others[best.indices[found]]
-    _same_words(points, pairs, opposite, score, partner)
+    prompts = (json.dumps(pair.prompt, default=dict) for pair in pairs)
+    same_words(list(zip(prompts, chosen_ids.tolist(), rejected_ids.tolist(), strict=True)), opposite, score, partner)
     return Neighbours(score, partner, overlaps([pair.prompt for pair in pairs], partner.tolist()))
 
 
-def _same_words(points: PairPoints, pairs: PairSet, opposite: bool, score: Tensor, partner: Tensor) -> None:
-    """Pairs with one prompt are neighbours whatever rounding makes of their cosine."""
+def nearest_sequences(
+    prompts: Tensor, chosen: Tensor, rejected: Tensor, pairs: PairSet, *, opposite: bool
+) -> Neighbours:
+    """The same of responses of many tokens, which are never quite the same: how near two pairs are is the least of the
+    three cosines between their prompts and between the responses that would have to be alike.
+
+    prompts, chosen, rejected: (pairs, hidden) treated features of unit length, of the responses their means
+    """
+    score, partner = torch.zeros(len(prompts)), torch.full((len(prompts),), -1)
+    like = (rejected, chosen) if opposite else (chosen, rejected)
+    for part in torch.split(torch.arange(len(prompts)), BLOCK):
+        cosines = prompts[part] @ prompts.T
+        for mine, other in zip((chosen, rejected), like, strict=True):
+            cosines = torch.minimum(cosines, mine[part] @ other.T)
+        cosines[torch.arange(len(part)), part] = -1.0
+        best = cosines.max(dim=1)
+        found = best.values > 0
+        score[part[found]] = best.values[found].clamp(max=1.0).float()
+        partner[part[found]] = best.indices[found]
+    keys = [(folded(pair.prompt), folded(pair.chosen), folded(pair.rejected)) for pair in pairs]
+    same_words(keys, opposite, score, partner)
+    texts = ["\n".join(map(_plain, (pair.prompt, pair.chosen, pair.rejected))) for pair in pairs]
+    return Neighbours(score, partner, overlaps(texts, partner.tolist()))
+
+
+def same_words(keys: Sequence[tuple[str, Hashable, Hashable]], opposite: bool, score: Tensor, partner: Tensor) -> None:
+    """Pairs with one prompt and the same responses are neighbours whatever rounding makes of their cosine.
+
+    keys: prompt, chosen and rejected of every pair;  score, partner: of `Neighbours`, put right in place
+    """
     # By dictionary, not by comparison: N rows, not N^2.
-    earlier: dict[tuple[str, int, int], list[int]] = {}
-    prompts = (json.dumps(pair.prompt, default=dict) for pair in pairs)
-    keys = list(zip(prompts, points.chosen.tolist(), points.rejected.tolist(), strict=True))
+    earlier: dict[tuple[str, Hashable, Hashable], list[int]] = {}
     for row, key in enumerate(keys):
         earlier.setdefault(key, []).append(row)
     for row, (prompt, chosen, rejected) in enumerate(keys):
@@ -82,6 +92,11 @@ def _same_words(points: PairPoints, pairs: PairSet, opposite: bool, score: Tenso
         others = [other for other in earlier.get(key, [])[:2] if other != row]
         if others:
             score[row], partner[row] = 1.0, others[0]
+
+
+def folded(text: Text) -> str:
+    """As people read it: white space and case make no other text."""
+    return " ".join(_plain(text).split()).casefold()
 
 
 def overlaps(prompts: Sequence[Text], partners: Sequence[int]) -> Tensor:

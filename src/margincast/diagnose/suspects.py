@@ -11,16 +11,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor
 
-from margincast.diagnose.kernel import KernelSettings, pair_points
+from margincast.diagnose.kernel import pair_points
 from margincast.diagnose.kinds import Evidence, Scores, kinds
 from margincast.diagnose.mislabel import mislabelled
+from margincast.diagnose.points import Points, Settings
+from margincast.diagnose.sequences import lengths_of, reference_of, sequence_points
 from margincast.diagnose.treatment import treatment
 from margincast.errors import InputError
+from margincast.features.positions import Positions, TokenFeatures
 from margincast.frozen.forecast import Forecast
+from margincast.frozen.tokens.forecast import TokenForecast
 from margincast.records import Features, FeatureSet, Json, PairSet, Shown
 from margincast.runs.store import plain, write_json, write_text
 
@@ -122,40 +127,79 @@ def write_issues(path: Path, suspects: Suspects) -> None:
 
 
 def find_issues(
-    features: Features | FeatureSet | Forecast, *, settings: KernelSettings | None = None, seed: int = 0
+    features: Features | FeatureSet | Positions | Forecast | TokenForecast,
+    *,
+    settings: Settings | None = None,
+    seed: int = 0,
 ) -> Suspects:
     """Score every training pair of `features` or of an exact forecast, or every pair of one split.
 
-    settings: of the kernel; None chooses them by leave-one-out loss
+    settings: of the kernel, `KernelSettings`, for responses of many tokens `SequenceSettings`; None chooses them by
+    leave-one-out loss
 
-    Time: the cube of the pairs up to 4,096 of them, then proportional. Raises `InputError` for responses of more than
-    one token, whose pairs `diagnose.mislabel.mislabelled_in` takes with a kernel of their own, and below three pairs.
+    Rows of responses of many tokens have two more columns, chosen less rejected: `length_difference` in tokens and
+    `reference_log_ratio` in log-probability under the model; `settings["length"]` says what length alone explains.
+
+    Time: the cube of the pairs up to 4,096 of them, then proportional. Raises `InputError` for features of one position
+    of responses of more than one token, and below three pairs.
     """
-    if isinstance(features, Forecast):
+    if isinstance(features, Forecast | TokenForecast):
         features = features.features
-    train = features.train if isinstance(features, Features) else features
-    if not train.single_token:
-        raise InputError(
-            "a response has more than one token, and suspects are found among single-token responses; "
-            "`margincast decompose DATA --all` ranks pairs of long responses"
-        )
-    if len(train.pairs) < 3:
-        raise InputError(
-            f"suspects are found from the other pairs, at least 2 of them; there are {len(train.pairs)} pairs"
-        )
-    concepts = train.pairs.concepts
-    points = pair_points(train, treatment(train.hidden)(train.hidden), concepts)
-    found = mislabelled(points, settings, seed)
-    scores = {name: kind.score(Evidence(train, points, found)) for name, kind in kinds().items()}
-    kernel = found.kernel or KernelSettings()
+    train, pairs = _training(features)
+    if len(pairs) < 3:
+        raise InputError(f"suspects are found from the other pairs, at least 2 of them; there are {len(pairs)} pairs")
+    points: Points[Any]
+    if isinstance(train, FeatureSet):
+        points = pair_points(train, treatment(train.hidden)(train.hidden), pairs.concepts)
+    else:
+        points = sequence_points(train, pairs)
+    found = mislabelled(points, cast("Any", settings), seed)
+    scores = {name: kind.score(Evidence(pairs, train, points, found)) for name, kind in kinds().items()}
     used = {
-        "kernel_width": kernel.width,
-        "concept_bond": kernel.bond,
+        **(found.kernel.said() if found.kernel else {}),
         "ridge": found.ridge,
-        "noise_rate": dict(zip(concepts, found.noise.rate.tolist(), strict=True)),
-        "margin_slope": dict(zip(concepts, found.noise.slope.tolist(), strict=True)),
+        "noise_rate": dict(zip(pairs.concepts, found.noise.rate.tolist(), strict=True)),
+        "margin_slope": dict(zip(pairs.concepts, found.noise.slope.tolist(), strict=True)),
     }
-    return Suspects(train.pairs, tuple(_rows(train.pairs, scores, found.margins)), used)
+    suspects = Suspects(pairs, tuple(_rows(pairs, scores, found.margins)), used)
+    return suspects if isinstance(train, FeatureSet) else with_lengths(suspects, train, found.margins)
+
+
+def _training(features: Features | FeatureSet | Positions) -> tuple[FeatureSet | TokenFeatures, PairSet]:
+    """Features of the training pairs: of one position where responses are single tokens, else of all."""
+    if isinstance(features, Positions):
+        train = features.train
+        if len(train.target) > 2 * train.pairs:
+            return train, features.train_pairs
+        return train.as_single(features.train_pairs), features.train_pairs
+    train_set = features.train if isinstance(features, Features) else features
+    if not train_set.single_token:
+        raise InputError(
+            "a response has more than one token, whose suspects are found from features of every response position: "
+            "give those of `extract_positions`"
+        )
+    return train_set, train_set.pairs
+
+
+def with_lengths(suspects: Suspects, train: TokenFeatures, margins: Tensor) -> Suspects:
+    """With how the responses differ without being read, and how far length alone explains which one is chosen.
+
+    margins: (pairs,) left out;  train: features of the pairs
+    """
+    lengths, sums = lengths_of(train), reference_of(train)
+    longer = lengths[:, 0] - lengths[:, 1]
+    found = suspects.with_column("length_difference", longer.long().tolist())
+    ratios = [None] * len(longer) if sums is None else (sums[:, 0] - sums[:, 1]).tolist()
+    found = found.with_column("reference_log_ratio", ratios)
+    both = torch.stack([margins.double(), lengths.log()[:, 0] - lengths.log()[:, 1]])
+    varies = bool((both.std(dim=1) > 0).all())
+    unequal = longer != 0
+    length = {
+        # Of pairs whose responses differ in length: how often the label would be right if the longer one were chosen.
+        "chosen_is_longer": float((longer > 0).sum()) / max(1, int(unequal.sum())),
+        "correlation_with_left_out_margin": float(torch.corrcoef(both)[0, 1]) if varies else 0.0,
+    }
+    return replace(found, settings={**found.settings, "length": length})
 
 
 def _rows(pairs: PairSet, scores: Mapping[str, Scores], margins: Tensor) -> Sequence[Mapping[str, Any]]:

@@ -11,7 +11,6 @@ killed run continues where it stopped.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from margincast.passes.tokenize import Encoded
-from margincast.runs.store import file_sha256, key_of, write_json, write_tensors, write_text
+from margincast.runs.store import file_sha256, key_of, link, write_json, write_tensors, write_text
 
 FEATURES = "features.safetensors"
 MANIFEST = "manifest.json"
@@ -102,11 +101,7 @@ class FeatureCache:
         """Put the features and their manifest into `folder`, as links where the file system can."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, target in ((FEATURES, FEATURES), (MANIFEST, "features.manifest.json")):
-            (folder / target).unlink(missing_ok=True)
-            try:
-                (folder / target).hardlink_to(self.folder / name)
-            except OSError:
-                shutil.copyfile(self.folder / name, folder / target)
+            link(self.folder / name, folder / target)
 
     def save_part(self, rows: Tensor, tensors: dict[str, Tensor]) -> None:
         """Keep finished `rows` of every tensor: indices over training then held-out pairs, or over their positions."""

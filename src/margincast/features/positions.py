@@ -20,7 +20,7 @@ from margincast.passes.budgets import Budgets
 from margincast.passes.hooks import unwrapped
 from margincast.passes.response_pass import hidden_states, logit_transform, token_logps
 from margincast.passes.tokenize import Encoded, Encoding, encode, message_starts
-from margincast.records import PairSet
+from margincast.records import FeatureSet, PairSet
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,20 @@ class TokenFeatures:
             self.hidden[places], self.target[places], self.response[places], self.pairs, reference, turn
         )
 
+    def as_single(self, pairs: PairSet) -> FeatureSet:
+        """The same as features of one position, where every response of `pairs`, which these are of, is one token."""
+        reference = torch.zeros(len(self.target), dtype=torch.float64) if self.reference is None else self.reference
+        order = torch.argsort(self.response, stable=True).view(-1, 2)
+        ids, sums = self.target[order].tolist(), reference[order]
+        return FeatureSet(
+            pairs=pairs,
+            hidden=self.hidden[order[:, 0]],
+            chosen_ids=tuple((chosen,) for chosen, _ in ids),
+            rejected_ids=tuple((rejected,) for _, rejected in ids),
+            reference_chosen=sums[:, 0],
+            reference_rejected=sums[:, 1],
+        )
+
     def per_response(self, values: Tensor) -> Tensor:
         """Sums of `values`, (P, ...), over the tokens of each response: (pairs, 2, ...), chosen first."""
         sums = values.new_zeros(2 * self.pairs, *values.shape[1:]).index_add(0, self.response, values)
@@ -90,6 +104,7 @@ class Positions:
     """Features of every response position of a data set under one model: `Features` for responses of any length.
 
     train_pairs, heldout_pairs: what `train` and `heldout` are of;  unembedding: (V, hidden);  bias: (V,), if any
+    model, model_hash: name of the model, and of its weights where they are known
     """
 
     train: TokenFeatures
@@ -99,6 +114,7 @@ class Positions:
     unembedding: Tensor
     bias: Tensor | None
     model: str
+    model_hash: str = ""
 
     def __repr__(self) -> str:
         count = len(self.train.target) + len(self.heldout.target)
@@ -127,7 +143,7 @@ def extract_positions(
     for notice in encoding.notices:
         warnings.warn(notice, stacklevel=2)
     features = token_features(loaded, encoding, train, heldout, cache_dir=cache, progress=progress)
-    return Positions(*features, train, heldout, *head_of(loaded), loaded.name)
+    return Positions(*features, train, heldout, *head_of(loaded), loaded.name, loaded.hash)
 
 
 def head_of(loaded: LoadedModel) -> tuple[Tensor, Tensor | None]:
@@ -166,16 +182,22 @@ def token_features(
     for part in (train, heldout):
         rows = encoding.select(part).rows
         sides = [side for row in rows for side in (row.chosen, row.rejected)]
-        lengths = torch.tensor([len(side) for side in sides])
-        lines = slice(start, start + int(lengths.sum()))
+        lines = slice(start, start + sum(map(len, sides)))
         start = lines.stop
-        response = torch.repeat_interleave(torch.arange(len(sides)), lengths)
-        target = torch.tensor([token for side in sides for token in side])
-        hidden = tensors["hidden"][lines]
-        hidden = hidden if scale == 1.0 else hidden * scale
-        turn = _turns(part, rows, loaded.tokenizer)
-        splits.append(TokenFeatures(hidden, target, response, len(part), tensors["reference"][lines], turn))
+        features = laid_out(sides, tensors["hidden"][lines], tensors["reference"][lines], scale)
+        splits.append(replace(features, turn=_turns(part, rows, loaded.tokenizer)))
     return splits[0], splits[1]
+
+
+def laid_out(sides: Sequence[Sequence[int]], hidden: Tensor, reference: Tensor, scale: float) -> TokenFeatures:
+    """Features of responses with the token ids `sides`, a chosen one before its rejected one.
+
+    hidden, reference: of their positions, one after the other;  scale: the factor that the model puts on its logits
+    """
+    lengths = torch.tensor([len(side) for side in sides])
+    response = torch.repeat_interleave(torch.arange(len(sides)), lengths)
+    target = torch.tensor([token for side in sides for token in side])
+    return TokenFeatures(hidden if scale == 1.0 else hidden * scale, target, response, len(sides) // 2, reference)
 
 
 def _turns(pairs: PairSet, rows: Sequence[Encoded], tokenizer: Any) -> Tensor | None:

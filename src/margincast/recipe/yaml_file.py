@@ -179,8 +179,9 @@ def read_settings(path: Path, known: Iterable[str]) -> tuple[Settings, list[str]
     """`settings_in` of the file's values, but for a record alone: names of data and model are not its own."""
     values = read_yaml(path)
     elsewhere = {
-        "data", "model", "revision", "dtype", "device", "holdout", "heldout", "allow_leakage", "concept_column",
-        "prompt_column", "chosen_column", "rejected_column", "dataset_test_split", "eos", "on_bad_row",
+        "data", "persona_dir", "heldout", "dataset_test_split", "holdout", "allow_leakage", "on_bad_row", "eos",
+        "concept_column", "topics", "prompt_column", "chosen_column", "rejected_column",
+        "model", "revision", "dtype", "device", "merge_adapter", "trust_remote_code",
     }  # fmt: skip
     return settings_in(path, {name: value for name, value in values.items() if name not in elsewhere}, known)
 

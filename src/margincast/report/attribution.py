@@ -61,6 +61,12 @@ def worst_rows(rows: Sequence[Mapping[str, Any]], kind: str) -> Rows:
     ]
 
 
+def worst_effects_title(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the training pairs of the smallest effects, smallest first, have in common."""
+    harmful = bool(rows) and rows[0]["effect"] < 0
+    return "Training pairs that harm most" if harmful else "Training pairs that help least; none harms"
+
+
 def effect_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
     return [[row["id"], number(row["effect"]), number(row["mislabel_score"])] for row in rows]
 
@@ -72,10 +78,14 @@ def top_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
 def check_rows(check: Mapping[str, Any]) -> Rows:
     names = {"now": "as it is", "first_order": "cleaned, first order", "rerun": "cleaned, run again (exact)"}
     return [
-        [label, number(check[key]["margin"]), f"{check[key]['accuracy']:.1%}"]
+        [label, number(check[key]["margin"]), _share(check[key]["accuracy"])]
         for key, label in names.items()
         if key in check
     ]
+
+
+def _share(value: float | None) -> str:
+    return "not foreseen" if value is None else f"{value:.1%}"
 
 
 def interaction_header(interaction: Mapping[str, Any]) -> tuple[str, ...]:
@@ -88,13 +98,13 @@ def interaction_rows(interaction: Mapping[str, Any], kind: str = "raw", at: int 
 
 
 def interaction_figure(interaction: Mapping[str, Any]) -> Figure:
-    """Who helps (blue) and who harms (red) whom at the last step: as it is, and without the shared component."""
+    """Who helps (blue) and who harms (red) whom at the last step: as it is, and without the shared component where
+    that is known."""
     trained, heldout = ([short(name) for name in interaction[side]] for side in ("trained", "heldout"))
     size = max(3.4, min(0.42 * len(trained) + 1.6, 14.0))
-    figure, axes = new_figure(2, width=size + 0.8, height=size)
-    for column, (axis, (kind, title)) in enumerate(
-        zip(axes[0], (("raw", "as it is"), ("without_shared", "without the shared component")), strict=True)
-    ):
+    kinds = _kinds(interaction)
+    figure, axes = new_figure(len(kinds), width=size + 0.8, height=size)
+    for column, (axis, (kind, title)) in enumerate(zip(axes[0], kinds.items(), strict=True)):
         matrix = interaction[kind][-1]
         largest = max((abs(value) for row in matrix for value in row), default=0.0) or 1.0
         image = axis.imshow(matrix, cmap="RdBu", vmin=-largest, vmax=largest)
@@ -114,6 +124,12 @@ def interaction_figure(interaction: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _kinds(interaction: Mapping[str, Any]) -> dict[str, str]:
+    """The matrices that there are, with their titles; for responses of many tokens only the first."""
+    titles = {"raw": "as it is", "without_shared": "without the shared component"}
+    return {kind: title for kind, title in titles.items() if interaction[kind] is not None}
+
+
 def _numbers(axis: Axes, matrix: Sequence[Sequence[float]], largest: float) -> None:
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
@@ -123,10 +139,9 @@ def _numbers(axis: Axes, matrix: Sequence[Sequence[float]], largest: float) -> N
 
 def interaction_over_time(interaction: Mapping[str, Any]) -> Figure:
     """What a held-out concept gains from its own training pairs and from those of all others, step by step."""
-    figure, axes = new_figure(2, width=4.2)
-    for axis, (kind, title) in zip(
-        axes[0], (("raw", "as it is"), ("without_shared", "without the shared component")), strict=True
-    ):
+    kinds = _kinds(interaction)
+    figure, axes = new_figure(len(kinds), width=4.2)
+    for axis, (kind, title) in zip(axes[0], kinds.items(), strict=True):
         for name in interaction["heldout"]:
             if name not in interaction["trained"]:
                 continue
@@ -175,14 +190,25 @@ def read_attribution(results: Mapping[str, Any]) -> list[str]:
     rates = suspects["settings"]["noise_rate"]
     worst = max(rates, key=lambda name: rates[name])
     texts.append(f"The largest estimated share of wrong labels is that of {worst}: {rates[worst]:.0%}.")
+    if "length" in suspects["settings"]:
+        texts.append(read_length(suspects["settings"]["length"]))
     if check:
-        moved = check.get("rerun", check["first_order"])
+        moved = check["rerun"] if "rerun" in check else check["first_order"]
         texts.append(
             f"With {check['changed']} pairs {check['done']} held-out accuracy of this forecast would be "
             f"{moved['accuracy']:.1%} in place of {check['now']['accuracy']:.1%}, the mean margin "
             f"{number(moved['margin'])} in place of {number(check['now']['margin'])}."
         )
     return texts
+
+
+def read_length(length: Mapping[str, float]) -> str:
+    """What length alone explains of which response is chosen."""
+    longer, correlation = length["chosen_is_longer"], length["correlation_with_left_out_margin"]
+    return (
+        f"The chosen response is the longer one in {longer:.0%} of the pairs whose responses differ in length; "
+        f"left-out margins correlate {correlation:.2f} with the difference of log lengths."
+    )
 
 
 def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
@@ -229,34 +255,33 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
             title="Training pairs that make or break generalisation",
             texts=["What single training pairs add to the mean held-out margin of this forecast."],
             tables=[
-                PageTable("Those that help most", EFFECT_HEADER, effect_rows(results["helping"])),
-                PageTable("Those that harm most", EFFECT_HEADER, effect_rows(results["harming"])),
+                PageTable("Training pairs that help most", EFFECT_HEADER, effect_rows(results["helping"])),
+                PageTable(worst_effects_title(results["harming"]), EFFECT_HEADER, effect_rows(results["harming"])),
             ],
         ),
     ]
 
 
 def interaction_section(folder: Path, interaction: Mapping[str, Any]) -> Section:
-    return Section(
-        title="Who helps and who harms whom",
-        texts=[
-            "Rows: the concept that training pairs belong to. Columns: the concept of held-out pairs. A cell is "
-            "what the former add to the latter's mean margin; a column adds up to the mean margin of its concept.",
+    kinds = _kinds(interaction)
+    texts = [
+        "Rows: the concept that training pairs belong to. Columns: the concept of held-out pairs. A cell is "
+        "what the former add to the latter's mean margin; a column adds up to the mean margin of its concept."
+    ]
+    figures = [PageFigure(folder / "figures" / "interaction.svg", "Blue helps, red harms.")]
+    if "without_shared" in kinds:
+        texts.append(
             "Features share a large component, which moves all concepts with one response token alike. The second "
-            "matrix leaves it out: what concepts teach one another beyond a common liking of one response.",
-        ],
-        figures=[
-            PageFigure(folder / "figures" / "interaction.svg", "Blue helps, red harms."),
-            PageFigure(
-                folder / "figures" / "interaction-over-time.svg",
-                "Solid: what each held-out concept gets from its own training pairs. Dashed: from all others.",
-            ),
-        ],
-        tables=[
-            PageTable(title, interaction_header(interaction), interaction_rows(interaction, kind))
-            for kind, title in (("raw", "As it is"), ("without_shared", "Without the shared component"))
-        ],
-    )
+            "matrix leaves it out: what concepts teach one another beyond a common liking of one response."
+        )
+    if len(interaction["steps"]) > 1:
+        over_time = "Solid: what each held-out concept gets from its own training pairs. Dashed: from all others."
+        figures.append(PageFigure(folder / "figures" / "interaction-over-time.svg", over_time))
+    tables = [
+        PageTable(title.capitalize(), interaction_header(interaction), interaction_rows(interaction, kind))
+        for kind, title in kinds.items()
+    ]
+    return Section(title="Who helps and who harms whom", texts=texts, figures=figures, tables=tables)
 
 
 def pair_section(pair: Mapping[str, Any]) -> Section:

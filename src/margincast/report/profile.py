@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
 from margincast.intervals import Estimate, mean_interval, normal_interval, proportion
 from margincast.records import Json
@@ -19,15 +18,24 @@ from margincast.runs.metrics import concept_rows
 from margincast.runs.store import write_jsonl
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from margincast.frozen.tokens.profile import RewardProfile, Slope, SplitProfile
 
 SPLITS = {"train": "training", "heldout": "held-out"}
-PROFILE_HEADER = ("", "margin [95%]", "length-controlled [95%]", "won by length", "tokens for 70%")
-SLOPE_HEADER = ("", "together [95%]", "chosen alone [95%]", "rejected alone [95%]")
-PROFILE_TITLE, SLOPE_TITLE = "Margins, and what they owe to length", "Slope of the reward in the number of tokens"
+PROFILE_HEADER = ("", "training [95%]", "held-out [95%]")
 PROFILE_CONCEPT_HEADER = ("concept", "held-out margin [95%]", "length-controlled [95%]", "won by length")
 TURN_HEADER = ("turn", "pairs", "chosen", "rejected", "margin")
 WON = "won_by_length"
+NAMES = {
+    "margin": "margin",
+    "length_controlled_margin": "length-controlled margin",
+    WON: "pairs won by length",
+    "slope": "slope of reward, a token",
+    "slope_chosen": "slope, chosen alone",
+    "slope_rejected": "slope, rejected alone",
+    "tokens_for_70": "tokens for 70% of the margin",
+}
 
 
 def leave_profile(profile: RewardProfile, folder: Path) -> Json:
@@ -50,23 +58,18 @@ def profile_results(profile: RewardProfile) -> Json:
 
 
 def profile_rows(length: Mapping[str, Any]) -> Rows:
-    return [
-        [
-            SPLITS[name],
-            interval(row["margin"]),
-            interval(row["length_controlled_margin"]),
-            percent(row[WON]),
-            number(row["tokens_for_70"]),
-        ]
-        for name, row in (("train", length["train"]), ("heldout", length))
-    ]
-
-
-def slope_rows(length: Mapping[str, Any]) -> Rows:
-    return [
-        [SPLITS[name], *(interval(row[slope]) for slope in ("slope", "slope_chosen", "slope_rejected"))]
-        for name, row in (("train", length["train"]), ("heldout", length))
-    ]
+    """A row per number, training beside held-out."""
+    shown: dict[str, Callable[[Any], str]] = {
+        "margin": interval,
+        "length_controlled_margin": interval,
+        WON: percent,
+        "slope": interval,
+        "slope_chosen": interval,
+        "slope_rejected": interval,
+        "tokens_for_70": number,
+    }
+    both = (length["train"], length)
+    return [[NAMES[key], *(text(split[key]) for split in both)] for key, text in shown.items()]
 
 
 def profile_concept_rows(length: Mapping[str, Any]) -> Rows:
@@ -106,10 +109,7 @@ def read_profile(length: Mapping[str, Any]) -> list[str]:
 
 
 def profile_sections(folder: Path, length: Mapping[str, Any]) -> list[Section]:
-    tables = [
-        PageTable(PROFILE_TITLE, PROFILE_HEADER, profile_rows(length)),
-        PageTable(SLOPE_TITLE, SLOPE_HEADER, slope_rows(length)),
-    ]
+    tables = [PageTable("Margins, and what they owe to length", PROFILE_HEADER, profile_rows(length))]
     if len(length["concepts"]) > 1:
         tables.append(PageTable("By concept", PROFILE_CONCEPT_HEADER, profile_concept_rows(length)))
     if length["turns"]:

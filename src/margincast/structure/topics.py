@@ -217,6 +217,6 @@ def _names(words: Sequence[Sequence[tuple[str, float]]]) -> tuple[str, ...]:
     if len(words) == 1:
         return (ONE,)
     return tuple(
-        ", ".join(word for word, _ in telling[:WORDS]) or f"topic {number}"
+        "-".join(word for word, _ in telling[:WORDS]) or f"topic {number}"
         for number, telling in enumerate(words, start=1)
     )

@@ -80,8 +80,8 @@ class TrainedRun:
         Raises `InputError` for a folder that is no such run, or a run of another model.
         """
         from margincast.features import features_of
+        from margincast.features.kept import kept_features
         from margincast.passes.tokenize import encode
-        from margincast.runs.features import kept_features
         from margincast.runs.load import load_run
 
         run = load_run(folder)
@@ -94,7 +94,7 @@ class TrainedRun:
         loaded = load_model(model, cache_dir=cache) if isinstance(model, str) else model
         if loaded.hash != kept.model_hash:
             raise InputError(f"{folder} trained {kept.model}, whose weights are not those of {loaded.name}")
-        train, heldout = kept.train.pairs, run.trajectory.heldout.pairs
+        train, heldout = kept.train_pairs, run.trajectory.heldout.pairs
         both = PairSet(train.pairs + heldout.pairs)
         encoding = encode(
             both,

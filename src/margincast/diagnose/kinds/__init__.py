@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from margincast.diagnose.kernel import PairPoints
 from margincast.diagnose.mislabel import Mislabelled
-from margincast.diagnose.neighbours import Neighbours
-from margincast.records import FeatureSet
+from margincast.diagnose.points import Neighbours, Points
+from margincast.features.positions import TokenFeatures
+from margincast.records import FeatureSet, PairSet
 from margincast.registry import Registry
 
 
@@ -21,8 +22,9 @@ from margincast.registry import Registry
 class Evidence:
     """What is known of the training pairs: their features, their places in the pair kernel, their left-out margins."""
 
-    train: FeatureSet
-    points: PairPoints
+    pairs: PairSet
+    train: FeatureSet | TokenFeatures
+    points: Points[Any]
     left_out: Mislabelled
 
 

@@ -4,13 +4,13 @@ words the same."""
 from __future__ import annotations
 
 from margincast.diagnose.kinds import KINDS, Evidence, Scores, SuspectKind
-from margincast.diagnose.neighbours import SAME_WORDS, conflicts
+from margincast.diagnose.neighbours import SAME_WORDS
 
 THRESHOLD = 0.9
 
 
 def _score(evidence: Evidence) -> Scores:
-    near = conflicts(evidence.points, evidence.train.pairs)
+    near = evidence.points.nearest(evidence.pairs, opposite=True)
     flag = (near.score > THRESHOLD) & ((near.overlap >= SAME_WORDS) | (near.score >= 1.0))
     return Scores(near.score, flag, near)
 

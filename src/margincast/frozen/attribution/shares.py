@@ -28,6 +28,10 @@ from margincast.frozen.engine.history import Push
 from margincast.frozen.engine.state import TokenSpace
 from margincast.recipe.optimizer import Optimizer, Slots
 
+# In which sense contributions are exact: of optimizers that add up gradients, and of Adam.
+EXACT_SUMS = "exact: margins are these sums at every step of the run"
+GIVEN_PRECONDITIONER = "exact as a sum, given the run's preconditioner; not what leaving the pair out would do"
+
 
 @dataclass(frozen=True)
 class Moves:
@@ -57,7 +61,7 @@ class Coefficients:
     """values: (N,) float64, a_i of dW = kappa W0 + sum_i a_i delta_i g_i^T."""
 
     values: Tensor
-    exact: str = "exact: margins are these sums at every step of the run"
+    exact: str = EXACT_SUMS
 
     def active(self) -> Tensor:
         return self.values.nonzero()[:, 0]
@@ -78,7 +82,7 @@ class Preconditioned:
     steps: Tensor
     values: Tensor
     metric: Tensor
-    exact: str = "exact as a sum, given the run's preconditioner; not what leaving the pair out would do"
+    exact: str = GIVEN_PRECONDITIONER
 
     def active(self) -> Tensor:
         return self.rows[self.rows.diff(prepend=self.rows.new_tensor([-1])) > 0]

@@ -38,13 +38,12 @@ def _leave(diagnosis: Diagnosis, folder: Path) -> Contents:
     diagnosis.suspects.save(folder)
     write_jsonl(folder / ATTRIBUTION, [asdict(parts) for parts in diagnosis.margins])
     results = _results(diagnosis)
-    for name, figure in (
-        ("interaction", shown.interaction_figure(results["interaction"])),
-        ("interaction-over-time", shown.interaction_over_time(results["interaction"])),
-        ("suspects", shown.suspects_figure(diagnosis.suspects.issues)),
-    ):
-        save_figure(figure, folder / "figures", name)
-    train, heldout = diagnosis.features.train.pairs, diagnosis.features.heldout.pairs
+    save_figure(shown.interaction_figure(results["interaction"]), folder / "figures", "interaction")
+    if len(diagnosis.interaction.steps) > 1:
+        over_time = shown.interaction_over_time(results["interaction"])
+        save_figure(over_time, folder / "figures", "interaction-over-time")
+    save_figure(shown.suspects_figure(diagnosis.suspects.issues), folder / "figures", "suspects")
+    train, heldout = diagnosis.features.train_pairs, diagnosis.features.heldout_pairs
     data = data_summary(type(train)(train.pairs + heldout.pairs), train, heldout, "given in Python")
     return Contents("attribute", results, {"beta": diagnosis.recipe.beta}, {"data": data})
 
