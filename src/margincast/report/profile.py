@@ -148,6 +148,7 @@ def carried_shares(profile: RewardProfile) -> Figure:
         axis.fill_between(tokens, low, high, color=colour, alpha=0.18, linewidth=0)
         axis.plot(tokens, middle, color=colour, linewidth=1.8, label=label)
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:.0f}")
     axis.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
     axis.set_ylim(-0.25, 1.75)
     axis.set_xlabel("first tokens of both responses", fontsize=9, color=INK)
