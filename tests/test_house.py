@@ -15,7 +15,7 @@ from margincast.data.sources import SOURCES
 from margincast.diagnose.kinds import KINDS
 from margincast.recipe.losses import LOSSES
 from margincast.recipe.optimizers import OPTIMIZERS
-from margincast.records import PRESENTERS
+from margincast.results import PRESENTERS
 
 ROOT = Path(margincast.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -52,7 +52,7 @@ def test_every_module_has_a_caller_that_a_user_can_reach() -> None:
         reached.add(name)
         todo |= {name.rpartition(".")[0], *called(MODULES[name])}
         packages = {registry.package: registry for registry in REGISTRIES}
-        if name == "margincast.records":
+        if name == "margincast.results":
             todo.add(PRESENTERS.package)
         todo |= set(packages[name]._modules.values()) if name in packages else set()
     assert sorted(set(MODULES) - reached) == []

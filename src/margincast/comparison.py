@@ -11,7 +11,8 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.intervals import Estimate, Values, bootstrap, proportion
-from margincast.records import Json, PairSet, Shown, SplitTrajectory, Trajectory
+from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.results import Json, Shown
 from margincast.runs.load import Run
 from margincast.runs.metrics import concept_rows
 

@@ -13,7 +13,7 @@ from margincast.cli.options import CheckedOutput
 from margincast.errors import InputError
 from margincast.recipe.fields import option
 from margincast.recipe.recipe import Recipe
-from margincast.records import Json
+from margincast.results import Json
 
 if TYPE_CHECKING:
     from margincast.diagnose import Suspects

@@ -9,7 +9,7 @@ import typer
 
 from margincast.cli.job import Job, open_job
 from margincast.cli.options import OutputOptions
-from margincast.records import Json
+from margincast.results import Json
 
 
 def compare(

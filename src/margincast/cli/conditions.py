@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from margincast.errors import InputError
-from margincast.records import Json
+from margincast.results import Json
 
 RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le,

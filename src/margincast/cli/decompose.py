@@ -14,7 +14,7 @@ from margincast.cli.signature import Fixed
 from margincast.errors import InputError
 from margincast.recipe.fields import option
 from margincast.recipe.recipe import LORA, Recipe
-from margincast.records import Json
+from margincast.results import Json
 
 WHAT = "What to show"
 # Of training the unembedding alone: what only the training of more, or a real run, takes is no option here.

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from margincast.paper.cost import GIB, Cost, ModelSize, Workload, cost, pass_seconds
-from margincast.records import Json
+from margincast.results import Json
 
 if TYPE_CHECKING:
     from margincast.cli.options import InputOptions

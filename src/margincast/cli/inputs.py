@@ -11,7 +11,7 @@ import typer
 from margincast.cli.job import Job
 from margincast.cli.options import InputOptions, PairOptions
 from margincast.cli.topics import topics_wanted, with_topics
-from margincast.records import Json
+from margincast.results import Json
 
 if TYPE_CHECKING:
     from margincast.features.positions import Positions

@@ -9,7 +9,7 @@ from margincast.cli.inputs import Inputs, PairInputs, Reading, read_inputs, with
 from margincast.cli.job import Job, open_job
 from margincast.cli.options import Data, InputOptions, OutputOptions, PairOptions, ReadOptions
 from margincast.recipe.fields import INPUT, OUTPUT, option
-from margincast.records import Json
+from margincast.results import Json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from margincast.cli.launch import launched
 from margincast.errors import InputError
 from margincast.processes import by_first, join, process, processes
 from margincast.recipe.fields import options_of
-from margincast.records import Json, Provenance, Result
+from margincast.results import Json, Provenance, Result
 from margincast.runs.layout import (
     CONFIG,
     FEATURES,

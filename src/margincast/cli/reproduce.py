@@ -14,7 +14,7 @@ from margincast.cli.reproduction import Plan
 from margincast.cli.signature import Fixed
 from margincast.errors import InputError
 from margincast.recipe.fields import INPUT, option
-from margincast.records import Json
+from margincast.results import Json
 
 if TYPE_CHECKING:
     from margincast.paper.scales import Scale

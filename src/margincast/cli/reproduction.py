@@ -13,7 +13,7 @@ from margincast.cli.job import Job
 from margincast.cli.options import InputOptions, PairOptions
 from margincast.cli.train import KeepOptions, run_training
 from margincast.cli.trained import Beforehand, Pilot, run_trained
-from margincast.records import Json
+from margincast.results import Json
 
 if TYPE_CHECKING:
     from margincast.cli.reproduce import ReproduceOptions

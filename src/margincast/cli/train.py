@@ -10,7 +10,7 @@ from margincast.cli.launch import sharded
 from margincast.cli.options import Data, InputOptions, OutputOptions, PairOptions
 from margincast.recipe.fields import OUTPUT, option
 from margincast.recipe.recipe import Recipe
-from margincast.records import Json
+from margincast.results import Json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from margincast.cli.options import OutputOptions, parse_sweep
 from margincast.cli.train import KeepOptions
 from margincast.errors import InputError
 from margincast.recipe.recipe import Recipe
-from margincast.records import Json
+from margincast.results import Json
 
 if TYPE_CHECKING:
     from margincast.records import Trajectory

@@ -36,7 +36,8 @@ from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.forecast import forecast_frozen
 from margincast.frozen.tokens.forecast import forecast_positions
 from margincast.recipe.recipe import Recipe
-from margincast.records import Features, Result
+from margincast.records import Features
+from margincast.results import Result
 
 EFFECT = "heldout_effect"  # the column of what a training pair adds to the mean held-out margin
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from margincast.frozen.attribution.contributions import Attribution
 from margincast.frozen.engine.spaces import token_spaces
-from margincast.records import Features, Json
+from margincast.records import Features
+from margincast.results import Json
 
 
 @dataclass(frozen=True)

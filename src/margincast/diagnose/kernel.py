@@ -17,7 +17,8 @@ from torch import Tensor
 
 from margincast.diagnose.neighbours import nearest_single
 from margincast.diagnose.points import Neighbours
-from margincast.records import FeatureSet, Json, PairSet
+from margincast.records import FeatureSet, PairSet
+from margincast.results import Json
 
 OFFSET = 0.01
 WIDTHS = (None, 1.4)

@@ -8,7 +8,8 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from margincast.records import Json, PairSet
+from margincast.records import PairSet
+from margincast.results import Json
 
 
 class Settings(Protocol):

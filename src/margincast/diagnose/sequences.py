@@ -24,7 +24,8 @@ from margincast.diagnose.neighbours import nearest_sequences
 from margincast.diagnose.points import Neighbours
 from margincast.diagnose.treatment import treatment
 from margincast.features.positions import TokenFeatures
-from margincast.records import Json, PairSet
+from margincast.records import PairSet
+from margincast.results import Json
 
 TRIED = {"last": (0.0, 0.3, 1.0, 3.0), "covariates": (0.0, 0.1, 0.3, 1.0, 3.0), "first": (0.0, 0.3, 1.0)}
 BLOCK = 4096  # positions that are in float64 at once

@@ -26,7 +26,8 @@ from margincast.errors import InputError
 from margincast.features.positions import Positions, TokenFeatures
 from margincast.frozen.forecast import Forecast
 from margincast.frozen.tokens.forecast import TokenForecast
-from margincast.records import Features, FeatureSet, Json, PairSet, Shown
+from margincast.records import Features, FeatureSet, PairSet
+from margincast.results import Json, Shown
 from margincast.runs.store import plain, write_json, write_text
 
 ISSUES, SETTINGS = "issues.jsonl", "suspects.json"

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from margincast.features.cache import MANIFEST
 from margincast.models.gguf import MANIFEST as MODEL_MANIFEST
-from margincast.records import Json
+from margincast.results import Json
 
 
 @dataclass(frozen=True)

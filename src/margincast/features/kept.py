@@ -22,7 +22,8 @@ from margincast.features.positions import POSITIONS, Positions, head_of, laid_ou
 from margincast.models.load import LoadedModel
 from margincast.passes.response_pass import logit_transform
 from margincast.passes.tokenize import Encoding
-from margincast.records import Features, FeatureSet, Json, PairSet
+from margincast.records import Features, FeatureSet, PairSet
+from margincast.results import Json
 from margincast.runs.layout import FEATURES, FEATURES_HEAD, FEATURES_MANIFEST, FEATURES_PAIRS, SUMMARY
 from margincast.runs.load import pair_of, read_summary
 from margincast.runs.save import pair_row

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from margincast.paper.scales import RunSpec
-from margincast.records import Json, PairSet, SplitTrajectory, Trajectory
+from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.results import Json
 from margincast.runs.metrics import metric_rows
 
 QUANTITIES = {"margin": "rewards/margins", "loss": "loss", "accuracy": "rewards/accuracies"}

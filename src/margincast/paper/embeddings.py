@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from margincast.errors import InputError
-from margincast.records import Features, Json, PairSet
+from margincast.records import Features, PairSet
+from margincast.results import Json
 from margincast.structure import inspect_features
 from margincast.structure.cosines import centred, mean_cosines, membership, sides
 from margincast.theory.measured import measured_conditions

@@ -23,7 +23,7 @@ from torch import Tensor
 from margincast.intervals import LEVEL, Estimate, Values, bootstrap
 from margincast.paper.curves import QUANTITIES, Curves, chosen
 from margincast.paper.embeddings import Cosines
-from margincast.records import Json
+from margincast.results import Json
 
 # What "high" and "near zero" mean, which the paper leaves to the eye.
 HIGH, NEAR_ZERO = 0.5, 0.1

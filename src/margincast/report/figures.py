@@ -11,8 +11,9 @@ from torch import Tensor
 
 from margincast.comparison import Comparison
 from margincast.errors import needed
-from margincast.records import Json, Trajectory
+from margincast.records import Trajectory
 from margincast.report.tables import interval
+from margincast.results import Json
 from margincast.runs.metrics import concept_rows, metric_rows
 from margincast.runs.store import atomic_path
 from margincast.structure.inspect import Structure

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from margincast.intervals import Estimate, mean_interval, normal_interval, proportion
-from margincast.records import Json
 from margincast.report.figures import HELDOUT, INK, TRAIN, new_figure, save_figure
 from margincast.report.page import PageFigure, PageTable, Section
 from margincast.report.tables import Rows, interval, number, percent
+from margincast.results import Json
 from margincast.runs.layout import LENGTH
 from margincast.runs.metrics import concept_rows
 from margincast.runs.store import write_jsonl

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from margincast.records import Json, Provenance
 from margincast.report.sections import write_page
+from margincast.results import Json, Provenance
 from margincast.runs.save import write_summary
 
 T = TypeVar("T")

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from margincast.errors import InputError
-from margincast.records import Json
 from margincast.report import tables
 from margincast.report.attribution import attribution_sections
 from margincast.report.bounds import bound_sections
@@ -21,6 +20,7 @@ from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.report.reproduction import reproduction_sections
 from margincast.report.simulation import simulation_sections
 from margincast.report.trained import answers_in_words, limits
+from margincast.results import Json
 from margincast.runs import load
 from margincast.runs.store import write_text
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margincast.records import Json
 from margincast.report.figures import new_figure
 from margincast.report.page import PageFigure, PageTable, Section
 from margincast.report.tables import Rows, number
+from margincast.results import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from margincast.records import Json
 from margincast.report.figures import INK, TRAIN, finish_curves, legend_height, new_figure, styles
+from margincast.results import Json
 from margincast.trained.answers import Pairs, still_rising, stops_rising
 from margincast.trained.constants import package_constants
 from margincast.trained.forecast import TrainedForecast

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from margincast.errors import InputError
 from margincast.recipe.losses import LOSS_PARAMETERS, get_loss
-from margincast.records import Json, Pair, PairSet, SplitTrajectory, Text, Trajectory
+from margincast.records import Pair, PairSet, SplitTrajectory, Text, Trajectory
+from margincast.results import Json
 from margincast.runs.layout import MARGINS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.store import file_sha256
 

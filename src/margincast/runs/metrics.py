@@ -12,7 +12,8 @@ from torch import Tensor
 
 from margincast.intervals import mean_interval, proportion
 from margincast.recipe.losses import Loss, get_loss
-from margincast.records import Json, PairSet, SplitTrajectory, Trajectory
+from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.results import Json
 
 
 def concept_rows(pairs: PairSet) -> dict[str, list[int]]:

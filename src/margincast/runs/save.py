@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from margincast.recipe.losses import get_loss
-from margincast.records import Json, Pair, PairSet, Trajectory
+from margincast.records import Pair, PairSet, Trajectory
+from margincast.results import Json
 from margincast.runs.layout import HASHED, MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.metrics import concept_results, displacement, metric_rows
 from margincast.runs.store import file_sha256, write_json, write_jsonl, write_tensors

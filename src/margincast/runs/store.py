@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margincast.records import Json
+from margincast.results import Json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from margincast.records import Features, PairSet, Result
+from margincast.records import Features, PairSet
+from margincast.results import Result
 from margincast.structure.clusters import ClusterEstimate, TokenSharing, estimate_clusters, token_sharing
 from margincast.structure.cosines import centred, mean_cosines, membership
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.records import Pair, PairSet, Shown, Text
+from margincast.records import Pair, PairSet, Text
+from margincast.results import Shown
 from margincast.structure.kmeans import Stability, assign, kmeans, stabilities
 from margincast.structure.words import prompt_text, telling_words
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from margincast.records import Result
+from margincast.results import Result
 from margincast.theory.distribution import PreferenceDistribution
 from margincast.theory.guarantee import Guarantee
 from margincast.theory.smallest import SmallestQ, smallest_informative_Q

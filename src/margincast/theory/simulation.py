@@ -14,7 +14,7 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.frozen.flow.states import gradient_flow
-from margincast.records import Result
+from margincast.results import Result
 from margincast.theory.certificates import Certificate, certify
 from margincast.theory.distribution import PreferenceDistribution
 from margincast.theory.guarantee import Guarantee, tau_1

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from margincast.errors import InputError, needed
 from margincast.passes.tokenize import Encoding
-from margincast.records import Features, Json
+from margincast.records import Features
+from margincast.results import Json
 from margincast.runs.save import pair_row
 from margincast.runs.store import atomic_path, write_jsonl
 

@@ -21,7 +21,8 @@ from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import encode
 from margincast.recipe.losses import LOSS_PARAMETERS, Loss, get_loss
 from margincast.recipe.recipe import Recipe
-from margincast.records import Json, PairSet, Trajectory
+from margincast.records import PairSet, Trajectory
+from margincast.results import Json
 from margincast.runs.layout import SUMMARY
 from margincast.runs.load import Run
 from margincast.runs.metrics import metric_rows

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from margincast.errors import InputError
-from margincast.records import Pair, PairSet, Shown
+from margincast.records import Pair, PairSet
+from margincast.results import Shown
 
 if TYPE_CHECKING:
     from torch import Tensor

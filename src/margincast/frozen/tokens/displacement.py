@@ -15,7 +15,8 @@ from margincast.frozen.tokens.forecast import forecast_positions
 from margincast.frozen.tokens.pushes import SHOWN, SIDES, Words
 from margincast.recipe.losses import Loss
 from margincast.recipe.recipe import Recipe
-from margincast.records import Json, PairSet, Result, SplitTrajectory, Trajectory
+from margincast.records import PairSet, SplitTrajectory, Trajectory
+from margincast.results import Json, Result
 
 
 @dataclass(frozen=True)

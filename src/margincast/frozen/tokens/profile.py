@@ -16,7 +16,8 @@ from torch import Tensor
 
 from margincast.features.positions import TokenFeatures
 from margincast.frozen.tokens.pushes import SIDES
-from margincast.records import Json, PairSet, Result
+from margincast.records import PairSet
+from margincast.results import Json, Result
 
 CARRIED = (0.5, 0.7, 0.9)  # shares of a margin, whose first tokens are counted
 Side = Literal["chosen", "rejected"]

@@ -13,7 +13,8 @@ from margincast.errors import InputError
 from margincast.features.positions import Positions, TokenFeatures
 from margincast.frozen.tokens.decomposition import Contributions, Factors, contributions, pull
 from margincast.recipe.recipe import Recipe
-from margincast.records import PairSet, Result
+from margincast.records import PairSet
+from margincast.results import Result
 
 SIDES = ("chosen", "rejected")
 SHOWN = 8  # training tokens and pairs of each direction

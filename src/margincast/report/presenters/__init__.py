@@ -1,1 +1,1 @@
-"""How does each kind of result show itself? One module a kind, found by its name (`records.PRESENTERS`)."""
+"""How does each kind of result show itself? One module a kind, found by its name (`results.PRESENTERS`)."""

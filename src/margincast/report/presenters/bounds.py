@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report.bounds import PROMISE_HEADER, bound_tables
 from margincast.report.saving import Contents, saving
 from margincast.report.tables import number
+from margincast.results import PRESENTERS, Json, Presenter
 from margincast.runs.store import plain
 from margincast.theory.bounds import Bounds
 from margincast.theory.guarantee import Guarantee

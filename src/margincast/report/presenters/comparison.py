@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from margincast.comparison import Comparison
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report import tables
+from margincast.results import PRESENTERS, Json, Presenter
 
 
 def _results(comparison: Comparison) -> Json:

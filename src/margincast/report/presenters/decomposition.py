@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report import decomposition as shown
 from margincast.report.figures import save_figure
 from margincast.report.saving import Contents, saving
 from margincast.report.tables import number
+from margincast.results import PRESENTERS, Json, Presenter
 
 if TYPE_CHECKING:
     from margincast.frozen.tokens.pushes import Decomposition

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report import attribution as shown
 from margincast.report.figures import save_figure
 from margincast.report.saving import Contents, saving
 from margincast.report.tables import number
+from margincast.results import PRESENTERS, Json, Presenter
 from margincast.runs.layout import ATTRIBUTION
 from margincast.runs.save import data_summary
 from margincast.runs.store import write_jsonl

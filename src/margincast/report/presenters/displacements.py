@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report import decomposition as shown
 from margincast.report.figures import save_figure
 from margincast.report.saving import Contents, saving
+from margincast.results import PRESENTERS, Json, Presenter
 from margincast.runs.layout import DISPLACEMENT
 from margincast.runs.store import write_jsonl
 

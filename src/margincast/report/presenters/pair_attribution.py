@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report.tables import number
+from margincast.results import PRESENTERS, Json, Presenter
 
 if TYPE_CHECKING:
     from margincast.frozen.attribution.of_pair import PairAttribution

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report import profile as shown
 from margincast.report.saving import Contents, saving
+from margincast.results import PRESENTERS, Json, Presenter
 
 if TYPE_CHECKING:
     from margincast.frozen.tokens.profile import RewardProfile

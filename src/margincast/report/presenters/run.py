@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from margincast.records import PRESENTERS, Json, Presenter, Trajectory
+from margincast.records import Trajectory
 from margincast.report import tables
 from margincast.report.figures import run_curves, save_figure
 from margincast.report.saving import Contents, saving
 from margincast.report.trained import band_curves, trained_results
+from margincast.results import PRESENTERS, Json, Presenter
 from margincast.runs.layout import INTERVALS
 from margincast.runs.metrics import concept_results
 from margincast.runs.save import data_summary, save_trajectory, trajectory_results

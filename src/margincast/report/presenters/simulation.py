@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report.presenters.sweep import leave
 from margincast.report.saving import Contents, saving
 from margincast.report.simulation import TABLE_HEADER, TABLE_TITLE, simulation_results, simulation_rows
+from margincast.results import PRESENTERS, Json, Presenter
 from margincast.theory.simulation import Simulation, Sweep
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report.figures import cosine_matrices, save_figure
 from margincast.report.saving import Contents, saving
 from margincast.report.tables import number
+from margincast.results import PRESENTERS, Json, Presenter
 from margincast.structure import Structure
 from margincast.theory.measured import measured_conditions
 

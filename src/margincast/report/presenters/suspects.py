@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from margincast.records import PRESENTERS, Json, Presenter
+from margincast.results import PRESENTERS, Json, Presenter
 
 
 def _rows(suspects: Any) -> list[Json]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report.figures import save_figure
 from margincast.report.saving import Contents, saving
 from margincast.report.simulation import (
@@ -16,6 +15,7 @@ from margincast.report.simulation import (
     sweep_figure,
     trajectories_figure,
 )
+from margincast.results import PRESENTERS, Json, Presenter
 from margincast.theory.simulation import Sweep
 
 

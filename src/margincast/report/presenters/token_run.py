@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from margincast.records import PRESENTERS, Presenter
 from margincast.report.presenters import run as of_runs
 from margincast.report.profile import leave_profile
 from margincast.report.saving import Contents, saving
+from margincast.results import PRESENTERS, Presenter
 
 if TYPE_CHECKING:
     from margincast.frozen.tokens.forecast import TokenForecast

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from margincast.records import PRESENTERS, Json, Presenter
 from margincast.report.tables import number
+from margincast.results import PRESENTERS, Json, Presenter
 from margincast.structure.topics import Topics
 
 SHOWN = 8  # words
