@@ -3,7 +3,7 @@
     python -m benchmarks.attribution.chat       this claim alone
 
 Needs $MARGINCAST_DATA_DIR with hh-helpful/train.jsonl and test.jsonl (500 pairs are used) and chat/dpo_en_demo.json in
-it; a data set that is not there is left out, and its row says so. A tenth of the training pairs is exchanged, by three
+it; a data set that is not there is left out, and its row says so. A tenth of the training pairs is exchanged, by ten
 seeds on which nothing was chosen. Areas under the curve, with the standard error of their mean. Every way sees the same
 SmolLM2 features, and chooses its settings by the labels as they are given.
 """
@@ -31,7 +31,7 @@ from margincast.features.positions import Positions, TokenFeatures, head_of, tok
 from margincast.passes.tokenize import encode
 from margincast.records import PairSet
 
-SHARE, SEEDS = 0.1, (0, 1, 2)
+SHARE, SEEDS = 0.1, range(10)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of a logistic head's fit, C
 Way = Callable[[Positions], Tensor]
 

@@ -1,9 +1,9 @@
 """How much does learning one pair of long responses move another? The kernel of what tells their responses apart.
 
-A pair is told by differences, chosen less rejected, each scaled to a mean square norm of 1: x of the mean feature
-over the response, y of the feature at its last token, z of what can be said of a response without reading it,
-log length, log-probability under the model and the same per token. With d the difference of the one-hot vectors of
-the first tokens and g the prompt's feature,
+A pair is told by differences, chosen less rejected, each scaled to a mean square norm of 1: x of the mean feature over
+the response times log(1 + its length), y of the feature at its last token, z of what can be said of a response without
+reading it, log length, log-probability under the model and the same per token. With d the difference of the one-hot
+vectors of the first tokens and g the prompt's feature,
 
     K_ij = [x_i.x_j + a y_i.y_j + b z_i.z_j + c (d_i.d_j)(g_i.g_j)] (1 + e [same concept]) / (1 + e)
 
@@ -34,7 +34,7 @@ ROUNDS = 2  # in which the settings are chosen one after the other
 
 @dataclass(frozen=True)
 class SequenceSettings:
-    """Weights beside the mean feature's 1. last: a;  covariates: b;  first: c;  bond: e"""
+    """Weights beside the 1 of x. last: a;  covariates: b;  first: c;  bond: e"""
 
     last: float = 0.3
     covariates: float = 0.3
@@ -54,12 +54,12 @@ class SequenceSettings:
 class SequencePoints:
     """What the kernel sees of pairs: differences of chosen and rejected, and where the pairs and responses lie.
 
-    mean, last: (pairs, hidden);  covariates: (pairs, 3);  first: (pairs, 2) first tokens, chosen first
+    content, last: (pairs, hidden);  covariates: (pairs, 3);  first: (pairs, 2) first tokens, chosen first
     prompts, chosen, rejected: (pairs, hidden) treated features of unit length, of the responses their means
     concept: (pairs,)
     """
 
-    mean: Tensor
+    content: Tensor
     last: Tensor
     covariates: Tensor
     first: Tensor
@@ -69,13 +69,13 @@ class SequencePoints:
     concept: Tensor
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return len(self.content)
 
     def select(self, rows: Tensor) -> SequencePoints:
         return SequencePoints(**{name: value[rows] for name, value in vars(self).items()})
 
     def kernel(self, rows: Tensor, columns: Tensor, settings: SequenceSettings) -> Tensor:
-        total = self.mean[rows] @ self.mean[columns].T
+        total = self.content[rows] @ self.content[columns].T
         for weight, side in ((settings.last, self.last), (settings.covariates, self.covariates)):
             if weight:
                 total += weight * side[rows] @ side[columns].T
@@ -101,7 +101,7 @@ class SequencePoints:
         return nearest_sequences(self.prompts, self.chosen, self.rejected, pairs, opposite=opposite)
 
     def _first_tokens(self, rows: Tensor, columns: Tensor) -> Tensor:
-        shared = self.mean.new_zeros(len(rows), len(columns))
+        shared = self.content.new_zeros(len(rows), len(columns))
         for side in (0, 1):
             for other in (0, 1):
                 same = self.first[rows, side, None] == self.first[columns, other]
@@ -123,7 +123,7 @@ def sequence_points(features: TokenFeatures, pairs: PairSet) -> SequencePoints:
     chosen, rejected = treatment(responses)(responses).double().view(means.shape).unbind(1)
     number = {name: k for k, name in enumerate(pairs.concepts)}
     return SequencePoints(
-        mean=_scaled(_difference(means)),
+        content=_scaled(_difference(means * torch.log1p(lengths)[..., None])),
         last=_scaled(_difference(hidden[order[ends - 1]].double())),
         covariates=_scaled(torch.cat([_scaled(_difference(each)[:, None]) for each in known], dim=1)),
         first=features.target[order[starts]],
