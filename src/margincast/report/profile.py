@@ -120,7 +120,8 @@ def profile_sections(folder: Path, length: Mapping[str, Any]) -> list[Section]:
             title="Where in the response",
             texts=[
                 "Rewards are sums over tokens. The slope is that of the reward in the number of tokens, over the "
-                "chosen and rejected responses of a split together, its error clustered by pair."
+                "chosen and rejected responses of a split together, with an intercept for each side; its error is "
+                "clustered by pair."
             ],
             reading=read_profile(length),
             figures=[

@@ -65,9 +65,10 @@ def test_slopes_are_least_squares_with_errors_that_resampling_pairs_gives() -> N
         found = profile.slope(side)  # type: ignore[arg-type]
 
         def fitted(rows: np.ndarray, columns: slice = columns) -> float:
-            lengths = x[rows][:, columns].ravel()
-            design = np.stack([np.ones(len(lengths)), lengths], axis=1)
-            return float(np.linalg.lstsq(design, y[rows][:, columns].ravel(), rcond=None)[0][1])
+            lengths = x[rows][:, columns]
+            sides = np.tile(np.eye(lengths.shape[1]), (len(lengths), 1))  # an intercept for each
+            design = np.column_stack([sides, lengths.ravel()])
+            return float(np.linalg.lstsq(design, y[rows][:, columns].ravel(), rcond=None)[0][-1])
 
         assert found.value == pytest.approx(fitted(np.arange(400)), rel=1e-9)
         draws = np.random.default_rng(0)

@@ -70,7 +70,7 @@ class SplitProfile:
         return self.by_response[:, 0] - self.by_response[:, 1]
 
     def slope(self, side: Side | None = None) -> Slope:
-        """Of the reward in the response's length, over all responses or those of one side.
+        """Of the reward in the response's length, within the sides: over all responses, or those of one side.
 
         The standard error is clustered by pair: both responses of a pair count as one draw.
         """
@@ -161,20 +161,21 @@ def profile_of(
 
 
 def clustered_slope(lengths: Tensor, rewards: Tensor) -> Slope:
-    """Least squares of `rewards` on `lengths`, both (pairs, responses of each) float64, with an intercept.
+    """Least squares of `rewards` on `lengths`, both (pairs, responses of each) float64, an intercept a column.
 
-    The error is the sandwich with a pair's responses as one cluster, times G / (G - 1) x (N - 1) / (N - 2) for G
-    clusters of N responses together.
+    Without one for each side, what chosen responses gain over rejected ones would count for length wherever they are
+    the longer ones. The error is the sandwich with a pair's responses as one cluster, times
+    G / (G - 1) x (N - 1) / (N - K) for G clusters of N responses together and K coefficients.
     """
-    centred, count = lengths - lengths.mean(), lengths.numel()
+    centred, count, coefficients = lengths - lengths.mean(0), lengths.numel(), 1 + lengths.shape[1]
     spread = float(centred.square().sum())
-    if spread == 0 or count < 3:
+    if spread == 0 or count <= coefficients:
         return Slope(float("nan"), float("nan"))
     slope = float((centred * rewards).sum()) / spread
-    residuals = rewards - rewards.mean() - slope * centred
+    residuals = rewards - rewards.mean(0) - slope * centred
     scores = (centred * residuals).sum(1)
     clusters = len(lengths)
-    correction = clusters / (clusters - 1) * (count - 1) / (count - 2)
+    correction = clusters / (clusters - 1) * (count - 1) / (count - coefficients)
     return Slope(slope, (correction * float(scores.square().sum())) ** 0.5 / spread)
 
 
