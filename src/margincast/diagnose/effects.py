@@ -28,6 +28,8 @@ from margincast.records import Features, Pair
 
 BLOCK = 4096
 DERIVATIVES = 20_000_000
+# Of many tokens: positions that the run's steps meet, times the numbers of the unembedding. Some minutes on one core.
+DERIVATION = 1e12
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,29 @@ def cleaning_effect(
     known: how the held-out pairs are now, which spares a run of responses of many tokens
 
     First order is left out where it would hold more than `DERIVATIVES` numbers. For responses of many tokens it is of
-    the mean margin alone, whose derivatives take one pass back through the run.
+    the mean margin alone, whose derivatives take one pass back through the run in float64, and is left out of runs of
+    more than `DERIVATION`, where that takes far longer than to run again.
     """
     edit = edit_of(features, changes)
     if isinstance(features, Positions):
         now = known or level(forecast_positions(features, recipe).heldout.margins[-1])
-        change = sensitivity(features, recipe, torch.mean).change(edit)
-        first_order: Level | None = Level(now.margin + float(change), None)
+        first_order: Level | None = None
+        if _derivation(features, recipe) <= DERIVATION:
+            change = sensitivity(features, recipe, torch.mean).change(edit)
+            first_order = Level(now.margin + float(change), None)
     else:
         now, first_order = _first_order(features, edit, recipe)
     weighed = any(change.action == "weight" for change in changes)
     again = reweighed(features, edit, recipe) if weighed else rerun(features, edit, recipe).heldout.margins[-1]
     return CleaningEffect(now, first_order, level(again))
+
+
+def _derivation(positions: Positions, recipe: Recipe) -> float:
+    """How many positions the steps of the run meet, times the numbers of the unembedding."""
+    pairs = positions.train.pairs
+    recipe = recipe.for_pairs(pairs)
+    met = recipe.steps * pairs if recipe.rule.flow else sum(len(batch.rows) for batch in recipe.batches(pairs))
+    return met * len(positions.train.target) / pairs * positions.unembedding.numel()
 
 
 def edit_of(features: Features | Positions, changes: Sequence[Change]) -> Edit:
