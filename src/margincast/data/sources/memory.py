@@ -14,7 +14,7 @@ from typing import Any
 
 from margincast.data.readers import Row, Source
 from margincast.data.sources import SOURCES, SourceKind, Where
-from margincast.data.splits import parts_of
+from margincast.data.splits import note_of_drawn, parts_of
 from margincast.errors import InputError
 
 _NAME = "memory"
@@ -35,7 +35,7 @@ def _tables(data: object, where: Where) -> list[Source]:
         source = _table(f"{_NAME}:{label}", label, table)
         sources.append(replace(source, concept=part.concept, split=part.split))
     notes = (f"not read: {', '.join(left_out)}",) if left_out else ()
-    return [replace(sources[0], notes=notes), *sources[1:]]
+    return [replace(sources[0], notes=(*notes, *note_of_drawn(parts))), *sources[1:]]
 
 
 def _table(name: str, label: str, table: object) -> Source:
