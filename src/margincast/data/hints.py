@@ -6,12 +6,14 @@ means (0 or 1, "A", a score) is the data set's own.
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 
 from margincast.data.formats import suffix_of
 from margincast.data.readers import Source, shorten
-from margincast.data.shapes import SHAPES, flag_value, prompt_like, understood
+from margincast.data.shapes import SHAPES, UnusedError, likest_prompt, prompt_like, understood
 from margincast.errors import InputError
 
 # Words in the name of a column with the preferred response, and in that of the other.
@@ -35,7 +37,7 @@ _LABEL = re.compile(r"prefer|label|better|safer|winner|choice|rank|score|overall
 
 def advice(columns: Mapping[str, object], source: Source) -> str:
     """What to write, for a row with these columns, in one line."""
-    prompt = next((name for name in columns if prompt_like(name)), None)
+    prompt = likest_prompt(columns)
     labelled = _labelled(columns)
     if labelled:
         return _conversion(prompt or "PROMPT", labelled, source)
@@ -44,10 +46,46 @@ def advice(columns: Mapping[str, object], source: Source) -> str:
     better = next((name for name in texts if _BETTER.search(name) and name != worse), None)
     if better and worse:
         flags = {"prompt": prompt, "chosen": better, "rejected": worse}
-        said = " ".join(f"--{part}_column {flag_value(name)}" for part, name in flags.items() if name)
+        said = " ".join(f"--{part}_column {shlex.quote(name)}" for part, name in flags.items() if name)
         return f"say which are the prompt and the responses: {said}"
     header = f"; {source.hint}" if source.hint else ""
     return f"{understood()}; name yours with --prompt_column, --chosen_column and --rejected_column{header}"
+
+
+def advice_on_unused(
+    error: UnusedError, columns: Mapping[str, object], source: Source, mapped: Mapping[str, str]
+) -> str:
+    """What to do with columns that would not be used: which flags to write, or how to join them to the prompt.
+
+    mapped: the columns that are chosen and rejected where the caller said so
+    """
+    prompt = next(iter(error.prompts), None) or likest_prompt(error.unused) or error.unused[0]
+    parts = [name for name in columns if name == prompt or name in error.unused]
+    named = {"prompt": prompt} | {part: mapped.get(part, part) for part in ("chosen", "rejected")}
+    flags = " ".join(f"--{part}_column {shlex.quote(name)}" for part, name in named.items())
+    it = "them" if len(error.unused) > 1 else "it"
+    if not error.prompts:
+        alone = f"say which column is the prompt: {flags}; or remove {it}, where both responses begin with the prompt"
+        if len(parts) == 1:
+            return alone
+    elif set(named.values()) <= columns.keys():
+        alone = f"say that {prompt!r} is all of it: {flags}"
+    else:
+        alone = f"remove {it}"
+    if not all(isinstance(columns[name], str) for name in parts):
+        return f"put {it} into {prompt!r}, or {alone}"
+    key = prompt if error.prompts else "prompt"
+    values = ", ".join(f"r[{_quoted(name)}]" for name in parts)
+    removed = ", ".join(_quoted(name) for name in parts if name != key)
+    return (
+        f"two lines of Python put them together: `import datasets; d = {_table(source.name)}` and "
+        f'`d.map(lambda r: {{{_quoted(key)}: "\\n\\n".join(filter(None, [{values}]))}}, remove_columns=[{removed}])'
+        f'.to_json("pairs.jsonl")`; or {alone}'
+    )
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
 
 
 def refuse_headless(columns: Mapping[str, object], source: Source) -> None:
