@@ -123,6 +123,12 @@ READ: dict[str, tuple[dict[str, Any], str, list[dict[str, object]]]] = {
         f"implicit messages as {name}": ({side: write(each) for side, each in IMPLICIT.items()}, "TRL", [USER])
         for name, write in WRITTEN_AS.items()
     },
+    "messages written twice": ({side: json.dumps(json.dumps(each)) for side, each in CHAT.items()}, "TRL", [USER]),
+    "ShareGPT's speakers as roles": (
+        {"prompt": [says("human", ASKED)], "chosen": [says("GPT", GOOD)], "rejected": [says("gpt", BAD)]},
+        "TRL",
+        [USER],
+    ),
     "openai as strings": ({name: json.dumps(each) for name, each in OPENAI.items()}, "OpenAI", [USER]),
     "sharegpt as strings": ({name: repr(each) for name, each in LF.items()}, "LLaMA-Factory", [USER]),
 }
@@ -134,6 +140,11 @@ def test_a_row_gives_the_pair_its_trainer_trains_on(name):
     texts = read_texts(row)
     assert (list(texts.prompt), list(texts.chosen), list(texts.rejected)) == (prompt, [YES], [NO])
     assert texts.shape == shape
+
+
+def test_a_role_of_another_name_is_noted():
+    texts = read_texts(CHAT | {"prompt": [says("human", ASKED)]})
+    assert texts.notes == ("role 'human' is read as 'user'",)
 
 
 def test_a_question_without_a_system_text_stays_text():
@@ -321,6 +332,32 @@ def test_other_labels_are_left_to_the_reader(write: Write):
     write("rows.jsonl", {"question": ASKED, "answer_a": GOOD, "answer_b": BAD, "preference": "a"})
     with pytest.raises(InputError, match=r"'preference' says which of 'answer_a' and 'answer_b' .*FIRST_IS_BETTER"):
         load_pairs("rows.jsonl")
+
+
+def test_two_scores_say_which_response_is_better(write: Write):
+    rows = [
+        {"score_a": 1.0, "score_b": 3.0, "question": ASKED, "answer_a": BAD, "answer_b": GOOD},
+        {"score_a": 2.0, "score_b": 2.0, "question": ASKED, "answer_a": "x", "answer_b": "y"},
+    ]
+    convert(write("rows.jsonl", *rows).resolve())
+    (pair,) = load_pairs("pairs.jsonl")
+    assert (pair.chosen, pair.rejected) == (GOOD, BAD)
+
+
+def test_flags_are_written_as_a_shell_takes_them(write: Write):
+    write("rows.jsonl", {"it's $x": ASKED, "winning `x`": GOOD, "losing": BAD, "prompt": ""})
+    with pytest.raises(InputError, match="say which are the prompt and the responses: ") as error:
+        load_pairs("rows.jsonl")
+    flags = str(error.value).partition("responses: ")[2].removesuffix("; no usable row is left")
+    assert shlex.split(flags)[3] == "winning `x`"
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_another_delimiter_is_named(write: Write, mark):
+    write("rows.csv", mark.join(TEXT).encode(), mark.join(TEXT.values()).encode())
+    with pytest.raises(InputError) as error:
+        load_pairs("rows.csv")
+    assert f"rows.csv: its columns are separated by {mark!r}, a .csv's by ','" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from margincast.data.formats import suffix_of
 from margincast.data.readers import Source, shorten
@@ -101,31 +102,64 @@ def refuse_headless(columns: Mapping[str, object], source: Source) -> None:
         )
 
 
-def _labelled(columns: Mapping[str, object]) -> tuple[str, str, str, str] | None:
-    """Two responses, the column that says which is better, and when the first is."""
+@dataclass(frozen=True)
+class _Labelled:
+    """Two responses, the columns that say which is better, when the first is, and when neither (for Python's `r`)."""
+
+    first: str
+    second: str
+    labels: tuple[str, ...]
+    better: str
+    tie: str = ""
+
+
+def _labelled(columns: Mapping[str, object]) -> _Labelled | None:
     known = next((each for each in _LABELLED if set(each[:3]) <= columns.keys()), None)
     if known:
-        return known
+        first, second, label, condition = known
+        tie = f"r[{_quoted(label)}] == 0" if label == "overall_preference" else ""
+        return _Labelled(first, second, (label,), condition.format(f"r[{_quoted(label)}]"), tie)
     for name in columns:
-        numbered = _NUMBERED.match(name)
-        second = f"{name[:-1]}{_NEXT[numbered[2]]}" if numbered else ""
-        if second in columns and all(isinstance(columns[each], (str, list)) for each in (name, second)):
-            label = next((each for each in columns if _LABEL.search(each) and each not in (name, second)), None)
-            return (name, second, label, "FIRST_IS_BETTER({})") if label else None
+        second = _twin(name, columns)
+        if (
+            second
+            and not _LABEL.search(name)
+            and all(isinstance(columns[each], (str, list)) for each in (name, second))
+        ):
+            return _scored(name, second, columns)
     return None
 
 
-def _conversion(prompt: str, labelled: tuple[str, str, str, str], source: Source) -> str:
-    first, second, label, condition = labelled
-    better = condition.format(f'r["{label}"]')
-    ties = f'.filter(lambda r: r["{label}"] != 0)' if label == "overall_preference" else ""
+def _twin(name: str, columns: Mapping[str, object]) -> str | None:
+    """The column that is numbered next: of `response_a` `response_b`."""
+    numbered = _NUMBERED.match(name)
+    twin = f"{name[:-1]}{_NEXT[numbered[2]]}" if numbered else ""
+    return twin if twin in columns else None
+
+
+def _scored(first: str, second: str, columns: Mapping[str, object]) -> _Labelled | None:
+    """Two responses with the label, or the two scores, beside them."""
+    labels = [each for each in columns if _LABEL.search(each) and each not in (first, second)]
+    score = next((each for each in labels if "score" in each.lower() and _twin(each, columns)), None)
+    if score:
+        twin = _twin(score, columns) or ""
+        of_first, of_second = f"r[{_quoted(score)}]", f"r[{_quoted(twin)}]"
+        return _Labelled(first, second, (score, twin), f"{of_first} > {of_second}", f"{of_first} == {of_second}")
+    label = next(iter(labels), None)
+    return _Labelled(first, second, (label,), f"FIRST_IS_BETTER(r[{_quoted(label)}])") if label else None
+
+
+def _conversion(prompt: str, found: _Labelled, source: Source) -> str:
+    ties = f".filter(lambda r: not {found.tie})" if found.tie else ""
+    first, second = (f"r[{_quoted(name)}]" for name in (found.first, found.second))
     row = (
-        f'{{"prompt": r["{prompt}"], "chosen": r["{first}"] if {better} else r["{second}"], '
-        f'"rejected": r["{second}"] if {better} else r["{first}"]}}'
+        f'{{"prompt": r[{_quoted(prompt)}], "chosen": {first} if {found.better} else {second}, '
+        f'"rejected": {second} if {found.better} else {first}}}'
     )
+    say = "says" if len(found.labels) == 1 else "say"
     return (
-        f"'{label}' says which of '{first}' and '{second}' is better; two lines of Python make pairs of them: "
-        f"`import datasets; d = {_table(source.name)}{ties}` and "
+        f"{' and '.join(map(repr, found.labels))} {say} which of '{found.first}' and '{found.second}' is better; "
+        f"two lines of Python make pairs of them: `import datasets; d = {_table(source.name)}{ties}` and "
         f'`d.map(lambda r: {row}, remove_columns=d.column_names).to_json("pairs.jsonl")`'
     )
 
