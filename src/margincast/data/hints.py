@@ -120,13 +120,9 @@ def _labelled(columns: Mapping[str, object]) -> _Labelled | None:
         tie = f"r[{_quoted(label)}] == 0" if label == "overall_preference" else ""
         return _Labelled(first, second, (label,), condition.format(f"r[{_quoted(label)}]"), tie)
     for name in columns:
-        second = _twin(name, columns)
-        if (
-            second
-            and not _LABEL.search(name)
-            and all(isinstance(columns[each], (str, list)) for each in (name, second))
-        ):
-            return _scored(name, second, columns)
+        twin = _twin(name, columns)
+        if twin and not _LABEL.search(name) and all(isinstance(columns[k], (str, list)) for k in (name, twin)):
+            return _scored(name, twin, columns)
     return None
 
 
