@@ -62,6 +62,16 @@ def test_of_test_and_validation_the_one_that_is_named(write: Write):
         (["a/train", "b/train", "z"], {"a/train": "None", "b/train": "None", "z": "None"}),
         (["part-00000-of-00002", "part-00001-of-00002"], {"part": "None None"}),
         (["test", "validation"], {"test": "None", "validation": "None"}),
+        (["train/data", "test/data"], {"data": "train heldout"}),
+        (["default/train/0000", "default/train/0001", "default/test/0000"], {"default": "train train heldout"}),
+        (["train/train-00000-of-00001", "test/test-00000-of-00001"], {"W": "train heldout"}),
+        (["train/a", "train/b", "test/a"], {"a": "train heldout", "b": "train"}),
+        (["train/a", "train/b", "z"], {"train/a": "None", "train/b": "None", "z": "None"}),
+        (
+            ["rain", "rain_eval", "snow", "d/hail", "d/hail-test"],
+            {"rain": "train heldout", "snow": "None", "d/hail": "train heldout"},
+        ),
+        (["rain", "rain_test", "rain_train"], {"rain": "None heldout train"}),
         (["trains", "tests"], {"trains": "None", "tests": "None"}),
     ],
 )
@@ -81,6 +91,11 @@ def test_a_split_folder_may_hold_other_concepts(write: Write):
     train, heldout = pairs.split()
     assert heldout.counts == {"snow": 1, "d": 1}
     assert train.counts == {"snow": 1, "d": 2}
+    assert pairs.notes[-1] == (
+        "neither train nor test by name, so a concept each, of which held-out pairs are drawn: d/snow.jsonl"
+    )
+    parts = DatasetDict({part: Dataset.from_list(rows(part)) for part in ("train", "test", "extra")})
+    assert load_pairs(parts).notes[-1].endswith("drawn: extra")
 
 
 def test_what_a_folder_holds_beside_data_is_named(write: Write):

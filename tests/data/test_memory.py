@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy
 import pandas
 import pytest
 from datasets import Dataset, DatasetDict
@@ -46,6 +47,20 @@ def test_a_frame_of_a_parquet_file_with_messages_and_gaps(tmp_path):
     pairs = load_pairs(pandas.read_parquet(tmp_path / "rows.parquet"))
     assert [len(pair.prompt) for pair in pairs] == [2, 1]
     assert load_pairs(tmp_path / "rows.parquet")[0].prompt == pairs[0].prompt
+
+
+def test_a_named_index_is_a_column():
+    frame = pandas.DataFrame(ROWS)
+    for indexed in (frame.set_index("prompt"), frame.set_index(["topic", "prompt"])):
+        assert [pair.prompt for pair in load_pairs(indexed)] == [row["prompt"] for row in ROWS]
+
+
+def test_what_numpy_holds_in_records_is_plain():
+    row = {side: numpy.array(messages, dtype=object) for side, messages in CHAT[0].items()} | {"topic": numpy.str_("a")}
+    (pair,) = load_pairs([row], concept_column="topic")
+    assert (pair.prompt, pair.chosen, pair.rejected) == ((USER,), (YES,), (NO,))
+    (pair,) = load_pairs({numpy.str_("sea"): [{k: numpy.str_(v) for k, v in ROWS[0].items()}]})
+    assert {type(each) for each in (pair.id, pair.concept, pair.prompt, pair.chosen, pair.source)} == {str}
 
 
 @pytest.mark.parametrize("kind", [dict, DatasetDict])

@@ -123,6 +123,12 @@ READ: dict[str, tuple[dict[str, Any], str, list[dict[str, object]]]] = {
         f"implicit messages as {name}": ({side: write(each) for side, each in IMPLICIT.items()}, "TRL", [USER])
         for name, write in WRITTEN_AS.items()
     },
+    "messages written twice": ({side: json.dumps(json.dumps(each)) for side, each in CHAT.items()}, "TRL", [USER]),
+    "ShareGPT's speakers as roles": (
+        {"prompt": [says("human", ASKED)], "chosen": [says("GPT", GOOD)], "rejected": [says("gpt", BAD)]},
+        "TRL",
+        [USER],
+    ),
     "openai as strings": ({name: json.dumps(each) for name, each in OPENAI.items()}, "OpenAI", [USER]),
     "sharegpt as strings": ({name: repr(each) for name, each in LF.items()}, "LLaMA-Factory", [USER]),
 }
@@ -134,6 +140,11 @@ def test_a_row_gives_the_pair_its_trainer_trains_on(name):
     texts = read_texts(row)
     assert (list(texts.prompt), list(texts.chosen), list(texts.rejected)) == (prompt, [YES], [NO])
     assert texts.shape == shape
+
+
+def test_a_role_of_another_name_is_noted():
+    texts = read_texts(CHAT | {"prompt": [says("human", ASKED)]})
+    assert texts.notes == ("role 'human' is read as 'user'",)
 
 
 def test_a_question_without_a_system_text_stays_text():
@@ -232,11 +243,45 @@ def test_a_prompt_by_another_name_is_told_how_to_be_used(write: Write, name):
         {"question": ASKED.upper()},
         {"messages": [USER, YES]},
         {"system": None, "context": "", "history": [], "input": 7},
+        {"task": "qa", "user": "u_17", "rationale": "It is a sea."},
         {"source": "x", "line": 3, "id": "7", "title": "Seas", "score_chosen": 0.5},
     ],
 )
 def test_a_column_that_says_nothing_more_may_stay(more):
     assert read_texts(TEXT | more).prompt == ASKED
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "What is it?", "context": "Of seas.", **ANSWERS},
+        {"context": "Of seas.", "query": "What is it?", "chosen": "The sea.", "rejected": "The hill.", "score_a": 1},
+    ],
+)
+def test_parts_of_a_prompt_are_joined_as_the_refusal_says(write: Write, tmp_path, row):
+    convert(write("rows.jsonl", row).resolve(), "two lines of Python put them together")
+    (pair,) = load_pairs("pairs.jsonl")
+    assert sorted(said(pair.prompt).split("\n\n")) == ["Of seas.", "What is it?"]
+    asked = "instruction" if "instruction" in row else "query"
+    (note,) = load_pairs("rows.jsonl", prompt_column=asked).notes
+    assert note.endswith("(column 'context', which looks like a part of the prompt, is not used)")
+
+
+def test_without_a_prompt_any_text_could_be_one(write: Write):
+    row = {"chosen": "I think 56", "rejected": "I think 54", "model": "A b", "prompt_id": "a b", "quality": "0.5"}
+    write("rows.jsonl", row)
+    assert load_pairs("rows.jsonl").notes == (
+        "TRL shape: 1 pair of text (prompt: the opening that both responses share)",
+    )
+    for name in ("task", "riddle of today"):
+        write("rows.jsonl", row | {name: "7x8?"})
+        with pytest.raises(InputError, match=f"column '{name}' looks like a part of the prompt") as error:
+            load_pairs("rows.jsonl")
+        flags = str(error.value).partition("which column is the prompt: ")[2].partition(";")[0]
+        assert load_pairs("rows.jsonl", **_options(flags))[0].prompt == "7x8?"
+    assert read_texts(IMPLICIT | {"rationale": "It is a sea."}).prompt == (USER,)
+    with pytest.raises(RowError, match="column 'background' looks like"):
+        read_texts(IMPLICIT | {"background": "It is a sea."})
 
 
 def test_a_column_that_names_the_concept_is_used(write: Write):
@@ -270,9 +315,9 @@ def test_labelled_responses_are_refused_with_two_lines_that_convert_them(write: 
     assert (said(pair.prompt), said(pair.chosen), said(pair.rejected)) == (ASKED, GOOD, BAD)
 
 
-def convert(path: Path) -> None:
+def convert(path: Path, told: str = "two lines of Python make pairs of them") -> None:
     """Do what the refusal says."""
-    with pytest.raises(InputError, match="two lines of Python make pairs of them") as error:
+    with pytest.raises(InputError, match=told) as error:
         load_pairs(path)
     lines = str(error.value).split("`")[1::2]
     assert len(lines) == 2
@@ -287,6 +332,32 @@ def test_other_labels_are_left_to_the_reader(write: Write):
     write("rows.jsonl", {"question": ASKED, "answer_a": GOOD, "answer_b": BAD, "preference": "a"})
     with pytest.raises(InputError, match=r"'preference' says which of 'answer_a' and 'answer_b' .*FIRST_IS_BETTER"):
         load_pairs("rows.jsonl")
+
+
+def test_two_scores_say_which_response_is_better(write: Write):
+    rows = [
+        {"score_a": 1.0, "score_b": 3.0, "question": ASKED, "answer_a": BAD, "answer_b": GOOD},
+        {"score_a": 2.0, "score_b": 2.0, "question": ASKED, "answer_a": "x", "answer_b": "y"},
+    ]
+    convert(write("rows.jsonl", *rows).resolve())
+    (pair,) = load_pairs("pairs.jsonl")
+    assert (pair.chosen, pair.rejected) == (GOOD, BAD)
+
+
+def test_flags_are_written_as_a_shell_takes_them(write: Write):
+    write("rows.jsonl", {"it's $x": ASKED, "winning `x`": GOOD, "losing": BAD, "prompt": ""})
+    with pytest.raises(InputError, match="say which are the prompt and the responses: ") as error:
+        load_pairs("rows.jsonl")
+    flags = str(error.value).partition("responses: ")[2].removesuffix("; no usable row is left")
+    assert shlex.split(flags)[3] == "winning `x`"
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_another_delimiter_is_named(write: Write, mark):
+    write("rows.csv", mark.join(TEXT).encode(), mark.join(TEXT.values()).encode())
+    with pytest.raises(InputError) as error:
+        load_pairs("rows.csv")
+    assert f"rows.csv: its columns are separated by {mark!r}, a .csv's by ','" in str(error.value)
 
 
 @pytest.mark.parametrize(

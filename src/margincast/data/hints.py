@@ -6,12 +6,15 @@ means (0 or 1, "A", a score) is the data set's own.
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from margincast.data.formats import suffix_of
 from margincast.data.readers import Source, shorten
-from margincast.data.shapes import SHAPES, flag_value, prompt_like, understood
+from margincast.data.shapes import SHAPES, UnusedError, likest_prompt, prompt_like, understood
 from margincast.errors import InputError
 
 # Words in the name of a column with the preferred response, and in that of the other.
@@ -35,7 +38,7 @@ _LABEL = re.compile(r"prefer|label|better|safer|winner|choice|rank|score|overall
 
 def advice(columns: Mapping[str, object], source: Source) -> str:
     """What to write, for a row with these columns, in one line."""
-    prompt = next((name for name in columns if prompt_like(name)), None)
+    prompt = likest_prompt(columns)
     labelled = _labelled(columns)
     if labelled:
         return _conversion(prompt or "PROMPT", labelled, source)
@@ -44,10 +47,46 @@ def advice(columns: Mapping[str, object], source: Source) -> str:
     better = next((name for name in texts if _BETTER.search(name) and name != worse), None)
     if better and worse:
         flags = {"prompt": prompt, "chosen": better, "rejected": worse}
-        said = " ".join(f"--{part}_column {flag_value(name)}" for part, name in flags.items() if name)
+        said = " ".join(f"--{part}_column {shlex.quote(name)}" for part, name in flags.items() if name)
         return f"say which are the prompt and the responses: {said}"
     header = f"; {source.hint}" if source.hint else ""
     return f"{understood()}; name yours with --prompt_column, --chosen_column and --rejected_column{header}"
+
+
+def advice_on_unused(
+    error: UnusedError, columns: Mapping[str, object], source: Source, mapped: Mapping[str, str]
+) -> str:
+    """What to do with columns that would not be used: which flags to write, or how to join them to the prompt.
+
+    mapped: the columns that are chosen and rejected where the caller said so
+    """
+    prompt = next(iter(error.prompts), None) or likest_prompt(error.unused) or error.unused[0]
+    parts = [name for name in columns if name == prompt or name in error.unused]
+    named = {"prompt": prompt} | {part: mapped.get(part, part) for part in ("chosen", "rejected")}
+    flags = " ".join(f"--{part}_column {shlex.quote(name)}" for part, name in named.items())
+    it = "them" if len(error.unused) > 1 else "it"
+    if not error.prompts:
+        alone = f"say which column is the prompt: {flags}; or remove {it}, where both responses begin with the prompt"
+        if len(parts) == 1:
+            return alone
+    elif set(named.values()) <= columns.keys():
+        alone = f"say that {prompt!r} is all of it: {flags}"
+    else:
+        alone = f"remove {it}"
+    if not all(isinstance(columns[name], str) for name in parts):
+        return f"put {it} into {prompt!r}, or {alone}"
+    key = prompt if error.prompts else "prompt"
+    values = ", ".join(f"r[{_quoted(name)}]" for name in parts)
+    removed = ", ".join(_quoted(name) for name in parts if name != key)
+    return (
+        f"two lines of Python put them together: `import datasets; d = {_table(source.name)}` and "
+        f'`d.map(lambda r: {{{_quoted(key)}: "\\n\\n".join(filter(None, [{values}]))}}, remove_columns=[{removed}])'
+        f'.to_json("pairs.jsonl")`; or {alone}'
+    )
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
 
 
 def refuse_headless(columns: Mapping[str, object], source: Source) -> None:
@@ -63,31 +102,60 @@ def refuse_headless(columns: Mapping[str, object], source: Source) -> None:
         )
 
 
-def _labelled(columns: Mapping[str, object]) -> tuple[str, str, str, str] | None:
-    """Two responses, the column that says which is better, and when the first is."""
+@dataclass(frozen=True)
+class _Labelled:
+    """Two responses, the columns that say which is better, when the first is, and when neither (for Python's `r`)."""
+
+    first: str
+    second: str
+    labels: tuple[str, ...]
+    better: str
+    tie: str = ""
+
+
+def _labelled(columns: Mapping[str, object]) -> _Labelled | None:
     known = next((each for each in _LABELLED if set(each[:3]) <= columns.keys()), None)
     if known:
-        return known
+        first, second, label, condition = known
+        tie = f"r[{_quoted(label)}] == 0" if label == "overall_preference" else ""
+        return _Labelled(first, second, (label,), condition.format(f"r[{_quoted(label)}]"), tie)
     for name in columns:
-        numbered = _NUMBERED.match(name)
-        second = f"{name[:-1]}{_NEXT[numbered[2]]}" if numbered else ""
-        if second in columns and all(isinstance(columns[each], (str, list)) for each in (name, second)):
-            label = next((each for each in columns if _LABEL.search(each) and each not in (name, second)), None)
-            return (name, second, label, "FIRST_IS_BETTER({})") if label else None
+        twin = _twin(name, columns)
+        if twin and not _LABEL.search(name) and all(isinstance(columns[k], (str, list)) for k in (name, twin)):
+            return _scored(name, twin, columns)
     return None
 
 
-def _conversion(prompt: str, labelled: tuple[str, str, str, str], source: Source) -> str:
-    first, second, label, condition = labelled
-    better = condition.format(f'r["{label}"]')
-    ties = f'.filter(lambda r: r["{label}"] != 0)' if label == "overall_preference" else ""
+def _twin(name: str, columns: Mapping[str, object]) -> str | None:
+    """The column that is numbered next: of `response_a` `response_b`."""
+    numbered = _NUMBERED.match(name)
+    twin = f"{name[:-1]}{_NEXT[numbered[2]]}" if numbered else ""
+    return twin if twin in columns else None
+
+
+def _scored(first: str, second: str, columns: Mapping[str, object]) -> _Labelled | None:
+    """Two responses with the label, or the two scores, beside them."""
+    labels = [each for each in columns if _LABEL.search(each) and each not in (first, second)]
+    score = next((each for each in labels if "score" in each.lower() and _twin(each, columns)), None)
+    if score:
+        twin = _twin(score, columns) or ""
+        of_first, of_second = f"r[{_quoted(score)}]", f"r[{_quoted(twin)}]"
+        return _Labelled(first, second, (score, twin), f"{of_first} > {of_second}", f"{of_first} == {of_second}")
+    label = next(iter(labels), None)
+    return _Labelled(first, second, (label,), f"FIRST_IS_BETTER(r[{_quoted(label)}])") if label else None
+
+
+def _conversion(prompt: str, found: _Labelled, source: Source) -> str:
+    ties = f".filter(lambda r: not {found.tie})" if found.tie else ""
+    first, second = (f"r[{_quoted(name)}]" for name in (found.first, found.second))
     row = (
-        f'{{"prompt": r["{prompt}"], "chosen": r["{first}"] if {better} else r["{second}"], '
-        f'"rejected": r["{second}"] if {better} else r["{first}"]}}'
+        f'{{"prompt": r[{_quoted(prompt)}], "chosen": {first} if {found.better} else {second}, '
+        f'"rejected": {second} if {found.better} else {first}}}'
     )
+    say = "says" if len(found.labels) == 1 else "say"
     return (
-        f"'{label}' says which of '{first}' and '{second}' is better; two lines of Python make pairs of them: "
-        f"`import datasets; d = {_table(source.name)}{ties}` and "
+        f"{' and '.join(map(repr, found.labels))} {say} which of '{found.first}' and '{found.second}' is better; "
+        f"two lines of Python make pairs of them: `import datasets; d = {_table(source.name)}{ties}` and "
         f'`d.map(lambda r: {row}, remove_columns=d.column_names).to_json("pairs.jsonl")`'
     )
 

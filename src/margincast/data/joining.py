@@ -37,6 +37,8 @@ def read_row(columns: Mapping[str, object], prompt: Text | None, notes: list[str
     if (system is not None or chat) and prompt is not None:
         prompt = message("user", prompt) if isinstance(prompt, str) and prompt else prompt
     texts = join(prompt, chosen, rejected, notes)
+    if prompt is None:
+        notes.append("prompt: the opening that both responses share")
     return Texts(
         _with_system(texts.prompt, system, notes), texts.chosen, texts.rejected, notes=tuple(dict.fromkeys(notes))
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from margincast.data.hints import advice, refuse_headless
+from margincast.data.hints import advice, advice_on_unused, refuse_headless
 from margincast.data.readers import Row, Source, shorten
-from margincast.data.shapes import UnknownShapeError, read_texts
+from margincast.data.shapes import UnknownShapeError, UnusedError, read_texts
 from margincast.data.sources import Where, find_sources
 from margincast.data.splits import TRL_DEFAULT
 from margincast.data.texts import RowError, Texts, check_string
@@ -48,7 +48,7 @@ def load_pairs(
     concept_column: column that groups pairs into concepts, of strings or integers. Without it the concept is the file
         name without its extension (below a folder: the path within the folder), or the Hub data set's name.
     prompt_column, chosen_column, rejected_column: which columns are the prompt and the responses, whatever they are
-        called; other columns that look like a prompt may then stay unused
+        called; other columns that look like a prompt then stay unused, which is noted
     on_bad_row: "fail" raises an error that names the first bad row and counts the others; "skip" leaves bad rows out
         and lists each with its reason in `PairSet.skipped`. Problems of a whole file are errors under both.
     revision: commit, branch or tag of what is read from the Hub; local data have none
@@ -98,9 +98,7 @@ class Columns:
         taken = {name for part, name in self.mapped.items() if part != name}
         renamed = {name: value for name, value in row.items() if name not in {*taken, *self.mapped}}
         renamed |= {part: row[name] for part, name in self.mapped.items()}
-        # Whoever says which column is the prompt has decided about the others.
-        spoken_for = set(row) if "prompt" in self.mapped else {self.concept or ""}
-        return read_texts(renamed, spoken_for)
+        return read_texts(renamed, {self.concept or ""}, decided="prompt" in self.mapped)
 
     def concept_of(self, row: Mapping[str, object], source: Source) -> str:
         name = self.concept
@@ -156,6 +154,9 @@ class ReadRows:
         except UnknownShapeError as error:
             refuse_headless(row.columns, source)
             raise RowError(f"{error}; {advice(row.columns, source)}") from error
+        except UnusedError as error:
+            way = advice_on_unused(error, row.columns, source, self.columns.mapped)
+            raise RowError(f"{error}; {way}") from error
 
     def _pair(self, row: Row, texts: Texts, source: Source) -> Pair:
         return Pair(

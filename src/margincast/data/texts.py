@@ -18,6 +18,7 @@ from margincast.records import Message, Text
 # How a list of messages, one message, or an object that holds them begins where it is written into a string.
 _WRITTEN = re.compile(r"""\s*(\[\s*)?\{\s*['"]\w+['"]\s*:""")
 _SURELY_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from)['"]\s*:""")
+_WRITTEN_TWICE = re.compile(r"""\s*"\s*\[\s*\{""")
 # A string, or the end of one object and the beginning of the next.
 _NO_COMMA = re.compile(r"""('(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$))|\}\s*\{""", re.S)
 # Longer strings are not parsed: no conversation is, and parsing one would take minutes and gigabytes.
@@ -91,6 +92,7 @@ def structured(name: str, value: object, notes: list[str]) -> object:
 
     Raises `RowError` for a string that begins as a list of messages and is none. Other JSON is a text like any other.
     """
+    value = _once_decoded(value)
     if not isinstance(value, str) or not _WRITTEN.match(value):
         return value
     surely = bool(_SURELY_MESSAGES.match(value))
@@ -105,6 +107,17 @@ def structured(name: str, value: object, notes: list[str]) -> object:
         return value
     notes.append("messages were written as strings")
     return found
+
+
+def _once_decoded(value: object) -> object:
+    """Of messages that were written to JSON twice, the inner text: a JSON string that surely holds a list of them."""
+    if not isinstance(value, str) or not _WRITTEN_TWICE.match(value) or len(value) > _LONGEST_WRITTEN:
+        return value
+    try:
+        inner = json.loads(value)
+    except ValueError:
+        return value
+    return inner if isinstance(inner, str) and _SURELY_MESSAGES.match(inner) else value
 
 
 def parse_written(name: str, text: str) -> object:
@@ -166,6 +179,10 @@ def _read_message(name: str, value: object, notes: list[str]) -> Message:
     if {"role", "content"} <= value.keys():
         who, what = "role", "content"
         role: object = value["role"]
+        known = SPEAKERS.get(role.lower()) if isinstance(role, str) else None
+        if known and known != role:
+            notes.append(f"role {role!r} is read as {known!r}")
+            role = known
     else:
         who, what = "from", "value"
         speaker = str(value["from"]).lower()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from importlib.abc import Traversable  # where it lies depends on the version of Python
 
 HEADER_HINT = "the first line must be a header that names the columns"
+_DELIMITERS = (",", ";", "\t", "|")
 # The csv module refuses longer cells, of 131,072 characters where nobody says otherwise; a conversation may be longer.
 _LONGEST_CELL = 1 << 30
 
@@ -40,7 +41,7 @@ def _read(file: Traversable, name: str, delimiter: str, kind: str) -> Iterator[R
             text = io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
             # strict: a quote that never closes is an error, not one enormous last cell.
             table = csv.reader(text, delimiter=delimiter, strict=True)
-            header = _header(next(table, []), name)
+            header = _header(next(table, []), name, delimiter)
             end = table.line_num
             for cells in table:
                 begin, end = end + 1, table.line_num
@@ -53,9 +54,17 @@ def _read(file: Traversable, name: str, delimiter: str, kind: str) -> Iterator[R
         raise undecodable(name, encoding) from error
 
 
-def _header(cells: list[str], name: str) -> list[str]:
+def _header(cells: list[str], name: str, delimiter: str) -> list[str]:
     if not cells:
         raise InputError(f"{name}: no rows; its first line must be a header that names the columns")
+    other = next((mark for mark in _DELIMITERS if mark != delimiter and mark in cells[0]), None)
+    if len(cells) == 1 and other:
+        kind, way = (
+            (".csv", "or use tabs and call it .tsv") if delimiter == "," else (".tsv", "or use ',' and call it .csv")
+        )
+        raise InputError(
+            f"{name}: its columns are separated by {other!r}, a {kind}'s by {delimiter!r}; write it with those, {way}"
+        )
     if len(set(cells)) < len(cells):
         raise InputError(f"{name}: the header names a column twice: {shorten(cells)}")
     return cells

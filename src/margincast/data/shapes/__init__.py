@@ -7,7 +7,7 @@ A shape is recognised by the columns it needs. One of another package is an entr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -22,6 +22,8 @@ __all__ = [
     "Shape",
     "Texts",
     "UnknownShapeError",
+    "UnusedError",
+    "likest_prompt",
     "prompt_like",
     "read_texts",
     "recognise",
@@ -51,12 +53,26 @@ class Shape:
 SHAPES: Registry[Shape] = Registry("row shape", "margincast.data.shapes", "margincast.shapes")
 """The shapes by name. `SHAPES.register(name)` enters a `Shape`."""
 
-# Columns whose names say that they belong to the prompt. Leaving one out would forecast another run than was meant.
+# Columns whose names say that they belong to the prompt, the surest first. Leaving one out would forecast another run
+# than was meant.
 _PROMPT_LIKE = (
-    "prompt", "prompts", "user_prompt", "user_message", "instruction", "instructions", "question", "query", "input",
-    "inputs", "context", "problem", "passage", "system", "system_prompt", "system_message", "history", "conversation",
-    "conversations", "messages", "dialog", "dialogue",
+    "prompt", "prompts", "user_prompt", "user_message", "instruction", "instructions", "question", "query", "problem",
+    "user_input", "input", "inputs", "messages", "conversations", "conversation", "dialogue", "dialog", "dialogs",
+    "turns", "trajectory", "chat_history", "context_messages", "post", "task", "user", "human", "text", "passage",
+    "document", "article", "context", "history", "background", "examples", "few_shot", "preamble", "system",
+    "system_prompt", "system_message", "developer",
 )  # fmt: skip
+# Of these a single word is a category or somebody's name: {"task": "qa", "user": "u_17"}.
+_PERHAPS_NAMES = ("task", "user", "human", "text", "post", "document", "article")
+_WORD = re.compile(r"[\w.:/@-]*")
+# Columns that are about a pair and no part of it: where no column is the prompt, every other text could be.
+_ABOUT = re.compile(
+    r"(chosen|rejected).*|.*_(chosen|rejected)|(scores?|ratings?|rewards?|model|num|label|annotator|created|meta)_.*|"
+    r".*(^|_)(ids?|idx|index|uuid|hash|scores?|ratings?|rewards?|ranks?|margins?|sources?|models?|generator|"
+    r"category|categories|labels?|tags?|date|time|timestamp|created|language|lang|locale|split|subset|dataset|origin|"
+    r"license|url|link|annotator|author|type|kind|topic|domain|concept|version|metadata|meta|file|filename|path|"
+    r"tokens|length|difficulty|count)"
+)
 # A text this long that stands in the prompt stands there because it was put there.
 _TELLING = 20
 
@@ -65,10 +81,32 @@ class UnknownShapeError(RowError):
     """A row whose columns are those of no shape."""
 
 
+class UnusedError(RowError):
+    """A row that says more than would be used.
+
+    unused: the columns;  prompts: those that the prompt is made of, as the row stands
+    """
+
+    def __init__(self, unused: Sequence[str], prompts: Sequence[str]) -> None:
+        self.unused, self.prompts = tuple(unused), tuple(prompts)
+        listed = " and ".join(map(repr, unused))
+        looks = f"{listed} look like parts" if len(unused) > 1 else f"{listed} looks like a part"
+        super().__init__(f"column {looks} of the prompt and would not be used")
+
+
 @cache
+def _plain(name: str) -> str:
+    return re.sub(r"[\s.-]+", "_", name.strip()).lower()
+
+
 def prompt_like(name: str) -> bool:
     """Whether a column's name says that it belongs to the prompt."""
-    return re.sub(r"[\s.-]+", "_", name.strip()).lower() in _PROMPT_LIKE
+    return _plain(name) in _PROMPT_LIKE
+
+
+def likest_prompt(names: Iterable[str]) -> str | None:
+    """Of these columns the one that is the prompt, by its name, if any."""
+    return min(filter(prompt_like, names), key=lambda name: _PROMPT_LIKE.index(_plain(name)), default=None)
 
 
 def recognise(columns: Mapping[str, object]) -> tuple[str, Shape] | None:
@@ -77,10 +115,11 @@ def recognise(columns: Mapping[str, object]) -> tuple[str, Shape] | None:
     return next(((name, shape) for name, shape in shapes if shape.has(columns)), None)
 
 
-def read_texts(columns: Mapping[str, object], spoken_for: Container[str] = ()) -> Texts:
+def read_texts(columns: Mapping[str, object], spoken_for: Container[str] = (), *, decided: bool = False) -> Texts:
     """What the row says.
 
     spoken_for: columns that may stay unused though their names say that they belong to the prompt
+    decided: whether somebody has said which column the prompt is; others like one are then noted, not refused
     Raises `RowError` when it has none of the shapes, nothing that could be preferred, or a prompt that is not used.
     """
     found = recognise(columns)
@@ -89,19 +128,27 @@ def read_texts(columns: Mapping[str, object], spoken_for: Container[str] = ()) -
         raise UnknownShapeError(f"columns missing: found {listed}")
     name, shape = found
     used = columns if shape.also is None else {*shape.columns, *shape.also, "chosen", "rejected"}
-    idle = [each for each in columns if prompt_like(each) and each not in used and each not in spoken_for]
+    prompts = [each for each in columns if each in used and prompt_like(each) and each != "system"]
+    anything = not prompts and set(shape.columns) <= {"chosen", "rejected"}
+    idle = [each for each in columns if each not in used and each not in spoken_for and _asks(each, columns, anything)]
     try:
         texts = shape.read(columns)
-    except RowError:
-        _refuse_unused([each for each in idle if _strings(columns[each])], columns)
+    except RowError as error:
+        said = [each for each in idle if _strings(columns[each])]
+        if said and not decided:
+            raise UnusedError(said, prompts) from error
         raise
-    _refuse_unused([each for each in idle if not _carried(columns[each], texts)], columns)
+    asked = any(isinstance(each, Mapping) and each["role"] == "user" for each in texts.prompt)
+    unused = [each for each in idle if not _carried(columns[each], texts) and (prompt_like(each) or not asked)]
+    if unused and not decided:
+        raise UnusedError(unused, prompts)
     for part, text in (("prompt", texts.prompt), ("chosen", texts.chosen), ("rejected", texts.rejected)):
         if not _says_something(text):
             raise RowError(f"{part} is empty")
     if texts.chosen == texts.rejected:
         raise RowError("chosen and rejected are the same")
-    return replace(texts, shape=shape.title or name)
+    left_out = (f"column {each!r}, which looks like a part of the prompt, is not used" for each in unused)
+    return replace(texts, shape=shape.title or name, notes=(*texts.notes, *left_out))
 
 
 def understood() -> str:
@@ -111,22 +158,24 @@ def understood() -> str:
     return f"understood are 'prompt' + 'chosen' + 'rejected', {listed}"
 
 
-def _refuse_unused(names: list[str], columns: Mapping[str, object]) -> None:
-    if not names:
-        return
-    listed = " and ".join(map(repr, names))
-    looks = f"{listed} look like parts" if len(names) > 1 else f"{listed} looks like a part"
-    flags = "--prompt_column {} --chosen_column chosen --rejected_column rejected"
-    if "prompt" in columns:
-        way = f"put it into 'prompt', or say that 'prompt' is all of it: {flags.format('prompt')}"
-    else:
-        way = f"say which column is the prompt: {flags.format(flag_value(names[0]))}"
-    raise RowError(f"column {looks} of the prompt and would not be used; {way}")
+def _asks(name: str, columns: Mapping[str, object], anything: bool) -> bool:
+    """Whether a column could be a part of the prompt.
+
+    anything: whether no column is the prompt, so that a text under any name could be
+    """
+    value = columns[name]
+    if anything and not _ABOUT.fullmatch(_plain(name)):
+        return not isinstance(value, str) or not _is_number(value)
+    word = isinstance(value, str) and _plain(name) in _PERHAPS_NAMES and _WORD.fullmatch(value.strip())
+    return prompt_like(name) and not word
 
 
-def flag_value(name: str) -> str:
-    """A column's name as a shell takes it."""
-    return name if re.fullmatch(r"[\w.-]+", name) else f'"{name}"'
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _strings(value: object) -> list[str]:

@@ -13,10 +13,8 @@ from margincast.data.formats.json_files import read_json
 from margincast.data.readers import Source
 from margincast.data.shapes import recognise
 from margincast.data.sources import SOURCES, SourceKind, Where
-from margincast.data.splits import parts_of
+from margincast.data.splits import listed, note_of_drawn, parts_of
 from margincast.errors import InputError
-
-_NAMED = 6  # files that are not read, named one by one
 
 
 def _exists(data: str) -> bool:
@@ -42,7 +40,7 @@ def _local(path: Path, where: Where) -> list[Source]:
             raise InputError(f"{path}: {twins} differ only in their extension; give the one to be read")
         by_label[label] = file
     if not by_label:
-        left = f"; it holds {_listed(beside)}" if beside else ""
+        left = f"; it holds {listed(beside)}" if beside else ""
         raise InputError(f"{path}: no {', '.join(READERS)} files in this folder{left}")
     return _folder(path, whole, by_label, beside, where)
 
@@ -57,10 +55,11 @@ def _folder(path: Path, whole: str, by_label: dict[str, Path], beside: list[str]
             beside.append(f"{file.relative_to(path).as_posix()} ({parts[label].left_out})")
         else:
             sources.append(replace(source, concept=parts[label].concept, split=parts[label].split))
-    notes = [f"not read in {path}: {_listed(beside)}"] if beside else []
+    notes = [f"not read in {path}: {listed(beside)}"] if beside else []
     heldout = [source.name for source in sources if source.split == "heldout"]
     if heldout:
-        notes.insert(0, f"held out as the files' names say: {_listed(heldout)}")
+        notes.insert(0, f"held out as the files' names say: {listed(heldout)}")
+        notes += note_of_drawn({file.as_posix(): parts[label] for label, file in by_label.items()})
     return [replace(sources[0], notes=tuple(notes)), *sources[1:]]
 
 
@@ -108,11 +107,6 @@ def _describes(file: Path) -> bool:
     except InputError:
         return False  # it is read as data, and what is wrong with it said then
     return len(rows) == 1 and not rows[0].problem and recognise(rows[0].columns) is None
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 SOURCES.register("files")(SourceKind(_exists, lambda data, where: _local(Path(data), where), rank=8))

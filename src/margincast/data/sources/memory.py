@@ -14,7 +14,7 @@ from typing import Any
 
 from margincast.data.readers import Row, Source
 from margincast.data.sources import SOURCES, SourceKind, Where
-from margincast.data.splits import parts_of
+from margincast.data.splits import note_of_drawn, parts_of
 from margincast.errors import InputError
 
 _NAME = "memory"
@@ -35,7 +35,7 @@ def _tables(data: object, where: Where) -> list[Source]:
         source = _table(f"{_NAME}:{label}", label, table)
         sources.append(replace(source, concept=part.concept, split=part.split))
     notes = (f"not read: {', '.join(left_out)}",) if left_out else ()
-    return [replace(sources[0], notes=notes), *sources[1:]]
+    return [replace(sources[0], notes=(*notes, *note_of_drawn(parts))), *sources[1:]]
 
 
 def _table(name: str, label: str, table: object) -> Source:
@@ -57,11 +57,16 @@ def _records(table: Any, name: str) -> Iterable[object]:
         if not table.columns.is_unique:
             twice = table.columns[table.columns.duplicated()][0]
             raise InputError(f"{name}: column {twice!r} is there twice; remove one")
-        return ({key: _plain(value) for key, value in row.items()} for row in table.to_dict("records"))
+        named = [name for name in table.index.names if name is not None and name not in table.columns]
+        table = (table.reset_index(level=named) if named else table).to_dict(
+            "records"
+        )  # an index that is named is data
     if datasets and isinstance(table, (datasets.Dataset, datasets.IterableDataset)):
         return table.with_format(None)  # type: ignore[no-any-return]
     if isinstance(table, Sequence) and not isinstance(table, (str, bytes)):
-        return table
+        return (
+            {key: _plain(value) for key, value in row.items()} if isinstance(row, Mapping) else row for row in table
+        )
     raise InputError(
         f"{name}: an object of type {type(table).__name__} is no data; give a path, a Dataset or DatasetDict of "
         "datasets, a DataFrame, or a list of dicts"
@@ -69,10 +74,10 @@ def _records(table: Any, name: str) -> Iterable[object]:
 
 
 def _plain(value: Any) -> object:
-    """A cell of pandas as Python has it: arrays are lists, and what is missing is None."""
+    """A value of pandas or numpy as Python has it: arrays are lists, and what is missing is None."""
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
