@@ -16,6 +16,7 @@ from margincast.cli.signature import call, parameters_of, parts_of
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
 from margincast.recipe.recipe import Recipe
+from margincast.shown import visible
 from margincast.version import VERSION
 
 SPEAKING = 20.0  # seconds that the first of several processes has to say what is wrong
@@ -76,7 +77,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
             raise InputError(f"config file {path}: {name} takes {what}")
     if unused:
         names = ", ".join(unused)
-        print(f"margincast: of {path}, {context.info_name} does not use: {names}", file=sys.stderr)
+        print(f"margincast: of {path}, {context.info_name} does not use: {visible(names)}", file=sys.stderr)
     context.default_map = {parameters[name].name or name: value for name, value in settings.items()}
     return path
 
@@ -197,7 +198,7 @@ def _fail(error: BaseException, status: int, debug: bool, message: str | None = 
     if isinstance(error, InputError) and not first():
         time.sleep(SPEAKING)
     else:
-        print(f"margincast: error: {' '.join((message or str(error)).split())}", file=sys.stderr)
+        print(f"margincast: error: {visible(' '.join((message or str(error)).split()))}", file=sys.stderr)
     return status
 
 
