@@ -6,7 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
+from margincast.cli.main import with_options
+from margincast.cli.options import InputOptions, PairOptions
+from margincast.errors import InputError
+from margincast.recipe.recipe import Recipe
 from tests.cli.helpers import run
 
 # Full fine-tuning, as recipe repositories write it for their own scripts.
@@ -181,3 +186,55 @@ def test_a_name_misspelt_is_refused_even_there(model_folder: Path, data_folder: 
     assert done.status == 2
     assert "no option 'learning_rat' here (did you mean learning_rate?)" in done.err
     assert "did you mean save_steps?" in done.err
+
+
+@pytest.mark.parametrize(
+    "lines, words, settings, said",
+    [
+        ("num_train_epochs: 2", ("--max_steps", "3"), {"max_steps": 3, "num_train_epochs": None}, ""),
+        ("max_steps: 9", ("--num_train_epochs", "1"), {"max_steps": None, "num_train_epochs": 1.0}, ""),
+        ("use_peft: true\nlora_r: 8", ("--train", "all"), {"train": "all", "lora_r": 16}, "forecast --train all does"),
+        (
+            "use_peft: true\nlora_r: 8\nlora_alpha: 8\nbf16: true\nmax_steps: 2",
+            ("--train", "head"),
+            {"train": "head", "lora_r": 16, "lora_alpha": 32, "bf16": False, "max_steps": 2},
+            "forecast --train head does not use: lora_r, lora_alpha, bf16",
+        ),
+        (
+            "dataset_test_split: evaluation",
+            ("--heldout", "b.jsonl"),
+            {"heldout": "b.jsonl", "dataset_test_split": None},
+            "",
+        ),
+        ("model_revision: main", (), {"revision": None}, ""),
+    ],
+)
+def test_flags_beat_what_the_file_says_of_their_partners(
+    lines: str,
+    words: tuple[str, ...],
+    settings: dict[str, object],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "dpo.yaml"
+    file.write_text(f"model_name_or_path: x\nloss_type: [hinge]\n{lines}\n")
+    seen: dict[str, object] = {}
+
+    def forecast(recipe: Recipe, pairs: PairOptions, inputs: InputOptions) -> None:
+        seen.update({**vars(recipe), **vars(pairs), **vars(inputs)})
+
+    app = typer.Typer()
+    app.command()(with_options(forecast))
+    app(["--config", str(file), *words], prog_name="forecast", standalone_mode=False)
+    assert said in capsys.readouterr().err
+    assert {name: seen[name] for name in settings} == settings
+    assert seen["loss_type"] == "hinge"
+
+
+def test_a_list_of_one_loss_is_that_loss_without_telling_names_too(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("loss_type: [hinge]\n")
+    assert Recipe.from_yaml(tmp_path / "a.yaml").loss_type == "hinge"
+    (tmp_path / "b.yaml").write_text("loss_type: [hinge, ipo]\n")
+    with pytest.raises(InputError, match="loss_type must be a single value"):
+        Recipe.from_yaml(tmp_path / "b.yaml")

@@ -74,6 +74,30 @@ def test_an_unknown_dtype_is_refused(folder: Path) -> None:
         load_model(str(folder), dtype="int8")
 
 
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (lambda model, tokenizer: model, "the model is of type LlamaForCausalLM; give"),
+        (lambda model, tokenizer: (tokenizer, model), "the wrong way round; give"),
+        (
+            lambda model, tokenizer: ("path", "path"),
+            "the first of (model, tokenizer) is of type str, which is no model",
+        ),
+        (lambda model, tokenizer: (torch.nn.Linear(1, 1), tokenizer), "is of type Linear, which is no model"),
+        (lambda model, tokenizer: (model, None), "the second of (model, tokenizer) is None, which is no tokenizer"),
+        (lambda model, tokenizer: (model.to("meta"), tokenizer), "model.embed_tokens.weight is on the device meta"),
+        (lambda model, tokenizer: (model, tokenizer, 1), "the model is a tuple of 3; give"),
+    ],
+)
+def test_what_is_no_pair_of_model_and_tokenizer_is_refused(given: Any, says: str, tmp_path: Path) -> None:
+    what = given(tiny_model(), tiny_tokenizer())
+    for read in (load_model, lambda model: loading.opened(model, tmp_path)):
+        with pytest.raises(InputError) as caught:
+            read(what)
+        assert says in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("damage", ["weights cut", "weights flipped", "no weights", "no json", "no such type"])
 def test_a_folder_that_cannot_be_loaded_is_refused_in_one_line(damage: str, folder: Path) -> None:
     weights = folder / "model.safetensors"

@@ -239,6 +239,59 @@ def test_a_template_that_writes_no_end_is_said() -> None:
     assert notice.startswith("2 of 2 conversations end without </s>, the end-of-sequence token")
 
 
+COUNTING = "{{ messages | length }} messages. "
+LONG = chat("What would you say to a friend? " * 3)
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_prompt_that_is_written_otherwise_before_a_response_is_said_or_refused(where: str) -> None:
+    """What counts messages makes all of the prompt response where it comes first, and its end where it comes last."""
+    tokenizer = tiny_tokenizer()
+    written = tokenizer.chat_template
+    pairs = pair_set((LONG, answer("Yes"), answer("No")), ("The weather", " Yes", " No"))
+    assert encode(pairs, tokenizer).notices == ()
+    if where == "first":
+        tokenizer.chat_template = COUNTING + written
+        with pytest.raises(
+            InputError, match=r"^pairs\.jsonl, line 7: the chat template writes \d+ of the prompt's \d+"
+        ):
+            encode(pairs, tokenizer)
+        assert [each.id for each in encode(pairs, tokenizer, on_bad_row="skip").pairs] == ["p1"]
+        return
+    tokenizer.chat_template = written.replace("<|assistant|>{% endif %}", f"{COUNTING}<|assistant|>{{% endif %}}")
+    encoding = encode(pairs, tokenizer)
+    assert encoding.rows[0].prompt == tuple(tokenizer.apply_chat_template([dict(each) for each in LONG])["input_ids"])
+    (notice,) = encoding.notices
+    assert notice.startswith("the chat template writes the end of 1 prompts otherwise once a response follows, the fi")
+    assert "p0" in notice
+
+
+def test_an_opening_of_the_answer_is_no_matter() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>{% endif", "<|assistant|>\n{% endif")
+    assert encode(CONVERSATIONAL, tokenizer).notices == ()
+
+
+@pytest.mark.parametrize(
+    "system, left_out",
+    [
+        ("", False),
+        ("{% if message['role'] == 'system' %}{% continue %}{% endif %}", True),
+        ("{% if message['role'] == 'system' %}{{ 'Be brief.' }}{% continue %}{% endif %}", True),
+    ],
+)
+def test_a_template_without_system_messages_is_said_once(system: str, left_out: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("messages %}", "messages %}" + system, 1)
+    said = ("the chat template leaves system messages out; 2 pairs have one",) if left_out else ()
+    assert encode(CHATS, tokenizer).notices == said
+
+
+def test_conversations_without_an_ending_to_look_for_are_said() -> None:
+    (notice,) = encode(CONVERSATIONAL, tiny_tokenizer(eos=None)).notices
+    assert notice.startswith("the tokenizer has no end-of-sequence token, so nobody can say whether 2 conversations")
+
+
 def test_an_ending_that_is_no_token_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer._special_tokens_map["eos_token"] = "<end>"  # as a config names one that the tokenizer never got

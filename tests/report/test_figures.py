@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ ODD = [
     "two\nlines",
     "100 $",
     "名前",
+    "a\x1b[31m\x00\ufffe\u202eb",
 ]
 
 
@@ -81,6 +83,11 @@ def test_run_curves_have_a_line_per_concept_and_two_for_all() -> None:
     assert list(lines["tidiness"]) == pytest.approx(run.heldout.margins[:, 3:6].mean(dim=1).tolist())
     assert accuracy.get_ylim() == (-0.03, 1.03)
     assert legend(figure) == ["held-out", "training", *THREE]
+
+
+def test_a_figure_is_xml_whatever_its_concepts_are_called(tmp_path: Path) -> None:
+    save_figure(run_curves(trajectory(ODD)), tmp_path, "curves")
+    assert ElementTree.parse(tmp_path / "curves.svg").getroot().tag.endswith("svg")
 
 
 def test_a_single_concept_is_not_drawn_twice() -> None:

@@ -30,6 +30,7 @@ from margincast.runs.layout import (
     RUN_FOLDERS,
 )
 from margincast.runs.store import key_of, plain, write_text
+from margincast.shown import harmless
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -71,7 +72,7 @@ class Job:
     @property
     def progress(self) -> bool:
         """Whether to draw progress bars: only for a person who is watching."""
-        return sys.stderr.isatty() and not self.quiet
+        return sys.stderr is not None and sys.stderr.isatty() and not self.quiet
 
     @property
     def seconds(self) -> float:
@@ -79,7 +80,7 @@ class Job:
 
     def say(self, text: str = "") -> None:
         if not (self.json or self.quiet):
-            print(text)
+            print(harmless(text))
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; the first column is text, the others numbers."""
@@ -90,14 +91,17 @@ class Job:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=Text(harmless(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
         for number, name in enumerate(header):
             justify: Literal["left", "right"] = "left" if number == 0 else "right"
-            table.add_column(Text(name), justify=justify, no_wrap=True, overflow="fold" if number else "ellipsis")
+            table.add_column(
+                Text(harmless(name)), justify=justify, no_wrap=True, overflow="fold" if number else "ellipsis"
+            )
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(harmless(cell)) for cell in row))
         # Piped output is for a file or another program: nothing there may be cut to the width of a window.
-        console = Console() if sys.stdout.isatty() else Console(width=160)
+        watched = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
+        console = Console() if watched else Console(width=160)
         console.print(table)
 
     def check_concepts(self, concepts: Iterable[str]) -> None:

@@ -15,9 +15,13 @@ from margincast.cli.launch import first, launched
 from margincast.cli.signature import call, parameters_of, parts_of
 from margincast.errors import InputError, StatedFailure
 from margincast.processes import leave
-from margincast.recipe.recipe import Recipe
+from margincast.recipe.fields import Settings
+from margincast.recipe.recipe import LORA, Recipe
+from margincast.shown import visible
 from margincast.version import VERSION
 
+# Of each, one option; where a flag gives it, what a file says of the other is nothing.
+EXCLUSIVE = (("max_steps", "num_train_epochs"), ("heldout", "dataset_test_split"), ("backbone", "train"))
 SPEAKING = 20.0  # seconds that the first of several processes has to say what is wrong
 
 
@@ -76,9 +80,28 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
             raise InputError(f"config file {path}: {name} takes {what}")
     if unused:
         names = ", ".join(unused)
-        print(f"margincast: of {path}, {context.info_name} does not use: {names}", file=sys.stderr)
+        print(
+            f"margincast: of {visible(str(path))}, {context.info_name} does not use: {visible(names)}", file=sys.stderr
+        )
     context.default_map = {parameters[name].name or name: value for name, value in settings.items()}
     return path
+
+
+def _let_flags_win(context: typer.Context, path: Path, arguments: Settings, defaults: Settings) -> None:
+    """Put back to their defaults what the file says and a flag excludes, and say what of it has no partner here."""
+    source = {name: getattr(context.get_parameter_source(name), "name", "") for name in arguments}
+    from_file = {name for name in arguments if source[name] == "DEFAULT_MAP"}
+    given = {name for name in arguments if source[name] == "COMMANDLINE"}
+    excluded = {other for pair in EXCLUSIVE for name, other in (pair, pair[::-1]) if name in given} & from_file
+    by = next((name for name in ("train", "backbone") if name in given), "")
+    unused: list[str] = []
+    if by:
+        idle = () if arguments[by] == "lora" else (*LORA, "bf16") if arguments[by] in ("head", "frozen") else LORA
+        unused = [name for name in idle if name in from_file]
+    if unused:
+        what = f"{context.info_name} --{by} {arguments[by]}"
+        print(f"margincast: of {visible(str(path))}, {what} does not use: {', '.join(unused)}", file=sys.stderr)
+    arguments |= {name: defaults[name] for name in (*excluded, *unused)}
 
 
 def _flag(parameter: Any) -> str:
@@ -127,9 +150,12 @@ def with_options(function: Any, recipe: type[Recipe] = Recipe) -> Any:
     import inspect
 
     parts = parts_of(function, {Recipe: recipe})
+    parameters = {each.name: each for each in parameters_of(function, parts)}
 
     def command(**arguments: Any) -> None:
-        arguments.pop("config")
+        context, config = arguments.pop("context"), arguments.pop("config")
+        if config is not None:
+            _let_flags_win(context, config, arguments, {name: each.default for name, each in parameters.items()})
         try:
             call(function, parts, arguments)
         except KeyboardInterrupt as error:
@@ -145,7 +171,8 @@ def with_options(function: Any, recipe: type[Recipe] = Recipe) -> Any:
     config = inspect.Parameter(
         "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
     )
-    command.__signature__ = inspect.Signature([*parameters_of(function, parts), config])  # type: ignore[attr-defined]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    command.__signature__ = inspect.Signature([*parameters.values(), config, context])  # type: ignore[attr-defined]
     command.__doc__ = function.__doc__
     command.__name__ = function.__name__
     return command
@@ -197,7 +224,7 @@ def _fail(error: BaseException, status: int, debug: bool, message: str | None = 
     if isinstance(error, InputError) and not first():
         time.sleep(SPEAKING)
     else:
-        print(f"margincast: error: {' '.join((message or str(error)).split())}", file=sys.stderr)
+        print(f"margincast: error: {visible(' '.join((message or str(error)).split()))}", file=sys.stderr)
     return status
 
 

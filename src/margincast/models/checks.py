@@ -19,6 +19,39 @@ BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.(masked_)?bias)$")
 HALF_LARGEST = torch.finfo(torch.float16).max
 
 
+PAIR = "give a name or path, or (model, tokenizer) with a causal language model of transformers and its tokenizer"
+
+
+def in_memory_pair(given: Any) -> tuple[Any, Any]:
+    """`given` as model and tokenizer. Raises `InputError`, with what to give, for anything else."""
+    if not isinstance(given, (tuple, list)):
+        raise InputError(f"the model is {_kind(given)}; {PAIR}")
+    if len(given) != 2:
+        raise InputError(f"the model is a {type(given).__name__} of {len(given)}; {PAIR}")
+    model, tokenizer = given
+    if not (hasattr(model, "config") and hasattr(model, "get_output_embeddings")):
+        if _tokenizes(model) and hasattr(tokenizer, "get_output_embeddings"):
+            raise InputError(f"the model is (tokenizer, model), the wrong way round; {PAIR}")
+        raise InputError(f"the first of (model, tokenizer) is {_kind(model)}, which is no model; {PAIR}")
+    if not _tokenizes(tokenizer):
+        raise InputError(f"the second of (model, tokenizer) is {_kind(tokenizer)}, which is no tokenizer; {PAIR}")
+    bare = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    if bare is not None:
+        raise InputError(
+            f"the model's {bare} is on the device meta, where weights have no numbers; load the model whole "
+            "onto one device, without init_empty_weights and without offloading"
+        )
+    return model, tokenizer
+
+
+def _kind(given: Any) -> str:
+    return "None" if given is None else f"of type {type(given).__name__}"
+
+
+def _tokenizes(given: Any) -> bool:
+    return callable(given) and hasattr(given, "get_vocab") and hasattr(given, "special_tokens_map")
+
+
 def refuse_other_weights(name: str, found: Mapping[str, Any]) -> None:
     """Raises `InputError` for a checkpoint that lacks weights, which would be random, has others than its configuration
     says, or some of another shape. found: transformers' loading info"""

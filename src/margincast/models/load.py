@@ -13,7 +13,7 @@ from torch import nn
 
 from margincast.errors import InputError, StatedFailure
 from margincast.models.adapter import has_adapter, open_adapter, refuse_adapter
-from margincast.models.checks import refuse_infinite_weights, refuse_other_weights
+from margincast.models.checks import in_memory_pair, refuse_infinite_weights, refuse_other_weights
 from margincast.models.device import AUTO, DTYPES, resolve_device, resolve_dtype
 from margincast.models.digest import config_digest, tokenizer_digest, weights_digest
 from margincast.models.gguf import MANIFEST
@@ -77,7 +77,7 @@ def load_model(
     `StatedFailure` for a model that cannot be fetched.
     """
     if not isinstance(name, (str, Path)):
-        loaded = _in_memory(*name, merge_adapter)
+        loaded = _in_memory(name, merge_adapter)
         disable_dropout(loaded.model)
         loaded.model.eval()
         return loaded
@@ -106,10 +106,11 @@ def opened(model: str | Path | LoadedModel | tuple[Any, Any], cache_dir: Path) -
     """
     if isinstance(model, LoadedModel):
         return model
-    return load_model(model, cache_dir=cache_dir) if isinstance(model, (str, Path)) else _in_memory(*model)
+    return load_model(model, cache_dir=cache_dir) if isinstance(model, (str, Path)) else _in_memory(model)
 
 
-def _in_memory(model: Any, tokenizer: Any, merge_adapter: bool = False) -> LoadedModel:
+def _in_memory(given: Any, merge_adapter: bool = False) -> LoadedModel:
+    model, tokenizer = in_memory_pair(given)
     if has_adapter(model) and merge_adapter:
         raise InputError("a model in memory is merged by its own model.merge_and_unload(), which changes it")
     name = str(getattr(model.config, "name_or_path", "")) or type(model).__name__

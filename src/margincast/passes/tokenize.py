@@ -6,21 +6,30 @@ Prompt and prompt + response are tokenised; the prompt is their common prefix, t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from margincast.errors import InputError
 from margincast.passes.packing import common_prefix
 from margincast.records import Pair, PairSet, Text
 
+# Of a rendered prompt, tokens that a response may change without a word: what opens an answer.
+OPENING = 2
+# More than so many, and more than half of the prompt, is no prompt that the model reads.
+MOST_MOVED = 8
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one pair. The sequence of a side is `prompt + response`."""
+    """Token ids of one pair. The sequence of a side is `prompt + response`.
+
+    moved: last tokens of the rendered prompt that the chat template writes otherwise before a response
+    """
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
+    moved: int = field(default=0, compare=False, repr=False)
 
     @property
     def inputs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -91,7 +100,7 @@ def encode(
             problems.append(f"{pair.source}, line {pair.line}: {whole}")
             continue
         room = max(limit - len(whole.prompt), 0)
-        row = Encoded(whole.prompt, whole.chosen[:room], whole.rejected[:room])
+        row = replace(whole, chosen=whole.chosen[:room], rejected=whole.rejected[:room])
         reason = _problem(whole, row, limit)
         if reason:
             problems.append(f"{pair.source}, line {pair.line}: {reason}")
@@ -125,6 +134,42 @@ def _ending(tokenizer: Any, pairs: PairSet) -> str:
     return ending
 
 
+def _template_notices(pairs: Sequence[Pair], rows: Sequence[Encoded], tokenizer: Any) -> Iterator[str]:
+    """What the chat template, or the want of an ending, does to conversations."""
+    moved = [pair.id for pair, row in zip(pairs, rows, strict=True) if row.moved > OPENING]
+    if moved:
+        yield (
+            f"the chat template writes the end of {len(moved)} prompts otherwise once a response follows, the first: "
+            f"{moved[0]}; the response begins where they part, as in TRL: look with inspect --show"
+        )
+    spoken = [pair for pair in pairs if _system_of(pair)]
+    if spoken and _leaves_out_system(spoken[0], tokenizer):
+        yield f"the chat template leaves system messages out; {len(spoken)} pairs have one"
+    conversations = sum(pair.conversational for pair in pairs)
+    if conversations and not tokenizer.eos_token:
+        yield (
+            f"the tokenizer has no end-of-sequence token, so nobody can say whether {conversations} conversations end "
+            "with one: a model trained on them may not be taught to stop; set the tokenizer's eos_token"
+        )
+
+
+def _system_of(pair: Pair) -> str:
+    """The text of the prompt's first system message; empty where it has none."""
+    messages = pair.prompt if pair.conversational else ()
+    return next((each["content"] for each in messages if each["role"] == "system"), "").strip()  # type: ignore[index]
+
+
+def _leaves_out_system(pair: Pair, tokenizer: Any) -> bool:
+    """Whether other words in the prompt's system messages change no token. Without the message, a template may write
+    the same words of its own."""
+    other = [
+        {**message, "content": message["content"] * 2} if message["role"] == "system" else message  # type: ignore
+        for message in pair.prompt
+    ]
+    was, now = (_chat(tokenizer, messages, add_generation_prompt=True) for messages in (pair.prompt, other))
+    return was == now
+
+
 def _notices(pairs: Sequence[Pair], rows: Sequence[Encoded], cut: Sequence[int], tokenizer: Any) -> Iterator[str]:
     bos, eos = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
     twice = sum(bos is not None and row.prompt[:2] == (bos, bos) for row in rows)
@@ -133,6 +178,7 @@ def _notices(pairs: Sequence[Pair], rows: Sequence[Encoded], cut: Sequence[int],
             f"{twice} of {len(rows)} prompts begin with {tokenizer.bos_token} twice: their text has it, and the "
             "tokenizer puts it there too; take it out of the text"
         )
+    yield from _template_notices(pairs, rows, tokenizer)
     whole = [
         row for pair, row, lost in zip(pairs, rows, cut, strict=True) if pair.conversational and not lost
     ]  # what is cut has no end to look at
@@ -178,7 +224,13 @@ def _encode_pair(pair: Pair, tokenizer: Any, ending: str) -> Encoded | str:
             )
         )
     length = min(common_prefix(prompt, chosen), common_prefix(prompt, rejected))
-    return Encoded(prompt[:length], chosen[length:], rejected[length:])
+    moved = len(prompt) - length if pair.conversational else 0
+    if moved > MOST_MOVED and 2 * moved > len(prompt):
+        return (
+            f"the chat template writes {moved} of the prompt's {len(prompt)} tokens otherwise once a response follows, "
+            "and they would count as response; take out of it what changes with the time or the number of messages"
+        )
+    return Encoded(prompt[:length], chosen[length:], rejected[length:], moved)
 
 
 def message_starts(pair: Pair, row: Encoded, tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -107,6 +107,8 @@ def settings_in(
     if trls:
         values, unused = from_trl_names(values, ours)
     for name, value in values.items():
+        if name == "loss_type" and isinstance(value, list) and len(value) == 1:  # as TRL writes it
+            value = value[0]
         if name in ours:
             if name in repeated and value is not None:
                 settings[name] = [str(each) for each in (value if isinstance(value, list) else [value])]
@@ -132,6 +134,8 @@ def from_trl_names(values: Mapping[str, Any], ours: set[str]) -> tuple[Settings,
     unused: list[str] = []
     for theirs, name in RENAMED.items():
         value = given.pop(theirs, None)
+        if (theirs, value) == ("model_revision", "main"):  # the default, and no version of a local model
+            continue
         if name in ours and value is not None:
             out[name] = value
     unused += [f"dtype {where.pop('dtype')}" for where in (given, out) if where.get("dtype") == "auto"]

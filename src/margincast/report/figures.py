@@ -16,6 +16,7 @@ from margincast.report.tables import interval
 from margincast.results import Json
 from margincast.runs.metrics import concept_rows, metric_rows
 from margincast.runs.store import atomic_path
+from margincast.shown import visible
 from margincast.structure.inspect import Structure
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
 
 def short(name: str) -> str:
     """`name` as a label: one line of limited length, taken literally by matplotlib."""
-    line = " ".join(name.split())
+    line = visible(" ".join(name.split()))
     if len(line) > LABEL_LIMIT:
         # Cut in the middle: names of one family begin alike.
         half = LABEL_LIMIT // 2

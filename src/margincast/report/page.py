@@ -10,6 +10,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from margincast.shown import harmless
+
 
 @dataclass(frozen=True)
 class PageFigure:
@@ -64,7 +66,13 @@ class Section:
 
 
 def render_page(title: str, lead: str, sections: Sequence[Section], details: Sequence[tuple[str, str]]) -> str:
-    """The page as HTML. Every text is escaped: prompts and names may hold anything."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    """The page as HTML. Every text is harmless and escaped: prompts and names may hold anything."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
+    )
     template = environment.from_string(files("margincast.report").joinpath("page.html.jinja").read_text("utf-8"))
     return template.render(title=title, lead=lead, sections=sections, details=details)
+
+
+def _finalize(value: object) -> object:
+    return harmless(value) if isinstance(value, str) else value

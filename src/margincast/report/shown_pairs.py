@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING, Any
+
+from margincast.shown import visible
 
 if TYPE_CHECKING:
     from margincast.passes.tokenize import Encoded
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 
 LONGEST = 2000  # characters of one part that are shown
 _INDENT = "\n" + " " * 12  # of what follows a line break
-_UNSEEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 
 
 def pair_text(pair: Pair, row: Encoded, tokenizer: Any, split: str) -> str:
@@ -29,14 +29,3 @@ def shortened(text: str) -> str:
         return text
     half = LONGEST // 2
     return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
-
-
-def visible(text: str, line_break: str = "") -> str:
-    """`text` with what a terminal would obey, or not show, as code points; a line break is \\n, and `line_break`."""
-    return "".join(_shown(character, line_break) for character in text)
-
-
-def _shown(character: str, line_break: str) -> str:
-    if character == "\n":
-        return f"\\n{line_break}"
-    return f"<U+{ord(character):04X}>" if unicodedata.category(character) in _UNSEEN else character
