@@ -74,7 +74,7 @@ structure.save(Path("runs/inspect"))
 met: tuple[bool, ...] = tuple(check.holds for check in mc.measured_conditions(structure))
 diagnosis: mc.Diagnosis = mc.diagnose_run(features, recipe, pair=train[0].id)
 effect = mc.clean(diagnosis, "cleaned.jsonl", action="flip", share=0.1).cleaned
-moved: float = 0.0 if effect is None else effect.effect.rerun.accuracy - effect.effect.now.accuracy
+moved: float = 0.0 if effect is None else effect.effect.rerun.margin - effect.effect.now.margin
 pushes: mc.Decomposition = mc.decompose(positions, train[0].id, recipe, word=loaded.tokenizer.decode)
 rate: float = pushes.training_tokens["chosen"][0].total + pushes.rates.margin
 falling: mc.Displacements = mc.displacements(positions, recipe)

@@ -200,3 +200,8 @@ def test_topics_show_themselves() -> None:
     assert frame.train.sum() == 90 and frame.heldout.sum() == 30
     assert topics._repr_html_().startswith("<table>") and topics.names[0] in topics._repr_html_()
     assert len(repr(topics)) < 200
+
+
+def test_a_single_word_tells_nothing() -> None:
+    assert telling_words(["Question 1 is", "Question 2 is"] * 3, [0, 1] * 3, 2) == [[], []]
+    assert telling_words(["Question 1 is"] * 6, [0] * 6, 1) == [[]]

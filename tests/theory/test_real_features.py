@@ -24,7 +24,8 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def features(shared: Path) -> Features:
-    train, heldout = load_pairs("persona:k4", persona_dir=shared / "data" / "persona").split(0.1, seed=1234)
+    pairs = load_pairs("persona:k4", persona_dir=shared / "data" / "persona").spread(1000)
+    train, heldout = pairs.split(0.4, seed=1234)
     return extract_features("smollm2", train, heldout)
 
 

@@ -94,6 +94,8 @@ def _scores(counts: Counter[str], every: Counter[str], size: int, total: int) ->
     """Log-odds of the words of one group of `size` among `total` prompts against the others, in standard errors."""
     mine, all_of_them = counts.total(), every.total()
     others = all_of_them - mine
+    if len(every) < 2:
+        return  # odds are against other words
     for word, here in counts.items():
         there = every[word] - here
         if here < max(LEAST, PART * size) or there > EVERYWHERE * (total - size):
