@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from margincast.features import extract, extract_features, features_of
+from margincast.features import extract, extract_features, extraction, features_of
 from margincast.features.cache import FEATURES, MANIFEST
 from margincast.models import LoadedModel
 from margincast.passes.budgets import Budgets
@@ -183,7 +183,7 @@ def test_a_model_that_takes_no_packs_gives_the_same_features_and_says_why(
 ) -> None:
     packed = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "packed", layers=False)
     assert not recwarn.list
-    monkeypatch.setattr(extract, "packing_problem", lambda model, rows: "made up")
+    monkeypatch.setattr(extraction, "packing_problem", lambda model, rows: "made up")
     padded = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "padded", layers=False)
     assert_same(padded, packed, FORWARD)
     (warning,) = recwarn.list

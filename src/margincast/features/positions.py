@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.features.extract import Kept, kept_tensors, known_logits, rows_in_full
+from margincast.features.extract import known_logits
+from margincast.features.extraction import Kept, kept_tensors, rows_in_full
 from margincast.models.adapter import refuse_trained_adapter
 from margincast.models.checks import refuse_unknown_ids
 from margincast.models.load import LoadedModel, default_cache_dir, opened

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from margincast.features.extract import Kept, kept_tensors
+from margincast.features.extraction import Kept, kept_tensors
 from margincast.models.load import LoadedModel, default_cache_dir, load_model
 from margincast.passes.budgets import Budgets
 from margincast.passes.response_pass import hidden_states
