@@ -28,7 +28,8 @@ from margincast.records import Features, Pair
 
 BLOCK = 4096
 DERIVATIVES = 20_000_000
-# Of many tokens: positions that the run's steps meet, times the numbers of the unembedding. Some minutes on one core.
+# Of many tokens: positions that the run's steps meet, times the numbers of the unembedding. Set by judgement: of
+# what a third of it takes is known only that it is minutes.
 DERIVATION = 1e12
 
 
