@@ -19,18 +19,25 @@ LOWEST, COLAB = "constraints-lowest.txt", "tests/matrix/colab.txt"
 
 @dataclass(frozen=True)
 class Environment:
-    """python: the program; torch: its version, or "" for none; versions: the list that holds the others"""
+    """python: the program;  torch: its version;  versions: the list that holds the others, "" for the newest there are
+    besides: installed beside what margincast asks for;  tests: those that run, by default the quick ones
+    """
 
     python: str
     torch: str
     versions: str
     default: bool = True
+    besides: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
 
 
+IN_TRL = ("tests/training/test_callback.py",)
 # The package index has CUDA builds of torch for x86, gigabytes each: what has no CPU build at hand runs by name only.
 ENVIRONMENTS = {
     "lowest": Environment("python3.11", "2.13.0", LOWEST),
     "colab": Environment("python3.11", "2.13.0", COLAB),
+    "trl1.0": Environment("python3.11", "2.13.0", "", besides=("trl==1.0.0", "transformers<5"), tests=IN_TRL),
+    "trl1.8": Environment("python3.11", "2.13.0", "", besides=("trl==1.8.0",), tests=IN_TRL),
     "oldest": Environment("python3.10", "2.6.0", LOWEST, default=False),
     "python3.12": Environment("python3.12", "2.13.0", "constraints.txt", default=False),
     "python3.13": Environment("python3.13", "2.13.0", "constraints.txt", default=False),
@@ -52,11 +59,13 @@ def run(name: str, few: bool) -> None:
     if not python.exists():
         call(environment.python, "-m", "venv", str(folder))
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    call(*install, f"torch=={environment.torch}", "-c", environment.versions)
+    listed = ["-c", environment.versions] if environment.versions else []
+    call(*install, f"torch=={environment.torch}", *listed)
     tools = ["pytest", "pytest-xdist", "hypothesis", "scikit-learn"]
-    call(*install, "-c", environment.versions, *asked("fast", "lora"), *tools)
+    call(*install, *listed, *asked("fast", "lora"), *environment.besides, *tools)
     call(str(python), "-m", "tests.matrix.smoke")
-    tests = FEW if few else ("tests", *(f"--ignore={path}" for path in APART), "-k", NOT_TRL)
+    quick = FEW if few else ("tests", *(f"--ignore={path}" for path in APART), "-k", NOT_TRL)
+    tests = environment.tests or quick
     call(str(python), "-m", "pytest", "-q", "-m", "not real", "-n", "2", "--dist", "worksteal", *tests)
 
 

@@ -117,7 +117,8 @@ def test_a_folder_that_cannot_be_loaded_is_refused_in_one_line(damage: str, fold
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "~/no-such-model", "a/b/c", "", "  ", "../x"])
-def test_paths_that_hold_nothing_are_refused(name: str) -> None:
+def test_paths_that_hold_nothing_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="does not exist; give smollm2, a local folder or a Hub id"):
         locate(name)
 
