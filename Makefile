@@ -1,6 +1,6 @@
 # make demo   the whole story on packaged data and a small real model; ends in an HTML report
 # make test   lint, types, tests
-# make test-matrix   quick tests and a smoke test with the lowest versions of everything, and with Colab's; ten minutes
+# make test-matrix   quick tests and a smoke test with the lowest versions of everything and Colab's, and inside earlier TRL; half an hour
 # make docs   the documentation site, in build/site
 # make bench  every benchmark; quiet machine, hours
 # All set up everything they need in .venv.
