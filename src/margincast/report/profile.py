@@ -174,11 +174,12 @@ def _split_results(split: SplitProfile, rows: Sequence[Json]) -> Json:
 def _margins(split: SplitProfile, rows: Sequence[Json], members: Sequence[int]) -> Json:
     """Intervals over pairs, of length-controlled margins given the slope."""
     index = list(members)
-    won = sum(rows[k][WON] for k in index)
+    won = [rows[k][WON] for k in index]
+    unknown = Estimate(float("nan"), float("nan"), float("nan"))
     return {
         "margin": mean_interval(split.margins[index].numpy()).as_dict(),
         "length_controlled_margin": mean_interval(split.length_controlled[index].numpy()).as_dict(),
-        WON: proportion(won, len(index)).as_dict(),
+        WON: (unknown if None in won else proportion(sum(won), len(index))).as_dict(),
     }
 
 

@@ -182,6 +182,7 @@ def clustered_slope(lengths: Tensor, rewards: Tensor) -> Slope:
 def _rows(name: str, split: SplitProfile) -> list[Json]:
     counts = {f"tokens_for_{share:.0%}".rstrip("%"): split.tokens_for(share).tolist() for share in CARRIED}
     margins, controlled = split.margins.tolist(), split.length_controlled.tolist()
+    known = split.length_controlled.isfinite().tolist()
     won, lengths, rewards = split.won_by_length.tolist(), split.lengths.tolist(), split.by_response.tolist()
     return [
         {
@@ -190,7 +191,7 @@ def _rows(name: str, split: SplitProfile) -> list[Json]:
             "concept": pair.concept,
             "margin": margins[k],
             "length_controlled_margin": controlled[k],
-            "won_by_length": won[k],
+            "won_by_length": won[k] if known[k] else None,
             "tokens_chosen": lengths[k][0],
             "tokens_rejected": lengths[k][1],
             "reward_chosen": rewards[k][0],
