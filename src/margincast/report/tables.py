@@ -21,7 +21,10 @@ def interval(estimate: Mapping[str, float], digits: int = 3) -> str:
     return value if value == "-" else f"{value} [{low}, {high}]"
 
 
-def percent(estimate: Mapping[str, float]) -> str:
+def percent(estimate: Mapping[str, float | None]) -> str:
+    """A share with its interval, or `-` where there is none."""
+    if estimate["value"] is None or estimate["value"] != estimate["value"]:
+        return "-"
     return f"{estimate['value']:.0%} [{estimate['low']:.0%}, {estimate['high']:.0%}]"
 
 

@@ -12,9 +12,10 @@ import torch
 
 import margincast as mc
 from margincast.frozen.engine.step import simulate
-from margincast.frozen.tokens.profile import SplitProfile, clustered_slope
+from margincast.frozen.tokens.profile import RewardProfile, SplitProfile, clustered_slope
 from margincast.frozen.tokens.space import head_space
 from margincast.records import PairSet
+from margincast.report.profile import NAMES, WON, profile_results, profile_rows
 from margincast.report.sections import page_of, read_summary
 from tests.frozen.tokens.test_decomposition import BETA, logps, problem
 from tests.frozen.tokens.test_dynamics import multi_token
@@ -93,6 +94,11 @@ def test_length_controlled_margins_are_margins_less_what_the_slope_gives_the_lon
     level = SplitProfile(make_pairs(4), torch.randn(24).double(), same, None)
     assert np.isnan(level.slope().value)
     torch.testing.assert_close(level.length_controlled, level.margins)
+    # Within a side all lengths are the same, and between the sides not: nothing is known of what length does.
+    response = torch.tensor([0, 0, 1, 2, 2, 3, 4, 4, 5])
+    unknown = SplitProfile(make_pairs(3), torch.randn(9).double(), response, None)
+    shown = dict(row[::2] for row in profile_rows(profile_results(RewardProfile(profile, unknown, "made", 1))))
+    assert [shown[name] for name in (NAMES["slope"], NAMES[WON], NAMES["length_controlled_margin"])] == ["-"] * 3
 
 
 def turned() -> PairSet:
