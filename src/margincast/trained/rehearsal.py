@@ -22,6 +22,7 @@ from margincast.errors import InputError, StatedFailure
 from margincast.models.adapter import add_adapter
 from margincast.models.load import LoadedModel
 from margincast.passes.evaluate import Evaluator
+from margincast.passes.plan import share_plan
 from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoding
 from margincast.recipe.recipe import Recipe
@@ -94,6 +95,7 @@ def rehearsed_logps(
     """Held-out log-probabilities (chosen, rejected), (pairs,) each, after a step on each of `batches`, which are rows
     of the training pairs, with its learning rate."""
     model = copy.deepcopy(loaded.model)
+    share_plan(loaded.model, model)
     if recipe.train == "lora":
         model = add_adapter(model, recipe)
     rows, heldout = encoding.select(features.train.pairs).rows, encoding.select(features.heldout.pairs).rows
