@@ -93,9 +93,13 @@ def sums(backward: Backward, spaces: dict[str, HeadSpace], targets: Sequence[Tar
             values += backward.contributions(before, step, adjoint)
         end = moment.state
     start = values.new_zeros(len(targets))
+    for k, target in enumerate(targets):
+        space = spaces[target.split]
+        first = space.features.per_response(space.first_rewards().double())[target.rows]
+        start[k] = (first[:, 0] - first[:, 1]).mean()
     if adjoint.excess:
         unembedding = spaces["train"].unembedding
-        start[:] = torch.stack([(each * unembedding).sum(dtype=torch.float64) for each in adjoint.excess])
+        start += torch.stack([(each * unembedding).sum(dtype=torch.float64) for each in adjoint.excess])
     return Sums(values, start)
 
 
