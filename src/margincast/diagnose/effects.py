@@ -1,7 +1,8 @@
 """What does each training pair do to held-out margins, and what would changing some of them do?
 
-First order: derivatives through the whole run (`frozen.attribution.sensitivity`). Run again: the forecast of the
-changed data with the same settings, its batches drawn anew; with weights, the batches of the run as it was.
+First order: derivatives through the whole run (`frozen.attribution.sensitivity`), or what `predict_edits` puts in their
+place. Run again: the forecast of the changed data with the same settings, its batches drawn anew; with weights, the
+batches of the run as it was.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from margincast.diagnose.export import Change
 from margincast.diagnose.kernel import blocks
 from margincast.features.positions import Positions
 from margincast.frozen.attribution.contributions import Attribution
-from margincast.frozen.attribution.counterfactual import rerun
+from margincast.frozen.attribution.counterfactual import predict_edits, rerun
 from margincast.frozen.attribution.edits import Edit
 from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
 from margincast.frozen.engine.spaces import token_spaces
@@ -101,15 +102,17 @@ def cleaning_effect(
 
     known: how the held-out pairs are now, which spares a run of responses of many tokens
 
-    First order is left out where it would hold more than `DERIVATIVES` numbers. For responses of many tokens it is of
-    the mean margin alone, whose derivatives take one pass back through the run in float64, and is left out of runs of
-    more than `DERIVATION`, where that takes far longer than to run again.
+    First order is left out where it would hold more than `DERIVATIVES` numbers. For responses of many tokens it is what
+    `predict_edits` says with Adam; else of the mean margin alone, whose derivatives take one pass back through the run in
+    float64, and left out of runs of more than `DERIVATION`, where that takes far longer than to run again.
     """
     edit = edit_of(features, changes)
     if isinstance(features, Positions):
         now = known or level(forecast_positions(features, recipe).heldout.margins[-1])
         first_order: Level | None = None
-        if _derivation(features, recipe) <= DERIVATION:
+        if not (recipe.rule.linear or recipe.rule.flow):
+            first_order = level(predict_edits(features, [edit], recipe).edited[0])
+        elif _derivation(features, recipe) <= DERIVATION:
             change = sensitivity(features, recipe, torch.mean).change(edit)
             first_order = Level(now.margin + float(change), None)
     else:
