@@ -65,7 +65,12 @@ def test_a_forecast_is_attributed_and_cleaned(forecast: Path, cache: Path) -> No
     (forecast.parent / "talk.jsonl").rename(forecast.parent / "gone.jsonl")
     outcome = run("attribute", forecast, "--pair", pair, *export, "--top", 3, "--out", forecast.parent / "out")
     assert outcome.status == 0, outcome
-    for said in ("the chosen response is the longer one", "kind-1", "cleaned, predicted", "adds to the mean held-out margin"):
+    for said in (
+        "the chosen response is the longer one",
+        "kind-1",
+        "cleaned, predicted",
+        "adds to the mean held-out margin",
+    ):
         assert said.lower() in outcome.out.lower()
     issues, parts = (lines(forecast.parent / "out" / f"{name}.jsonl") for name in ("issues", "attribution"))
     assert {"mislabel_score", "harm_score", "length_difference", "reference_log_ratio"} <= set(issues[0])

@@ -89,7 +89,9 @@ def _met_by_run(train: HeadSpace, recipe: Recipe, edits: Sequence[Edit]) -> tupl
         shares = batch.weights.to(margins)
         coefficients = train.beta * torch.stack(
             [
-                weighed_pushes(margins, shares, here.to(margins)[batch.rows], twins.to(margins)[batch.rows], recipe.loss)
+                weighed_pushes(
+                    margins, shares, here.to(margins)[batch.rows], twins.to(margins)[batch.rows], recipe.loss
+                )
                 for here, twins in parts
             ]
         )
@@ -122,10 +124,12 @@ def _carried(
     for done, (step, count) in enumerate(zip(steps, changed, strict=True)):
         pulls = _pulls(train, step.met, weight, rows)
         gradients = torch.tensordot(step.coefficients[rank[: 1 + count]], pulls, 1)
-        # An edit that has not changed anything yet remembers what the run does.
-        slots = {name: torch.cat([slot, slot[:1].expand(1 + count - known, -1, -1)]) for name, slot in slots.items()}
-        known = 1 + count
-        weights = torch.cat([weight[None], weight + moves[:count]])
+        if 1 + count > known:  # an edit that has not changed anything yet remembers what the run does
+            more = 1 + count - known
+            slots = {name: torch.cat([slot, slot[:1].expand(more, -1, -1)]) for name, slot in slots.items()}
+            known = 1 + count
+        # Without decay no step asks where W is.
+        weights = torch.cat([weight[None], weight + moves[:count]]) if recipe.rule.decay else weight
         change = recipe.rule.update(gradients, weights, slots, done + 1, step.rate)
         moves[:count] += change[1:] - change[:1]
         weight = weight + change[0]
