@@ -103,8 +103,9 @@ def cleaning_effect(
     known: how the held-out pairs are now, which spares a run of responses of many tokens
 
     First order is left out where it would hold more than `DERIVATIVES` numbers. For responses of many tokens it is what
-    `predict_edits` says with Adam; else of the mean margin alone, whose derivatives take one pass back through the run in
-    float64, and left out of runs of more than `DERIVATION`, where that takes far longer than to run again.
+    `predict_edits` says where the optimizer is Adam's kind; else of the mean margin alone, whose derivatives take one
+    pass back through the run in float64, and left out of runs of more than `DERIVATION`, where that takes far longer
+    than to run again.
     """
     edit = edit_of(features, changes)
     if isinstance(features, Positions):

@@ -1,9 +1,9 @@
 """What would held-out margins, loss and accuracy be with other training data? Predicted, and by running it.
 
 The run is cheap, so the edited data is simply run again: `rerun` is, to rounding, what retraining a head on it gives.
-`predict_edits` runs nothing again. It is first order in the pairs' weights (`sensitivity`), which adds up over pairs; but with
-responses of many tokens and an optimizer that divides gradients by their size, edits are carried through the run's own
-steps (`frozen.tokens.edited_run`), since such a step is nearly a sign, whose derivative foresees nothing.
+`predict_edits` is cheaper where there are many edits: first order in the pairs' weights (`sensitivity`), which adds up
+over pairs. Adam divides gradients by their size, and its step is nearly a sign, of which a derivative foresees little:
+there edits are carried through the run's own steps (`frozen.tokens.edited_run`), or run again where that is cheap.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.features.positions import Positions
 from margincast.frozen.attribution.contributions import Attribution
-from margincast.frozen.attribution.edits import Edit, check_size, edited
-from margincast.frozen.attribution.sensitivity import Functional, Sensitivity, sensitivity
+from margincast.frozen.attribution.edits import Edit, check_size, drop, edited
+from margincast.frozen.attribution.sensitivity import Functional, Sensitivity, reweighed, sensitivity
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.forecast import Forecast, forecast_frozen
 from margincast.frozen.tokens.edited_run import edited_margins
@@ -42,8 +42,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """Held-out margins after the last step, (M,) float64 each: as they were, as `predict_edits` has them under `edit`, and as
-    the run on the edited data gives them."""
+    """Held-out margins after the last step, (M,) float64 each: as they were, as `predict_edits` has them under `edit`,
+    and as the run on the edited data gives them."""
 
     edit: Edit
     loss: Loss
@@ -141,25 +141,28 @@ def predict_edits(
     """What each edit would make of numbers of the held-out margins, without a run for each.
 
     functional: (M,) held-out margins to (F,) numbers; left out, the margins themselves
-    dtype: of responses of many tokens with Adam and the like; None is that of their forecast
+    dtype: of responses of many tokens with Adam and its kind; None is that of their forecast
 
-    Batches are those of the unedited run, as `reweighed` has them. Of responses of many tokens with Adam all edits
-    together take about three runs, and an update of W for every edit and step. In other cases the time is that of
-    `sensitivity`, whatever the number of edits.
+    Batches are those of the unedited run. With optimizers that add and scale gradients, and flows, this is first order
+    and takes the time of `sensitivity`, however many edits there are. With others it is `reweighed`, exactly, for
+    responses of one token; for those of many it is to first order in how pairs answer to one another, and takes for all
+    edits a few runs and for each of them one update of W a step.
 
     Raises what `forecast_frozen` raises, and `InputError` for an edit of another number of pairs.
     """
     for edit in edits:
         check_size(edit, len(features.train_pairs))
-    if not isinstance(features, Positions) or recipe.rule.linear or recipe.rule.flow:
+    if recipe.rule.linear or recipe.rule.flow:
         return _first_order(sensitivity(features, recipe, functional), edits)
-    recipe = recipe.for_pairs(len(features.train_pairs))
-    spaces = spaces_of(features, recipe, default_dtype(recipe) if dtype is None else dtype)
-    margins, changes = edited_margins(*spaces, recipe, edits)
-    if functional is None:
-        return Prediction(margins, margins + changes)
-    found = [functional(each).reshape(-1) for each in (margins, *(margins + changes))]
-    return Prediction(found[0], torch.stack(found[1:]))
+    if isinstance(features, Positions):
+        recipe = recipe.for_pairs(features.train.pairs)
+        spaces = spaces_of(features, recipe, default_dtype(recipe) if dtype is None else dtype)
+        margins, changes = edited_margins(*spaces, recipe, edits)
+        after = [margins, *(margins + changes)]
+    else:
+        after = [reweighed(features, edit, recipe) for edit in (drop(len(features.train_pairs), []), *edits)]
+    found = torch.stack([margins if functional is None else functional(margins).reshape(-1) for margins in after])
+    return Prediction(found[0], found[1:])
 
 
 def counterfactuals(
@@ -167,7 +170,7 @@ def counterfactuals(
 ) -> list[Counterfactual]:
     """What each edit does to the held-out margins after the last step of the run that `forecast_frozen` tells.
 
-    first_order: `sensitivity(features, recipe)`, to predict by, where it is known already; None predicts by `predict_edits`
+    first_order: `sensitivity(features, recipe)`, to predict by where it is known already, and not by `predict_edits`
 
     Batches of the edited data are drawn anew, as training on them would, which no prediction foresees.
 

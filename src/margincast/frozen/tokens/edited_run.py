@@ -115,7 +115,7 @@ def _met_by_run(train: HeadSpace, recipe: Recipe, edits: Sequence[Edit]) -> tupl
 def _carried(
     train: HeadSpace, recipe: Recipe, steps: Sequence[MetStep], order: Tensor, changed: Sequence[int], rows: slice
 ) -> tuple[Tensor, Tensor]:
-    """dW_k - dW of every edit, (K, rows, hidden), in `order`, and W after the run, (rows, hidden), of some rows of W."""
+    """dW_k - dW of every edit in `order`, (K, rows, hidden), and W after the run, (rows, hidden), of some rows of W."""
     weight = train.unembedding[rows]
     moves = weight.new_zeros(len(order), *weight.shape)
     slots = Slots()

@@ -70,8 +70,8 @@ class TokenForecast(Attributable):
 def spaces_of(
     positions: Positions, recipe: Recipe, dtype: torch.dtype, budgets: Budgets = BUDGETS
 ) -> tuple[HeadSpace, HeadSpace]:
-    """Training and held-out pairs as the state and the loss see them, in `dtype`. Raises `InputError` for features that are not
-    finite."""
+    """Training and held-out pairs as the state and the loss see them, in `dtype`. Raises `InputError` for features that
+    are not finite."""
     spaces = [
         head_space(features, positions.unembedding, recipe.beta, positions.bias, dtype, budgets, recipe.loss)
         for features in (positions.train, positions.heldout)

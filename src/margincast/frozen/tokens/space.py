@@ -65,7 +65,7 @@ class HeadSpace:
     def token_rewards(self, states: Sequence[Tensor]) -> Tensor:
         """(K, P) what every response position adds to its sequence reward at W0 + each of K `states`.
 
-        That is `first_rewards` and from what logits change by: the difference of two log-probabilities would be lost in their rounding. The softmax
+        From what logits change by: the difference of two log-probabilities would be lost in their rounding. The softmax
         at W0 is made once for all states.
         """
         part = self.features
