@@ -103,24 +103,26 @@ def cleaning_effect(
     known: how the held-out pairs are now, which spares a run of responses of many tokens
 
     First order is left out where it would hold more than `DERIVATIVES` numbers. For responses of many tokens it is what
-    `predict_edits` says where the optimizer is Adam's kind; else of the mean margin alone, whose derivatives take one
-    pass back through the run in float64, and left out of runs of more than `DERIVATION`, where that takes far longer
-    than to run again.
+    `predict_edits` says where the optimizer is Adam's kind, else of the mean margin alone, and left out of runs of more
+    than `DERIVATION`, where it takes far longer than to run again.
     """
     edit = edit_of(features, changes)
     if isinstance(features, Positions):
         now = known or level(forecast_positions(features, recipe).heldout.margins[-1])
         first_order: Level | None = None
-        if not (recipe.rule.linear or recipe.rule.flow):
-            first_order = level(predict_edits(features, [edit], recipe).edited[0])
-        elif _derivation(features, recipe) <= DERIVATION:
-            change = sensitivity(features, recipe, torch.mean).change(edit)
-            first_order = Level(now.margin + float(change), None)
+        if _derivation(features, recipe) <= DERIVATION:
+            first_order = _predicted(features, edit, recipe, now)
     else:
         now, first_order = _first_order(features, edit, recipe)
     weighed = any(change.action == "weight" for change in changes)
     again = reweighed(features, edit, recipe) if weighed else rerun(features, edit, recipe).heldout.margins[-1]
     return CleaningEffect(now, first_order, level(again))
+
+
+def _predicted(positions: Positions, edit: Edit, recipe: Recipe, now: Level) -> Level:
+    if recipe.rule.linear or recipe.rule.flow:
+        return Level(now.margin + float(sensitivity(positions, recipe, torch.mean).change(edit)), None)
+    return level(predict_edits(positions, [edit], recipe).edited[0])
 
 
 def _derivation(positions: Positions, recipe: Recipe) -> float:

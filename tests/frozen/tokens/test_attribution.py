@@ -357,7 +357,8 @@ def test_edits_are_carried_through_the_steps_of_the_run(name: str, monkeypatch: 
     for edit, margins in zip(edits[:-1], found.edited, strict=False):
         assert error(margins - found.values, unresponsive(recipe, edit)) <= 1e-8
     assert torch.equal(found.edited[-1], found.values)
-    monkeypatch.setattr(edited_run, "BLOCK_NUMBERS", 1)  # a row of the unembedding at a time
+    monkeypatch.setattr(edited_run, "BLOCK_NUMBERS", 1)
+    monkeypatch.setattr(edited_run, "ROWS", 1)  # of the unembedding at a time
     assert error(predict_edits(positions(), edits, recipe, dtype=torch.float64).edited, found.edited) <= 1e-10
     mean = predict_edits(positions(), edits, recipe, torch.mean)
     assert error(mean.edited[:, 0], found.edited.mean(1)) <= 1e-4

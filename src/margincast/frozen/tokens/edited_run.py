@@ -28,20 +28,20 @@ from margincast.recipe.batches import Batch
 from margincast.recipe.optimizer import Slots
 from margincast.recipe.recipe import Recipe
 
-# Numbers that a block of W's rows may have, over all edits, pairs or targets: 8 MiB in float32. More is beyond the
-# processor's caches, less makes products thin.
-BLOCK_NUMBERS = 1 << 21
+# Numbers that a block of W's rows has, over all edits, pairs or targets: 8 MiB in float32, more is beyond the
+# processor's caches. A block has at least `ROWS` rows all the same: products of fewer are thin.
+BLOCK_NUMBERS, ROWS = 1 << 21, 32
 
 
 @dataclass(frozen=True)
 class Met:
     """Pairs as the run met them at one of its states.
 
-    places: (P,) which positions of their split, pair by pair;  ends: one past the last of every pair
+    places: (P,) which positions of their split, pair by pair, or all;  ends: one past the last of every pair
     partition: (P,) log of the sum of exp of the logits
     """
 
-    places: Tensor
+    places: Tensor | slice
     ends: tuple[int, ...]
     partition: Tensor
 
@@ -159,7 +159,8 @@ def _met(space: HeadSpace, state: Tensor, recipe: Recipe, batch: Batch) -> tuple
     logits = (push.weight[push.part.target] * push.part.hidden).sum(1)
     if space.bias is not None:
         logits += space.bias[push.part.target]
-    places = torch.isin(space.features.pair, batch.rows).nonzero()[:, 0]
+    everything = len(batch.rows) == space.features.pairs  # of which no block takes a copy
+    places = slice(None) if everything else torch.isin(space.features.pair, batch.rows).nonzero()[:, 0]
     ends = torch.bincount(push.part.pair, minlength=len(batch.rows)).cumsum(0)
     return Met(places, tuple(ends.tolist()), logits - push.logps), push.margins
 
@@ -184,5 +185,5 @@ def _largest(steps: Sequence[MetStep]) -> int:
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:
     """Some rows of W at a time; width: numbers that there are of each."""
-    height = max(1, BLOCK_NUMBERS // width)
+    height = max(ROWS, BLOCK_NUMBERS // width)
     return (slice(first, min(first + height, rows)) for first in range(0, rows, height))
