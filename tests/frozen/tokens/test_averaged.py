@@ -94,8 +94,9 @@ def test_flow_adds_up_too_and_is_the_limit_of_small_steps(name: str) -> None:
     assert abs(found.residual) <= 1e-9 * abs(found.margin)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("rule", [SGD(0.1, momentum=0.5), GradientFlow(0.05)], ids=["sgd", "flow"])
+@pytest.mark.parametrize(
+    "name, rule", [*((name, SGD(0.1, momentum=0.5)) for name in LOSSES), ("simpo", GradientFlow(0.05))]
+)
 def test_derivatives_are_those_of_finite_differences(name: str, rule: Any) -> None:
     recipe = head_recipe(optimizer=rule, loss_type=name, **SETTINGS)
     found, step = sensitivity(positions(), recipe, lambda r: r.mean()[None]), 1e-4
