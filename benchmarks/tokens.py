@@ -5,7 +5,8 @@ Needs $MARGINCAST_DATA_DIR with hh-helpful/train.jsonl and test.jsonl in it. But
 tokens.
 
 `--pairs N` takes the first N pairs of each file, and their rows say so. What the commands on whole responses gave is
-kept in build/benchmarks/tokens-N, features and all: an interrupted run goes on there; take the folder away to measure anew.
+kept in build/benchmarks/tokens-N, features and all: an interrupted run goes on there. Take the folder
+away to measure anew.
 """
 
 from __future__ import annotations
