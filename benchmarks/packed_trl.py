@@ -1,7 +1,7 @@
 """`margincast.trl.PackedDPOTrainer` against `trl.DPOTrainer` on SmolLM2: the same configuration, the same batches.
 
-What a user gets by changing the trainer's name. Needs what `benchmarks.packing` needs; trainers run in processes of their
-own: `python -m benchmarks.packed_trl TRAINER SETTINGS DATA` is one of them.
+What a user gets by changing the trainer's name. Needs what `benchmarks.packing` needs. Trainers run in processes of
+their own: `python -m benchmarks.packed_trl TRAINER SETTINGS DATA` is one of them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ def rows() -> Iterator[Row]:
 def step(name: str, settings: str, target: str) -> Row:
     """A step of full fine-tuning, with the peak memory of the two processes."""
     job: Job = JOBS[name]
-    ours, theirs = (
-        Side([sys.executable, "-m", "benchmarks.packed_trl", trainer, settings, name]) for trainer in ("packed", "plain")
-    )
+    command = [sys.executable, "-m", "benchmarks.packed_trl"]
+    ours, theirs = (Side([*command, trainer, settings, name]) for trainer in ("packed", "plain"))
     row = compare(
         f"PackedDPOTrainer, {job.data} batch {job.batch} ({token_counts(job)} tokens)",
         f"DPOTrainer, {TRL[settings]}",

@@ -18,7 +18,7 @@ __all__ = ["MarginCallback", "PackedDPOTrainer"]
 def __getattr__(name: str) -> Any:
     if name != "PackedDPOTrainer":
         raise AttributeError(f"module 'margincast.trl' has no attribute {name!r}")
-    from trl import DPOTrainer
+    from trl import DPOTrainer  # type: ignore[attr-defined]
 
     from margincast.training.packed_trl import PackedPasses
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 
 from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.passes.packing import plan_packs
@@ -86,9 +86,7 @@ def compact(inputs: Mapping[str, Tensor]) -> CompactBatch:
         ids[row, : 1 + len(response)] = torch.tensor((prompt[-1], *response))
         scored[row, 1 : 1 + len(response)] = 1
     device = inputs["input_ids"].device
-    return CompactBatch(
-        tuple(pairs), {**inputs, "input_ids": ids.to(device), "completion_mask": scored.to(device)}
-    )
+    return CompactBatch(tuple(pairs), {**inputs, "input_ids": ids.to(device), "completion_mask": scored.to(device)})
 
 
 def _split(ids: Sequence[int], attended: Sequence[int], scored: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -134,7 +132,7 @@ def _packed(model: Any, batch: CompactBatch, autocast: Callable[[], AbstractCont
         nonlocal inside
         if inside:  # a pass over one of the packs
             return original(*args, **kwargs)
-        unknown = sorted(set(kwargs) - CALLED_WITH)
+        unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in CALLED_WITH)
         if args or unknown:
             raise CannotPack(f"a model that TRL calls with {', '.join(unknown) or 'unnamed arguments'}")
         inside = True

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,8 @@ from transformers import TrainingArguments
 from margincast.passes.response_pass import packing_problem
 from margincast.training.packed import CannotPack, CompactBatch, compact, packed_forward
 
-if TYPE_CHECKING:
-    from trl import DPOTrainer as Trainer
-else:
-    Trainer = object  # margincast.trl puts TRL's trainer behind this class
+# `margincast.trl` puts TRL's trainer behind the class below, so that this module is read without TRL.
+Trainer: Any = object
 
 # Settings that DPOConfig adds to transformers' and that packed passes honour, whatever their value. Any other of them,
 # of a release to come too, must have its default.
@@ -57,7 +55,9 @@ class PackedPasses(Trainer):  # type: ignore[misc]
     _packing_refused: str | None = None
     _packing_said: frozenset[str] = frozenset()
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """TRL's loss of a batch, and its metrics, from packed passes where these can be had."""
         try:
             if return_outputs:
@@ -70,7 +70,7 @@ class PackedPasses(Trainer):  # type: ignore[misc]
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def compute_ref_log_probs(self, *arguments: Any) -> Any:
-        """The reference's log-probabilities of a batch, the last of `arguments`; TRL 1.12 and later have the model first."""
+        """The reference's log-probabilities of a batch, the last of `arguments`; TRL 1.12 put the model before it."""
         *model, inputs = arguments
         try:
             batch = self._compacted(inputs)
