@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, make_dataclass
@@ -20,6 +21,7 @@ from margincast.passes.budgets import Budgets
 from margincast.training import packed_trl
 from margincast.training.packed import compact, logit_outputs, token_outputs
 from margincast.trl import MarginCallback, PackedDPOTrainer
+from tests.conftest import REPOSITORY
 from tests.problems import make_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tolerances import TOLERANCE, error
@@ -344,6 +346,35 @@ def test_metrics_of_logits_are_computed_from_trls(tmp_path: Path) -> None:
     ]
     assert shapes[0] == shapes[1]
     assert found[0]["eval_mean"] == expected["eval_mean"]
+
+
+def test_the_example_is_a_run_of_trl_but_for_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (REPOSITORY / "examples" / "packed-trl" / "dpo.py").read_text()
+    removed, added = re.findall(
+        r"^    [-+](.*)$", (REPOSITORY / "examples" / "packed-trl" / "README.md").read_text(), re.M
+    )
+    assert script.count(added) == 1
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    rows().to_json(tmp_path / "pairs.jsonl")
+    settings = {"max_steps": 2, "logging_steps": 1, "save_strategy": "no", "bf16": False, "use_cpu": True}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    where = [
+        str(tmp_path / "model"),
+        str(tmp_path / "pairs.jsonl"),
+        "--output_dir",
+        str(tmp_path),
+        "--report_to",
+        "none",
+    ]
+    monkeypatch.setattr("sys.argv", ["dpo.py", *where, *words])
+    logs = []
+    for text in (script, script.replace(added, removed)):
+        space: dict[str, Any] = {}
+        exec(compile(text, "dpo.py", "exec"), space)
+        logs.append(space["trainer"].state.log_history)
+    assert_same(*logs)
+    assert type(space["trainer"]) is DPOTrainer
 
 
 def test_the_module_is_read_without_trl_and_names_what_it_has() -> None:

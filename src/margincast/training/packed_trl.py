@@ -40,7 +40,8 @@ LOSSES = {
 
 
 class PackedPasses(Trainer):  # type: ignore[misc]
-    """`trl.DPOTrainer` with packed forward passes: what the sequences of a batch begin with in common is computed once.
+    """`margincast.trl.PackedDPOTrainer` is this on top of `trl.DPOTrainer`: packed forward passes, in which what the
+    sequences of a batch begin with in common is computed once.
 
     Takes what `DPOTrainer` takes and does what it does: loss, metrics, callbacks, evaluation and checkpoints are TRL's
     own code, and loss, rewards and gradients are the same up to the order of sums. Policy and reference are packed,
