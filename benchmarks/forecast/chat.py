@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -54,8 +53,8 @@ class ChatRun:
     data: str
     part: int = 0
     seed: int = 1
-    learning_rate: float = 1e-5
-    steps: int = 40
+    learning_rate: float = 2e-5
+    steps: int = 20
     batch: int = 8
     beta: float = 0.1
 
@@ -75,16 +74,16 @@ class ChatRun:
 PLAN = (
     ChatRun("hh-0", "hh"),
     ChatRun("dpo-0", "dpo_en"),
-    ChatRun("hh-0-twin", "hh", seed=2),
-    ChatRun("dpo-0-twin", "dpo_en", seed=2),
     ChatRun("hh-1", "hh", part=1),
     ChatRun("dpo-1", "dpo_en", part=1),
+    ChatRun("hh-0-twin", "hh", seed=2),
+    ChatRun("dpo-0-twin", "dpo_en", seed=2),
     ChatRun("hh-1-twin", "hh", part=1, seed=2),
     ChatRun("dpo-1-twin", "dpo_en", part=1, seed=2),
-    ChatRun("hh-2", "hh", part=2, learning_rate=2e-5, steps=20, batch=16),
-    ChatRun("dpo-2", "dpo_en", part=2, learning_rate=2e-5, steps=20, batch=16),
-    ChatRun("hh-3", "hh", part=3, learning_rate=1.5e-5),
-    ChatRun("dpo-3", "dpo_en", part=3, learning_rate=1.5e-5),
+    ChatRun("hh-2", "hh", part=2, learning_rate=1e-5, steps=40),
+    ChatRun("dpo-2", "dpo_en", part=2, learning_rate=1e-5, steps=40),
+    ChatRun("hh-3", "hh", part=3, batch=16),
+    ChatRun("dpo-3", "dpo_en", part=3, batch=16),
 )  # parts 0 are what choices were made on
 
 
@@ -113,8 +112,7 @@ def splits_of(run: ChatRun, loaded: LoadedModel) -> tuple[Encoding, PairSet, Pai
     if first:
         sides = [random.Random(0).sample(side, len(side)) for side in (pairs[:first], pairs[first:])]
         train, heldout = (
-            side[run.part * count : (run.part + 1) * count]
-            for side, count in zip(sides, (TRAIN, HELDOUT), strict=True)
+            side[run.part * count : (run.part + 1) * count] for side, count in zip(sides, (TRAIN, HELDOUT), strict=True)
         )
         if run.part >= 3:  # what is left, and then from the beginning
             train = (sides[0][3 * TRAIN :] + sides[0])[:TRAIN]

@@ -56,7 +56,8 @@ def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, ou
     beforehand = Beforehand(pilot, fitted.rehearsal if pilot.trains else 0.0, read_sweep(fitted.sweep, pilot))
     job.say_defaults(recipe)
     inputs = read_inputs(job, reading, recipe.loss)
-    deep = with_features(job, inputs, layers=inputs.encoding.single_token)
+    alone = not beforehand.rehearsal  # a rehearsal of many tokens has no use for inner layers
+    deep = with_features(job, inputs, layers=inputs.encoding.single_token or alone)
     job.done(run_trained(job, deep, recipe.for_pairs(len(inputs.train)), beforehand, reading))
 
 
