@@ -158,9 +158,7 @@ def test_a_pilot_of_other_pairs_is_refused(inputs: Words, rehearsed: Path, tmp_p
     assert "did not record held-out pair" in done.err
 
 
-def test_many_tokens_are_forecast_from_features_alone_and_from_a_rehearsal(
-    model_folder: Path, tmp_path: Path
-) -> None:
+def test_many_tokens_are_forecast_from_features_alone_and_from_a_rehearsal(model_folder: Path, tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Question {n} is", "chosen": f" good answer {n}", "rejected": f" bad reply of mine {n}"}
         for n in range(24)

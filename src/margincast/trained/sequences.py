@@ -6,7 +6,8 @@ mean margin but the root mean square of margins over beta, s, and the shape h ke
     m_j(x) / beta = s growth(x) h_j / rms(h),        s = size A
 
 with A the amplitude of single tokens at a spread of 1 (`amplitude`), h of the kernel of pooled differences (`shape`).
-`size` and the noise come from true runs of chat pairs: docs/forecasting-full-fine-tuning.md.
+`size` comes from two true runs of chat pairs; the noise is set as wide as two runs leave it, and not fitted:
+docs/forecasting-full-fine-tuning.md.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class SequenceLaw:
     shortest, longest: paths of the runs behind it
     size: s over A;  shape: as in `Laws`, of the kernel of pooled differences
     mean_noise: standard deviation of the mean margin's error, over the root mean square of margins
-    rank: Spearman's correlation of the margins of pairs with those of runs that nothing was chosen by
+    rank: Spearman's correlation of the margins of pairs with those of the true runs, in the mean
     noise: as in `Laws`; its offsets are replaced by what `mean_noise` says
     """
 
