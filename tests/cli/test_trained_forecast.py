@@ -170,7 +170,7 @@ def test_many_tokens_are_forecast_from_features_alone_and_from_a_rehearsal(model
     assert "responses of many tokens are forecast from features alone for runs of all weights" in refused.err
     alone = forecast(words, "--pilot", 0, "--out", tmp_path / "alone")
     assert alone.status == 0, alone.err
-    assert "from frozen features. It is not exact" in alone.out
+    assert "from frozen features. It is not exact.\n" in alone.out
     assert "rank correlation" in alone.out
     results = summary(tmp_path / "alone")["results"]
     assert results["order"] > 0 and "chat pairs" in results["constants"] and results["more_pairs"] is None

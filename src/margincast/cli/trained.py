@@ -137,10 +137,8 @@ def say_trained(job: Job, trajectory: Trajectory, results: Json, swept: str | No
     from margincast.report.trained import answers_in_words
 
     end = trajectory.steps[-1]
-    job.say(
-        f"This is a {trajectory.origin}. It is not exact: intervals are as wide as its error against runs left out of "
-        "the fit."
-    )
+    fitted = "" if "order" in results else ": intervals are as wide as its error against runs left out of the fit"
+    job.say(f"This is a {trajectory.origin}. It is not exact{fitted}.")
     job.table("", tables.BAND_HEADER, tables.band_rows(trajectory.steps, results))
     job.table(f"Step {end}", tables.TRAINED_HEADER, tables.concept_rows(results["concepts"]))
     if swept is not None:

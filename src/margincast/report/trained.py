@@ -85,8 +85,8 @@ def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
     if "order" in results:
         texts.append(
             "Of responses of many tokens little is tested: the order of pairs had a rank correlation of "
-            f"{results['order']:.2f} with two true runs of chat pairs, whose margins differed in size by a factor of two. "
-            "Intervals are set wide for that, not fitted."
+            f"{results['order']:.2f} with two true runs of chat pairs, whose margins differed in size by a factor of "
+            "two. Intervals are set wide for that, not fitted."
         )
     beyond = [row for row in results.get("sweep") or [] if row["beyond"]]
     if beyond:
