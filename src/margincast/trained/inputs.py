@@ -58,11 +58,12 @@ def deep_spaces(features: Features, beta: float, taken: Tensor) -> tuple[TokenSp
     if not all(bool(each.isfinite().all()) for each in inner):
         raise InputError("what inner layers say of some pairs is not finite; extract features in float32")
     if not single_token(features):
-        sequences = (responses_of(features, split) for split in (features.train, features.heldout))
-        return tuple(
-            TokenSpace(flat, who.chosen, who.rejected, beta, 2)
-            for flat, who in zip(at_unit_length(*inner), sequences, strict=True)
+        flat = at_unit_length(*inner)
+        who = [responses_of(features, split) for split in (features.train, features.heldout)]
+        of_train, of_heldout = (
+            TokenSpace(each, split.chosen, split.rejected, beta, 2) for each, split in zip(flat, who, strict=True)
         )
+        return of_train, of_heldout
     train, heldout = token_spaces(features, beta)
     deep = side_by_side(inner[0][taken], *inner)
     return replace(train, features=deep[0]), replace(heldout, features=deep[1])
