@@ -126,6 +126,14 @@ def test_an_adapter_trained_before_is_its_own_reference(tmp_path: Path) -> None:
     assert ours[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
 
 
+def test_bfloat16_is_packed_too(tmp_path: Path) -> None:
+    """The check of the model is in its own float32; of the losses rounding is left."""
+    theirs, ours = (train(trainer) for trainer in both(tmp_path, bf16=True, max_steps=2))
+    for mine, other in zip(ours[:2], theirs[:2], strict=True):
+        for name in ("loss", "grad_norm", "logps/chosen", "logps/rejected", "entropy"):
+            assert mine[name] == pytest.approx(other[name], rel=2e-2), name
+
+
 @dataclass(frozen=True)
 class Pass:
     """One batch: the loss, TRL's metrics, and the gradient of every parameter."""

@@ -160,7 +160,8 @@ def _checked(model: Any, batch: CompactBatch) -> str | None:
     model.eval()
     model.forward = MethodType(type(model).forward, model)
     try:
-        return packing_problem(model, batch.pairs)
+        with torch.autocast(model.device.type, enabled=False):
+            return packing_problem(model, batch.pairs)
     finally:
         del model.forward
         if forward is not None:
