@@ -178,6 +178,8 @@ def test_many_tokens_are_forecast_from_features_alone_and_from_a_rehearsal(model
     done = forecast(words, "--out", tmp_path / "out")
     assert done.status == 0, done.err
     assert "from a rehearsal that saw" in done.out
+    assert "Compare --pilot 0" in done.out
+    assert "Compare --pilot 0" not in alone.out
     assert (tmp_path / "out" / "report.html").is_file()
 
 
