@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
+from benchmarks.flops import forward_flops
 from benchmarks.harness import Row, close, compare, seconds, seconds_once
 from benchmarks.peers import bucketed, one_at_a_time
 from benchmarks.peers.turns import Side, Turns
@@ -133,15 +134,8 @@ class Extraction:
         return torch.cat([split.hidden for split in both]), torch.cat(logps)
 
     def flops(self) -> float:
-        """Floating-point operations of one forward pass over the distinct positions, each attending to its ancestors,
-        and of the logits at the distinct positions that predict a response. Two per multiplication."""
-        config, network = self.loaded.model.config, self.loaded.model
-        vocabulary = network.get_output_embeddings().weight.numel()
-        inner = sum(parameter.numel() for parameter in network.parameters()) - vocabulary
-        attended = int(self.trie.depth.sum()) + self.distinct
-        attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * attended
-        predicting = len({int(path[-1]) for path in self.trie.paths})
-        return 2.0 * inner * self.distinct + attention + 2.0 * vocabulary * predicting
+        """Of one forward pass, with the logits of the distinct positions that predict a response."""
+        return forward_flops(self.loaded.model, self.trie, len({int(path[-1]) for path in self.trie.paths}))
 
 
 def against_ceiling(work: Extraction, repeats: int) -> Row:
@@ -206,8 +200,9 @@ def token_count(batch: Sequence[Encoded]) -> tuple[int, int]:
     return len(pack(sequences)), len(sequences) * (1 + max(map(len, sequences)))
 
 
-def train(side: str, job: Job) -> None:
-    """Train in this process, a step at a time as asked on stdin. side: "ours", or one of `TRL`."""
+def train(side: str, job: Job, *, packed_trl: bool = False) -> None:
+    """Train in this process, a step at a time as asked on stdin. side: "ours", or one of `TRL`, whose trainer may be
+    `PackedDPOTrainer`."""
     turns, loaded = Turns(), model()
     encoding = training_rows(job, loaded)
     with tempfile.TemporaryDirectory() as folder:
@@ -232,7 +227,7 @@ def train(side: str, job: Job) -> None:
 
             best = side == "best"
             settings["beta"] = BETA
-            trl_training.train(loaded.model, loaded.tokenizer, encoding.pairs, best, turns, settings)
+            trl_training.train(loaded.model, loaded.tokenizer, encoding.pairs, best, turns, settings, packed_trl)
 
 
 def train_ours(loaded: LoadedModel, encoding: Encoding, turns: Turns, settings: dict[str, Any]) -> None:

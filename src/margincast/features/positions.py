@@ -19,9 +19,11 @@ from margincast.models.checks import refuse_unknown_ids
 from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import Budgets
 from margincast.passes.hooks import unwrapped
-from margincast.passes.response_pass import hidden_states, logit_transform, token_logps
+from margincast.passes.response_pass import hidden_states, logit_transform, logits_of
 from margincast.passes.tokenize import Encoded, Encoding, encode, message_starts
 from margincast.records import FeatureSet, PairSet
+
+IN_CACHE = 8  # rows of logits that a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class TokenFeatures:
     target: (P,) the token that comes there;  response: (P,) 2i for the chosen, 2i + 1 for the rejected
     response of pair i;  pairs: how many pairs there are
     reference: (P,) float64 log-probabilities under the model, where known
+    averaged: rewards of responses are means over their tokens, not sums
     turn: (P,) the message of its response that a token is of, from 0; None where every response is one message
     """
 
@@ -41,6 +44,7 @@ class TokenFeatures:
     pairs: int
     reference: Tensor | None = None
     turn: Tensor | None = None
+    averaged: bool = False
 
     @property
     def pair(self) -> Tensor:
@@ -48,9 +52,16 @@ class TokenFeatures:
         return self.response // 2
 
     @property
+    def share(self) -> Tensor:
+        """(P,) how much a position counts in the reward of its response: 1, or 1 over its length where `averaged`."""
+        if not self.averaged:
+            return torch.ones_like(self.hidden[:, 0])
+        return torch.bincount(self.response)[self.response].to(self.hidden).reciprocal()
+
+    @property
     def sign(self) -> Tensor:
-        """(P,) +1 at positions of chosen responses, -1 at those of rejected ones."""
-        return 1 - 2 * (self.response % 2)
+        """(P,) `share` at positions of chosen responses, minus that at those of rejected ones."""
+        return (1 - 2 * (self.response % 2)) * self.share
 
     def select(self, pairs: Tensor) -> TokenFeatures:
         """The positions of `pairs`, (n,) indices, which are numbered anew in that order. Positions keep their order."""
@@ -77,7 +88,7 @@ class TokenFeatures:
         reference = None if self.reference is None else self.reference[places]
         turn = None if self.turn is None else self.turn[places]
         return TokenFeatures(
-            self.hidden[places], self.target[places], self.response[places], self.pairs, reference, turn
+            self.hidden[places], self.target[places], self.response[places], self.pairs, reference, turn, self.averaged
         )
 
     def as_single(self, pairs: PairSet) -> FeatureSet:
@@ -120,6 +131,14 @@ class Positions:
     def __repr__(self) -> str:
         count = len(self.train.target) + len(self.heldout.target)
         return f"Positions({count} of {len(self.train_pairs)} + {len(self.heldout_pairs)} pairs, {self.model})"
+
+    def averaged(self, averaged: bool) -> Positions:
+        """With rewards that are means over the tokens of a response, or their sums."""
+        return replace(
+            self,
+            train=replace(self.train, averaged=averaged),
+            heldout=replace(self.heldout, averaged=averaged),
+        )
 
     def redrawn(self, pairs: PairSet, rows: Tensor, turned: Tensor) -> Positions:
         """With the training pairs at `rows`, now called `pairs`, chosen and rejected swapped where `turned`."""
@@ -222,8 +241,20 @@ def _position_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets:
     mine, target = hidden[where.row[order]], where.target[order]
     height = max(1, budgets.logit_block // len(head_weight(model)))
     blocks = [slice(start, start + height) for start in range(0, len(mine), height)]
-    reference = [token_logps(model, mine[rows], torch.arange(len(target[rows])), target[rows]) for rows in blocks]
+    reference = [_logps(logits_of(model, mine[rows]), target[rows].to(mine.device)) for rows in blocks]
     return {"hidden": mine.cpu(), "reference": torch.cat(reference).cpu().double()}
+
+
+def _logps(logits: Tensor, target: Tensor) -> Tensor:
+    """Log-probabilities of the tokens `target`, (rows,), under `logits`, (rows, V), in float32 at least.
+
+    `log_softmax` of all logits would fill, and clear before, as much memory again, for one number of each row.
+    """
+    found = []
+    for some, tokens in zip(torch.split(logits, IN_CACHE), torch.split(target, IN_CACHE), strict=True):
+        exact = some.to(torch.promote_types(some.dtype, torch.float32))
+        found.append(exact.gather(1, tokens[:, None])[:, 0] - exact.logsumexp(1))
+    return torch.cat(found)
 
 
 def head_weight(model: Any) -> Tensor:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from margincast.errors import InputError
@@ -24,6 +25,7 @@ from margincast.passes.hooks import keep_one, layer_outputs, unembedding_input, 
 from margincast.passes.packing import common_prefix, pack
 from margincast.passes.plan import packs_of, plan_of, where_it_fits
 from margincast.passes.tokenize import Encoded
+from margincast.processes import everyone
 
 SELF_CHECK_PAIRS = 3
 SELF_CHECK_TOKENS = 64
@@ -35,7 +37,8 @@ PACKING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0
 @dataclass(frozen=True)
 class PassResult:
     """chosen, rejected: (pairs,) summed log-probabilities of the responses; hidden: (pairs, hidden) at the position
-    that predicts the response's first token; layers: (pairs, layers, hidden) there, what the layers asked for put out.
+    that predicts the response's first token; layers: (pairs, layers, hidden) there, what the layers asked for put out,
+    or, pooled, its mean over the chosen response's positions less that over the rejected one's.
     Differentiable when gradients are on."""
 
     chosen: Tensor
@@ -64,10 +67,11 @@ def response_pass(
     packed: bool = True,
     layers: Sequence[int] = (),
     budgets: Budgets = BUDGETS,
+    pooled: bool = False,
 ) -> PassResult:
     """Log-probabilities and features of `batch`, row by row, in as few forward passes as are worth it.
 
-    layers: whose outputs are kept, counted from 0
+    layers: whose outputs are kept, counted from 0;  pooled: over the positions of the responses
 
     `model` may be a `DistributedDataParallel`, which then is called once, however many passes there are.
 
@@ -75,17 +79,33 @@ def response_pass(
     that memory does not suffice for is computed in halves. With them, where activations of every pack are kept, it is
     the caller who goes on with smaller packs (`training.step.gradients`).
     """
-    plan = packs_of(model, [pair.inputs for pair in batch], packed, budgets)
+    plan, idle = packs_of(model, [pair.inputs for pair in batch], packed, budgets), 0
+    if isinstance(model, FSDPModule):
+        plan, idle = _in_step(plan)
     predicted = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
     recompute = predicted * _vocabulary(model) > budgets.logit_keep
     # Each pass through a DistributedDataParallel talks to the other processes, whose batch may be another number of
     # packs: one pass prepares it for the backward pass, the others go to the model itself.
     models = [model] + [unwrapped(model)] * (len(plan) - 1)
     parts = [
-        _halved(each, [batch[index] for index in members], packed, recompute, layers, budgets)
+        _halved(each, [batch[index] for index in members], packed, recompute, layers, budgets, pooled)
         for each, members in zip(models, plan, strict=True)
     ]
-    return _in_order(parts, plan)
+    whole = _in_order(parts, plan)
+    for _ in range(idle):
+        again = _one_pass(model, batch[:1], packed, recompute)
+        whole = replace(whole, chosen=whole.chosen + 0.0 * again.chosen, rejected=whole.rejected + 0.0 * again.rejected)
+    return whole
+
+
+def _in_step(plan: Sequence[list[int]]) -> tuple[list[list[int]], int]:
+    """`plan` in as many packs as any process has, whose weights FSDP gathers pass by pass; and how many passes more are
+    needed where there are fewer pairs than that."""
+    packs, most = list(plan), max(everyone(len(plan)))
+    while len(packs) < most and (largest := max(packs, key=len))[1:]:
+        packs.remove(largest)
+        packs += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
+    return packs, most - len(packs)
 
 
 def _halved(model: Any, batch: Sequence[Encoded], packed: bool, *how: Any) -> PassResult:
@@ -144,13 +164,24 @@ def _one_pass(
     recompute: bool = False,
     layers: Sequence[int] = (),
     budgets: Budgets = BUDGETS,
+    pooled: bool = False,
 ) -> PassResult:
     with layer_outputs(model, layers) as outputs:
         hidden, rows = hidden_states(model, batch, packed)
     used, position = torch.unique(rows.row, return_inverse=True)
     logps = response_logps(model, hidden[used], position, rows, len(batch), recompute, budgets)
-    inner = torch.stack([output.flatten(0, -2)[rows.first] for output in outputs], dim=1) if layers else None
+    read = rows.row if pooled else rows.first
+    inner = torch.stack([output.flatten(0, -2)[read] for output in outputs], dim=1) if layers else None
+    if inner is not None and pooled:
+        inner = _mean_difference(inner.float(), rows.response.to(inner.device), len(batch))
     return PassResult(*logps, hidden[rows.first], inner)
+
+
+def _mean_difference(states: Tensor, response: Tensor, pairs: int) -> Tensor:
+    """The mean of `states`, (response tokens, ...), over each chosen response less that over the rejected one's."""
+    sums = states.new_zeros(2 * pairs, *states.shape[1:]).index_add(0, response, states)
+    means = sums / torch.bincount(response, minlength=2 * pairs)[:, None, None]
+    return means[0::2] - means[1::2]
 
 
 def response_logps(
@@ -226,8 +257,12 @@ def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
             response.append(torch.full((len(ids_of_side),), 2 * index + side))
     rows = Rows(torch.cat(row), torch.cat(target), torch.cat(response), torch.stack(first))
     with unembedding_input(model) as seen_by_head, attention:
-        model(**inputs, use_cache=False, **keep_one(model))
-    return seen_by_head[0].flatten(0, -2), rows
+        output = model(**inputs, use_cache=False, **keep_one(model))
+    hidden = seen_by_head[0].flatten(0, -2)
+    if isinstance(model, FSDPModule) and output.logits.requires_grad and not hidden.requires_grad:
+        # FSDP sums gradients once the backward pass has met an output of the model: below a frozen backbone, this one.
+        hidden = hidden + 0.0 * output.logits.sum().to(hidden.dtype)
+    return hidden, rows
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ its batch, times the clipping factor. With Lambda_k the derivative of sum_legs <
     pair i contributes  sum_k <Lambda_k, G_k^i>
 
 and these add up to the margin as an identity. Lambda is found from the last step to the first, through what the
-optimizer remembers. What weight decay takes from W0 belongs to no pair: `start`.
+optimizer remembers. No pair's are (`start`) what weight decay takes from W0, and margins at W0 where the loss has no
+reference. s_p is 1 at chosen responses and -1 at rejected ones, over their length where the loss averages.
 
 With Adam the sum is NOT what leaving the pair out would do: without it the preconditioner would have been another.
 """
@@ -86,16 +87,22 @@ def sums(backward: Backward, spaces: dict[str, HeadSpace], targets: Sequence[Tar
     kept = affordable(first)
     end: Tensor | None = None
     for leg, moment in backwards(first, (0, len(run.legs)), lambda at, leg: carry_out(run, at, run.legs[leg]), kept):
-        if end is None:
-            end = carry_out(run, moment, run.legs[leg]).state
-        adjoint.slopes = mean_slopes(spaces, targets, moment.state, end)
-        for step, before in backwards(moment, run.legs[leg], run.advance, kept):
+        first_step, past = run.legs[leg]
+        for step, before in backwards(moment, (first_step, past), run.advance, kept):
+            if step == past - 1:
+                if end is None:
+                    end = run.advance(before, step).state
+                adjoint.slopes = mean_slopes(spaces, targets, moment.state, end)
             values += backward.contributions(before, step, adjoint)
         end = moment.state
     start = values.new_zeros(len(targets))
+    for k, target in enumerate(targets):
+        space = spaces[target.split]
+        rewards = space.features.per_response(space.first_rewards().double())[target.rows]
+        start[k] = (rewards[:, 0] - rewards[:, 1]).mean()
     if adjoint.excess:
         unembedding = spaces["train"].unembedding
-        start[:] = torch.stack([(each * unembedding).sum(dtype=torch.float64) for each in adjoint.excess])
+        start += torch.stack([(each * unembedding).sum(dtype=torch.float64) for each in adjoint.excess])
     return Sums(values, start)
 
 
@@ -109,8 +116,8 @@ class SteppedBack:
     def contributions(self, moment: Moment, step: int, adjoint: Adjoint) -> Tensor:
         run = self.run
         batch, rate = run.batches[step], run.rate(step)
-        push = self.space.push(moment.state, run.recipe.loss, batch)
-        gradient, clip = push.gradient(), torch.ones(())
+        push, gradient = self.space.push(moment.state, run.recipe.loss, batch)
+        clip = torch.ones(())
         if run.recipe.max_grad_norm:
             clip = clip_factor(self.space.norm(gradient), run.recipe.max_grad_norm)
             gradient *= clip
@@ -150,8 +157,8 @@ class _Beside:
 
     def velocity(self, state: Tensor) -> Tensor:
         shape = self.space.unembedding.shape
-        push = self.space.push(state[: shape.numel()].view(shape), self.flow.loss, self.flow.batch)
-        return torch.cat([-push.gradient().flatten(), -push.along(self.slopes).flatten().to(state)])
+        push, gradient = self.space.push(state[: shape.numel()].view(shape), self.flow.loss, self.flow.batch)
+        return torch.cat([-gradient.flatten(), -push.along(self.slopes).flatten().to(state)])
 
     def implicit(self, state: Tensor) -> Solve:
         return explicit
