@@ -184,7 +184,8 @@ class MarginTrainer(Trainer):
             "logps/rejected": result.rejected,
         }.items():
             sums[name] = sums.get(name, 0.0) + inputs["weight"] * float(values.detach().sum())
-        return inputs["weight"] * self.recipe.loss.value(margins).sum()
+        total: Tensor = inputs["weight"] * self.recipe.loss.value(margins).sum()
+        return total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
