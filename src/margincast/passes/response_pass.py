@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ from margincast.passes.hooks import keep_one, layer_outputs, unembedding_input, 
 from margincast.passes.packing import common_prefix, pack
 from margincast.passes.plan import packs_of, plan_of, where_it_fits
 from margincast.passes.tokenize import Encoded
-from margincast.processes import everyone
 
 SELF_CHECK_PAIRS = 3
 SELF_CHECK_TOKENS = 64
@@ -79,9 +78,10 @@ def response_pass(
     that memory does not suffice for is computed in halves. With them, where activations of every pack are kept, it is
     the caller who goes on with smaller packs (`training.step.gradients`).
     """
-    plan, idle = packs_of(model, [pair.inputs for pair in batch], packed, budgets), 0
-    if isinstance(model, FSDPModule):
-        plan, idle = _in_step(plan)
+    # Weights that processes share are gathered pass by pass, and the next one must not begin before the backward pass:
+    # the caller makes packs (`passes.plan.in_step`).
+    whole = isinstance(model, FSDPModule)
+    plan = [[*range(len(batch))]] if whole else packs_of(model, [pair.inputs for pair in batch], packed, budgets)
     predicted = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
     recompute = predicted * _vocabulary(model) > budgets.logit_keep
     # Each pass through a DistributedDataParallel talks to the other processes, whose batch may be another number of
@@ -91,21 +91,7 @@ def response_pass(
         _halved(each, [batch[index] for index in members], packed, recompute, layers, budgets, pooled)
         for each, members in zip(models, plan, strict=True)
     ]
-    whole = _in_order(parts, plan)
-    for _ in range(idle):
-        again = _one_pass(model, batch[:1], packed, recompute)
-        whole = replace(whole, chosen=whole.chosen + 0.0 * again.chosen, rejected=whole.rejected + 0.0 * again.rejected)
-    return whole
-
-
-def _in_step(plan: Sequence[list[int]]) -> tuple[list[list[int]], int]:
-    """`plan` in as many packs as any process has, whose weights FSDP gathers pass by pass; and how many passes more are
-    needed where there are fewer pairs than that."""
-    packs, most = list(plan), max(everyone(len(plan)))
-    while len(packs) < most and (largest := max(packs, key=len))[1:]:
-        packs.remove(largest)
-        packs += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
-    return packs, most - len(packs)
+    return _in_order(parts, plan)
 
 
 def _halved(model: Any, batch: Sequence[Encoded], packed: bool, *how: Any) -> PassResult:
