@@ -1,11 +1,13 @@
 """What do true runs on chat pairs say of planted flips, and does leaving out harmful pairs help them?
 
-    python -m benchmarks.attribution.true_runs [DATA SEED ARM ...]    the runs that are not kept yet, one JSON line each
+    python -m benchmarks.attribution.true_runs                          the table, after the runs that are not kept yet
+    python -m benchmarks.attribution.true_runs "hh-helpful:0:flipped"   some runs, a JSON line each
 
-DPO of all weights of SmolLM2, 60 steps of AdamW at 1e-5, beta .1, batches of 8. Prompts keep their last tokens and
-responses their first (`CUTS`): a run then takes minutes. `arms` says which pairs a run trains on. What a run
-did is kept in the cache: a second call reads it, and an interrupted one goes on after it. Needs
-$MARGINCAST_DATA_DIR, as `benchmarks.attribution.chat` does.
+DPO of all weights of SmolLM2: 60 steps of AdamW at 1e-5, beta .1, batches of 8, mixed precision. Prompts keep their
+last tokens and responses their first (`CUTS`), and `HELDOUT` held-out pairs are looked at: a run then takes some 14
+minutes of one core that others use too. An arm is "flipped" or "clean", with one of `OUT` after it. What a run did is
+kept in the cache: a second call reads it, and an interrupted one goes on after it. Needs $MARGINCAST_DATA_DIR, as
+`benchmarks.attribution.chat` does.
 """
 
 from __future__ import annotations
@@ -16,16 +18,21 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache as once
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
+from scipy.stats import t
 from torch import Tensor
 
 from benchmarks.attribution.chat import SETS, SHARE, features_of, turned, with_flips
+from benchmarks.attribution.flips import auroc
 from benchmarks.attribution.planted import cache, drawn
+from benchmarks.harness import Row
 from benchmarks.packing import model
 from margincast.diagnose import find_issues
 from margincast.features import features_of as pair_features
@@ -39,16 +46,20 @@ from margincast.training.run import train_model
 RUN = Recipe(beta=0.1, learning_rate=1e-5, max_steps=60, eval_steps=60, per_device_train_batch_size=8, bf16=True)
 CUTS = {"hh-helpful": (32, 32), "dpo_en": (32, 32)}  # tokens of a prompt, from its end, and of a response
 SEEDS, HELDOUT = (0, 1, 2), 150
-ARMS = ("flipped", "flipped, random out", "clean", "clean, random out", "flipped, harm out", "clean, harm out")
+OUT = ("", ", random out", ", harm out")  # of an arm, after "flipped" or "clean": which tenth is left out
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Margins after the run: of the training pairs of the `flipped` and `clean` arms, else of none, and held out."""
+    """Margins after the run: of the training pairs where all of them were trained on, else of none, and held out."""
 
     train: Tensor
     heldout: Tensor
     seconds: float
+
+    @property
+    def margin(self) -> float:
+        return float(self.heldout.mean())
 
     @property
     def accuracy(self) -> float:
@@ -114,6 +125,28 @@ def cut(encoding: Encoding, prompt: int, response: int) -> Encoding:
     return replace(encoding, rows=tuple(rows))
 
 
+def rows() -> Iterator[Row]:
+    """AUROC of implicit margins beside that of `mislabel_score`, and what arms do; 95% intervals of Student's t."""
+    for data in CUTS:
+        margins = {seed: outcome(data, seed, "flipped").train for seed in SEEDS}
+        areas = [auroc(drawn(len(m), SHARE, seed).numpy(), -m.numpy()) for seed, m in margins.items()]
+        yield _row(f"{data}, flips: auroc", "implicit margin of a true run", areas)
+    for labels in ("flipped", "clean"):
+        known = {out: [outcome("hh-helpful", seed, labels + out) for seed in SEEDS] for out in OUT}
+        for measure in ("accuracy", "margin"):
+            of = {out: np.array([getattr(each, measure) for each in outcomes]) for out, outcomes in known.items()}
+            for out, values in of.items():
+                yield _row(f"hh-helpful, {labels}{out}: held-out {measure}", "true run", values)
+            gain = of[", harm out"] - of[", random out"]
+            yield _row(f"hh-helpful, {labels}: held-out {measure}", "harm out - random out", gain)
+
+
+def _row(name: str, way: str, values: Sequence[float]) -> Row:
+    middle = float(np.mean(values))
+    half = float(np.std(values, ddof=1) / len(values) ** 0.5 * t.ppf(0.975, len(values) - 1))
+    return Row(name, way, None, middle, middle - half, middle + half, "", float("nan"))
+
+
 def line(data: str, seed: int, arm: str) -> str:
     found = outcome(data, seed, arm)
     row = {
@@ -122,13 +155,16 @@ def line(data: str, seed: int, arm: str) -> str:
         "arm": arm,
         "heldout_pairs": len(found.heldout),
         "accuracy": found.accuracy,
-        "margin": float(found.heldout.mean()),
+        "margin": found.margin,
         "seconds": found.seconds,
     }
     return json.dumps(row)
 
 
 if __name__ == "__main__":
-    wanted = [tuple(each.split(":")) for each in sys.argv[1:]]
-    for data, seed, arm in wanted:
+    for each in sys.argv[1:]:
+        data, seed, arm = each.split(":")
         print(line(data, int(seed), arm), flush=True)
+    if len(sys.argv) == 1:
+        for row in rows():
+            print(row.line(), flush=True)

@@ -136,8 +136,8 @@ def find_issues(
 ) -> Suspects:
     """Score every training pair of `features` or of an exact forecast, or every pair of one split.
 
-    settings: of the kernel, `KernelSettings`, for responses of many tokens `SequenceSettings`; None chooses them by
-    leave-one-out loss
+    settings: of the kernel, `KernelSettings`, for responses of many tokens `SequenceSettings`; None chooses what
+    is not fixed of them by leave-one-out loss
 
     Rows of responses of many tokens have two more columns, chosen less rejected: `length_difference` in tokens and
     `reference_log_ratio` in log-probability under the model; `settings["length"]` says what length alone explains.
