@@ -45,7 +45,7 @@ from margincast.training.run import train_model
 
 RUN = Recipe(beta=0.1, learning_rate=1e-5, max_steps=60, eval_steps=60, per_device_train_batch_size=8, bf16=True)
 CUTS = {"hh-helpful": (32, 32), "dpo_en": (32, 32)}  # tokens of a prompt, from its end, and of a response
-SEEDS, HELDOUT = (0, 1, 2), 150
+SEEDS, ORDER, HELDOUT = (0, 1, 2), 100, 150
 OUT = ("", ", random out", ", harm out")  # of an arm, after "flipped" or "clean": which tenth is left out
 
 
@@ -98,7 +98,8 @@ def arm_pairs(data: str, seed: int, arm: str) -> PairSet:
 def outcome(data: str, seed: int, arm: str) -> Outcome:
     """Of one run, made unless it is kept."""
     train, heldout = arm_pairs(data, seed, arm), PairSet(read(data)[1].pairs[:HELDOUT])
-    settings = replace(RUN, seed=seed, record_train=16 if "out" in arm else 0)
+    # Not the seed of the flips: batches are drawn by the same permutation, and would take all flipped pairs first.
+    settings = replace(RUN, seed=ORDER + seed, record_train=16 if "out" in arm else 0)
     where = cache() / "true-runs" / key_of([train.fingerprint, heldout.fingerprint, CUTS[data], asdict(settings)])[:16]
     kept = where / "result.safetensors"
     if not kept.is_file():
