@@ -191,4 +191,5 @@ def _assemble(
         model_hash=loaded.hash,
         logits=logits,
         scale=logit_transform(loaded.model)[0],
+        device=loaded.device,
     )
