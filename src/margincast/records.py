@@ -222,6 +222,7 @@ class Features:
     bias: (T,) the unembedding's bias for `tokens`, where it has one; training the unembedding leaves it as it is
     logits: what the model does with W g before the softmax: "linear", or the reason why it is not linear in W
     scale: the factor the model puts on W g (1 for most)
+    device: where forecasts of them are calculated, that of the model; the tensors themselves are on the CPU
     """
 
     train: FeatureSet
@@ -233,6 +234,7 @@ class Features:
     logits: str = "linear"
     scale: float = 1.0
     bias: Tensor | None = None
+    device: str = "auto"
 
     @property
     def train_pairs(self) -> PairSet:

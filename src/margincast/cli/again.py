@@ -46,7 +46,7 @@ def positions_again(job: Job, folder: Path, summary: Json, cache_dir: Path | Non
     features = token_features(
         loaded, read.encoding, read.train, read.heldout, cache_dir=inputs.cache, progress=job.progress, say=job.say
     )
-    return Positions(*features, read.train, read.heldout, *head_of(loaded), loaded.name, loaded.hash)
+    return Positions(*features, read.train, read.heldout, *head_of(loaded), loaded.name, loaded.hash, loaded.device)
 
 
 def _as_given(kind: type[T], config: Mapping[str, Any], **more: Any) -> T:

@@ -180,7 +180,8 @@ def with_positions(job: Job, inputs: Inputs) -> PositionInputs:
     if job.main:
         _keep_small(job, inputs.options)
     loaded = inputs.loaded
-    positions = Positions(*features, inputs.train, inputs.heldout, *head_of(loaded), loaded.name, loaded.hash)
+    head = head_of(loaded)
+    positions = Positions(*features, inputs.train, inputs.heldout, *head, loaded.name, loaded.hash, loaded.device)
     given = {each.name: getattr(inputs, each.name) for each in fields(Inputs)}  # a run may have other features, too
     return PositionInputs(**given, positions=positions)
 

@@ -195,4 +195,5 @@ def _assemble(
         model_hash=loaded.hash,
         logits=logits,
         scale=logit_transform(loaded.model)[0],
+        device=loaded.device,
     )

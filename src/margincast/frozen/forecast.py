@@ -16,6 +16,7 @@ from margincast.frozen.engine.spaces import precision, refuse_bias, token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.flow.driven import driven_flow
 from margincast.frozen.flow.states import margin_error
+from margincast.models.device import forecast_device, on_device
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, SplitTrajectory
 
@@ -48,6 +49,7 @@ class Forecast(Attributable):
         step = self.recorded(step)
         if step not in self._attributed:
             train, _ = token_spaces(self.features, self.recipe.beta, self.dtype)
+            train = train.to(forecast_device(self.features.device))
             self._attributed[step] = account(train, self.recipe, self.features.unembedding, [step])[step]
         return self._attributed[step]
 
@@ -65,18 +67,16 @@ def forecast_frozen(features: Features, recipe: Recipe, *, dtype: torch.dtype | 
     Raises `InputError` when the features do not obey the equations: multi-token responses, logits not linear in W.
     """
     recipe = recipe.for_pairs(len(features.train.pairs))
-    rule, loss = recipe.rule, recipe.loss
+    loss = recipe.loss
     dtype = precision(features) if dtype is None else dtype
-    # The flow's integrators are CPU code; steps run where there is a GPU (Apple's has no float64).
-    gpu = torch.cuda.is_available() and not rule.flow
-    device = torch.device("cuda" if gpu else "cpu")
+    device = forecast_device(features.device)
     train, heldout = (space.to(device) for space in token_spaces(features, recipe.beta, dtype))
     refuse_bias(features, loss)
     unembedding = features.unembedding.to(device, train.dtype)
     states, errors = _states(train, recipe, unembedding)
     error = None
     if errors is not None:
-        error = max(float(margin_error(errors, space).max()) for space in (train, heldout))
+        error = max(float(margin_error(errors.to(device), space).max()) for space in (train, heldout))
 
     def record(split: FeatureSet, space: TokenSpace) -> SplitTrajectory:
         return _recorded(features, split, space, recipe, unembedding, states)
@@ -88,7 +88,7 @@ def forecast_frozen(features: Features, recipe: Recipe, *, dtype: torch.dtype | 
         beta=recipe.beta,
         loss_type=loss if loss.parameters else recipe.loss_type,
         error=error,
-        origin=f"forecast of training the unembedding on a frozen backbone (exact{', on the GPU' if gpu else ''})",
+        origin=f"forecast of training the unembedding on a frozen backbone (exact{on_device(device)})",
         features=features,
         recipe=recipe,
         dtype=dtype,

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from margincast.frozen.engine.products import BOTH, MARGINS, PULL
-from margincast.recipe.losses import Loss
+from margincast.recipe.loss import Closed, Loss
 
 try:
     from margincast.frozen.engine.kernel import visit
 except ImportError:  # numba (the extra `fast`) is not there, or not for this numpy
     from margincast.frozen.engine.products import visit
 
+NO_SLOPE = Closed()  # of visits that ask for none
 # Rows whose slope torch evaluates at once, when the loss is not compiled in: they stay in the shared cache.
 SLOPE_BYTES = 4 << 20
 # Below so many bytes of features a second thread costs more than it saves.
@@ -84,7 +85,7 @@ def fused_gradient(
     """
     numbers, stored = state.contiguous().numpy(), _bits(features)
     real, (tokens, width), count = numbers.dtype, numbers.shape, len(visits.rows)
-    strength = real.type(beta)
+    strength, closed = real.type(beta), np.asarray(loss.closed or NO_SLOPE, real)
     weighted = (weights.double().numpy() * beta).astype(real)[visits.source]
     passed, coefficients = np.empty((2, count), real)
     row_bytes = width * stored.itemsize
@@ -95,10 +96,10 @@ def fused_gradient(
     def work(thread: int) -> None:
         def call(mode: int, start: int, stop: int, given: NDArray[Any]) -> None:
             pairs = (visits.rows, visits.plus, visits.minus, visits.sign)
-            visit(mode, start, stop, stored, pairs, numbers, strength, passed, given, pulls[thread])
+            visit(mode, start, stop, stored, pairs, numbers, strength, closed, passed, given, pulls[thread])
 
         first, last = thread * count // threads, (thread + 1) * count // threads
-        if loss.logistic:
+        if loss.closed is not None:
             call(BOTH, first, last, weighted)
             return
         for start in range(first, last, block):
@@ -122,12 +123,13 @@ def fused_pull(features: Tensor, visits: Visits, coefficients: Tensor, tokens: i
     count, width = len(visits.rows), features.shape[1]
     threads = max(1, min(torch.get_num_threads(), count * width * stored.itemsize // THREAD_BYTES))
     state, beta = np.zeros((tokens, width), given.dtype), given.dtype.type(1)
+    slope = np.asarray(NO_SLOPE, given.dtype)
     pulls, margins = np.zeros((threads, tokens, width)), np.empty_like(given)
 
     def work(thread: int) -> None:
         first, last = thread * count // threads, (thread + 1) * count // threads
         pairs = (visits.rows, visits.plus, visits.minus, visits.sign)
-        visit(PULL, first, last, stored, pairs, state, beta, margins, given, pulls[thread])
+        visit(PULL, first, last, stored, pairs, state, beta, slope, margins, given, pulls[thread])
 
     _share(work, threads)
     return torch.from_numpy(pulls.sum(axis=0)).to(coefficients.dtype)

@@ -58,7 +58,7 @@ class PairSpace:
         whole = len(batch.rows) == len(self) and torch.equal(batch.rows, torch.arange(len(self)))
         margins = self.beta * ((self.kernel if whole else self.kernel[batch.rows]) @ state)
         scaled = self.beta * batch.weights.to(state) * loss.slope(margins)
-        return torch.zeros_like(state).index_add_(0, batch.rows, scaled)
+        return torch.zeros_like(state).index_add_(0, batch.rows.to(state.device), scaled)
 
     def norm(self, gradient: Tensor) -> Tensor:
         """|sum_i c_i delta_i g_i^T|, from c^T C c."""

@@ -97,8 +97,10 @@ class TokenSpace:
             total += signed.T @ self.features[part].to(coefficients.dtype)
         return total
 
-    def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
+    def gradient(self, state: Tensor, loss: Loss, batch: Batch, margins: Tensor | None = None) -> Tensor:
         """The gradient of sum_i weight_i f(r_i) over the batch, (T, hidden), from one pass over its features. (Eq. 6)
+
+        margins: (batch,), where given, takes those that the gradient was made of
 
         On a CPU by the fused kernel; elsewhere by matrix products on the device of the features.
         """
@@ -106,9 +108,12 @@ class TokenSpace:
             from margincast.frozen.engine.fused import fused_gradient, plan_visits
 
             visits = plan_visits(batch.rows, self.chosen, self.rejected)
-            return fused_gradient(self.features, visits, state, self.beta, batch.weights, loss)
+            return fused_gradient(self.features, visits, state, self.beta, batch.weights, loss, margins)
         rows = self.rows(batch.rows.to(self.features.device))
-        return self.beta * rows.pull(batch.weights.to(state) * loss.slope(rows.margins(state)))
+        met = rows.margins(state)
+        if margins is not None:
+            margins.copy_(met)
+        return self.beta * rows.pull(batch.weights.to(state) * loss.slope(met))
 
     def norm(self, gradient: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(gradient)
