@@ -15,7 +15,7 @@ from benchmarks.harness import Row, ceilings
 from margincast.runs.save import environment
 
 # `forecast` has commands of its own: its bank of runs takes hours.
-HARNESS = ("harness", "peers", "large", "forecast", "__main__")
+HARNESS = ("harness", "flops", "peers", "large", "forecast", "__main__")
 
 
 def main() -> None:

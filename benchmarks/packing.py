@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
+from benchmarks.flops import forward_flops
 from benchmarks.harness import Row, close, compare, seconds, seconds_once
 from benchmarks.peers import bucketed, one_at_a_time
 from benchmarks.peers.turns import Side, Turns
@@ -133,15 +134,8 @@ class Extraction:
         return torch.cat([split.hidden for split in both]), torch.cat(logps)
 
     def flops(self) -> float:
-        """Floating-point operations of one forward pass over the distinct positions, each attending to its ancestors,
-        and of the logits at the distinct positions that predict a response. Two per multiplication."""
-        config, network = self.loaded.model.config, self.loaded.model
-        vocabulary = network.get_output_embeddings().weight.numel()
-        inner = sum(parameter.numel() for parameter in network.parameters()) - vocabulary
-        attended = int(self.trie.depth.sum()) + self.distinct
-        attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * attended
-        predicting = len({int(path[-1]) for path in self.trie.paths})
-        return 2.0 * inner * self.distinct + attention + 2.0 * vocabulary * predicting
+        """Of one forward pass, with the logits of the distinct positions that predict a response."""
+        return forward_flops(self.loaded.model, self.trie, len({int(path[-1]) for path in self.trie.paths}))
 
 
 def against_ceiling(work: Extraction, repeats: int) -> Row:

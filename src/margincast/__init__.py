@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from margincast.frozen.attribution.contributions import Attribution as Attribution
     from margincast.frozen.attribution.contributions import attribute as attribute
     from margincast.frozen.attribution.counterfactual import counterfactuals as counterfactuals
+    from margincast.frozen.attribution.counterfactual import predict_edits as predict_edits
     from margincast.frozen.attribution.counterfactual import rerun as rerun
     from margincast.frozen.attribution.edits import Edit as Edit
     from margincast.frozen.attribution.edits import drop as drop
@@ -135,6 +136,7 @@ _HOMES = {
     "TrainedRun": "margincast.trained.trained_run",
     "attribute": "margincast.frozen.attribution.contributions",
     "counterfactuals": "margincast.frozen.attribution.counterfactual",
+    "predict_edits": "margincast.frozen.attribution.counterfactual",
     "rerun": "margincast.frozen.attribution.counterfactual",
     "sensitivity": "margincast.frozen.attribution.sensitivity",
     "Edit": "margincast.frozen.attribution.edits",

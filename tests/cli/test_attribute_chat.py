@@ -65,7 +65,12 @@ def test_a_forecast_is_attributed_and_cleaned(forecast: Path, cache: Path) -> No
     (forecast.parent / "talk.jsonl").rename(forecast.parent / "gone.jsonl")
     outcome = run("attribute", forecast, "--pair", pair, *export, "--top", 3, "--out", forecast.parent / "out")
     assert outcome.status == 0, outcome
-    for said in ("the chosen response is the longer one", "kind-1", "not foreseen", "adds to the mean held-out margin"):
+    for said in (
+        "the chosen response is the longer one",
+        "kind-1",
+        "cleaned, predicted",
+        "adds to the mean held-out margin",
+    ):
         assert said.lower() in outcome.out.lower()
     issues, parts = (lines(forecast.parent / "out" / f"{name}.jsonl") for name in ("issues", "attribution"))
     assert {"mislabel_score", "harm_score", "length_difference", "reference_log_ratio"} <= set(issues[0])
@@ -96,8 +101,22 @@ def test_a_training_run_keeps_its_positions_too(chat_model: Path, tmp_path: Path
     assert len(lines(tmp_path / "out" / "issues.jsonl")) == 18
 
 
-def test_a_run_without_positions_is_refused(forecast: Path, chat_model: Path, tmp_path: Path) -> None:
+def test_a_fitted_forecast_is_attributed_through_the_head_from_data_and_model_again(
+    forecast: Path, chat_model: Path, tmp_path: Path
+) -> None:
     data = write_rows(tmp_path / "talk.jsonl", conversations())
-    words = ("--max_steps", 2, "--rehearsal", 0.5, *COMMON, "--holdout", 0.25, "--out", tmp_path / "run")
+    words = ("--rehearsal", 0.5, *SETTINGS, *COMMON, "--out", tmp_path / "run")
     assert run("forecast", data, "--model", chat_model, *words).status == 0
-    refused(run("attribute", tmp_path / "run", "--out", tmp_path / "out"), "more than one token", "--train head")
+    outcome = run("attribute", tmp_path / "run", "--out", tmp_path / "out")
+    assert outcome.status == 0, outcome
+    assert "keeps no features of its response positions; they are taken from" in outcome.out
+    assert "with the settings of a run that trains all weights" in outcome.out
+    assert run("attribute", forecast, "--out", tmp_path / "head", "--quiet").status == 0
+    ours, heads = (lines(tmp_path / name / "attribution.jsonl") for name in ("out", "head"))
+    assert [row["contributions"] for row in ours] == [row["contributions"] for row in heads]
+
+    write_rows(data, conversations()[1:])
+    refused(run("attribute", tmp_path / "run", "--out", tmp_path / "late"), "has other pairs than when", "run it again")
+    data.unlink()
+    refused(run("attribute", tmp_path / "run", "--out", tmp_path / "late"), "talk.jsonl")
+    assert not (tmp_path / "late").exists()

@@ -215,8 +215,8 @@ def test_responses_of_many_tokens_cannot_be_divided_by_their_length(
 ) -> None:
     rows = [{"prompt": f"Is it {k}?", "chosen": " Yes, it is", "rejected": " Not at all"} for k in range(10)]
     path = write_rows(Path("many.jsonl"), rows)
-    for command in ("forecast", "train"):
-        words = (command, path, "--model", model_folder, "--loss_type", "ipo", "--out", "out")
+    for command, trains in (("forecast", "all"), ("train", "all"), ("train", "head")):
+        words = (command, path, "--train", trains, "--model", model_folder, "--loss_type", "ipo", "--out", "out")
         refused(run(*words), "more than one token")
     assert not Path("out/summary.json").exists()
     assert run("forecast", data_folder, "--model", model_folder, "--max_steps", 1, "--out", "out").status == 0

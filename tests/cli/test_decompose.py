@@ -127,7 +127,6 @@ def refused(outcome: Outcome, says: str, out: Path) -> None:
         (("--pair", "talk:2", "--export", "a.jsonl"), "--export a.jsonl"),
         (("--all", "--export", "a.csv"), "a .jsonl file"),
         (("--all", "--down_weight", 0.5), "--down_weight belongs to --export"),
-        (("--all", "--loss_type", "ipo"), "length"),
         (("--all", "--memory_limit", 0.01), "--memory_limit 0.01: this forecast takes about"),
     ],
 )

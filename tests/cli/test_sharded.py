@@ -15,7 +15,7 @@ from tests.cli.helpers import run
 from tests.conftest import REPOSITORY
 
 TRAIN = ("train", "traits", "--model", "tiny", "--max_steps", 2, "--eval_steps", 1, "--learning_rate", 1e-3)
-WEIGHTS = {"all": "model.safetensors", "lora": "adapter_model.safetensors"}
+WEIGHTS = {"all": "model.safetensors", "head": "model.safetensors", "lora": "adapter_model.safetensors"}
 
 
 def sharded(*words: object) -> subprocess.CompletedProcess[str]:
@@ -38,18 +38,9 @@ def test_sharded_weights_train_and_are_saved_as_whole_ones(what: str, tmp_path: 
     two, one = (load_file(tmp_path / name / "margins.safetensors") for name in ("two", "one"))
     for split in ("train", "heldout"):
         largest = float(one[split].abs().max())
-        assert largest > 1e-3
+        assert largest > 5e-4
         torch.testing.assert_close(two[split], one[split], rtol=0.0, atol=1e-4 * largest)
     there, here = (load_file(tmp_path / name / "model" / WEIGHTS[what]) for name in ("two", "one"))
     assert set(there) == set(here)
     for name, weight in here.items():  # that AdamW moved by about 2e-3
         torch.testing.assert_close(there[name], weight, rtol=0.0, atol=5e-5, msg=name)
-
-
-def test_the_unembedding_alone_is_refused_in_one_line(tmp_path: Path) -> None:
-    done = sharded(*TRAIN, "--train", "head", "--out", tmp_path / "out")
-    assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("margincast: error")]
-    assert len(said) == 1
-    assert "train head cannot have its weights sharded by FSDP" in said[0]
-    assert not (tmp_path / "out").exists()

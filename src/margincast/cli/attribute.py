@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from margincast.cli.job import Job, open_job
-from margincast.cli.options import CheckedOutput
+from margincast.cli.options import CheckedOutput, InputOptions, same
 from margincast.errors import InputError
 from margincast.recipe.fields import option
 from margincast.recipe.recipe import Recipe
@@ -50,6 +50,7 @@ class AttributeOptions:
         None, "Change pairs with a score above this [default: those flagged]", EXPORT, least=0.0, most=1.0
     )
     share: float | None = option(None, "Change this share of pairs, the worst of one kind", EXPORT, least=0.0, most=1.0)
+    cache_dir: Path | None = same(InputOptions, "cache_dir")
 
     def __post_init__(self) -> None:
         if self.export and self.export.suffix.lower() != ".jsonl":
@@ -80,7 +81,7 @@ def attribute(
     from margincast.records import PairSet
 
     job = open_job("attribute", output, options, run=str(run))
-    summary, features = read_run(run)
+    summary, features = read_run(job, run, options.cache_dir)
     pair, parts = options.pair, (features.train_pairs, features.heldout_pairs)
     if pair is not None and pair not in {each.id for part in parts for each in part}:
         raise InputError(f"--pair {pair}: {run} has no such pair; ids are like {features.heldout_pairs[0].id}")
@@ -98,8 +99,10 @@ def _refuse_overwriting(path: Path, features: Features | Positions) -> None:
         raise InputError(f"--export {path}: that is the data themselves; give another file")
 
 
-def read_run(folder: Path) -> tuple[Json, Features | Positions]:
-    """The summary of a finished forecast or training run, and the features it used. Raises `InputError`."""
+def read_run(job: Job, folder: Path, cache_dir: Path | None) -> tuple[Json, Features | Positions]:
+    """The summary of a finished forecast or training run, and the features it used, or those of its response positions
+    where these have many tokens. Raises `InputError`."""
+    from margincast.cli.again import positions_again
     from margincast.features.kept import kept_features
     from margincast.features.positions import Positions
     from margincast.frozen.engine.spaces import token_spaces
@@ -116,11 +119,8 @@ def read_run(folder: Path) -> tuple[Json, Features | Positions]:
             raise InputError(f"the features in {folder} are of other pairs than its summary; run the run again")
     if isinstance(features, Positions):
         return summary, features
-    if not features.train.single_token:
-        raise InputError(
-            f"{folder} keeps no features of the positions of its responses, which have more than one token; "
-            "`margincast forecast DATA --train head` with its settings does"
-        )
+    if not (features.train.single_token and features.heldout.single_token):
+        return summary, positions_again(job, folder, summary, cache_dir)
     token_spaces(features, summary["config"]["beta"])  # refuses what the equations do not cover
     return summary, features
 

@@ -59,7 +59,7 @@ def decompose(
     """
     job = open_job("decompose", output, options, recipe, inputs, pairs, data=data)
     reading = Reading(data, inputs, pairs, recipe.seed, recipe.max_length)
-    read = read_inputs(job, reading, recipe.loss)
+    read = read_inputs(job, reading)
     if options.pair is not None:
         ids = {each.id for each in read.encoding.pairs}
         if options.pair not in ids:

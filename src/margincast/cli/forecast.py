@@ -68,7 +68,7 @@ def forecast(
     _refuse_fitted(recipe, fitted)
     job = open_job("forecast", output, recipe, inputs, pairs, data=data)
     job.say_defaults(recipe)
-    read = read_inputs(job, reading, recipe.loss)
+    read = read_inputs(job, reading)
     if read.encoding.single_token:
         job.done(run_forecast(job, with_features(job, read), recipe))
         return

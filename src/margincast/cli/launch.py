@@ -13,8 +13,3 @@ def launched() -> bool:
 def first() -> bool:
     """Whether this is the first of the processes that a launcher started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def sharded() -> bool:
-    """Whether a launcher asked for weights to be sharded over its processes by FSDP."""
-    return launched() and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from margincast.cli.inputs import PairInputs, Reading, keep_for_attribution, load_inputs
 from margincast.cli.job import Job, open_job
-from margincast.cli.launch import sharded
 from margincast.cli.options import Data, InputOptions, OutputOptions, PairOptions
 from margincast.recipe.fields import OUTPUT, option
 from margincast.recipe.recipe import Recipe
@@ -37,7 +36,7 @@ def train(
         job.say("This run is already finished (its data are not read again); --no_resume runs it anew.")
         job.done(finished_summary(job))
         return
-    recipe.check_trainable(sharded=sharded())
+    recipe.check_trainable()
     job.say_defaults(recipe)
     reading = Reading(data, inputs, pairs, recipe.seed, recipe.max_length)
     loaded = load_inputs(job, reading)

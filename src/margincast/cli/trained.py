@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from margincast.cli.forecast import FittedOptions
 from margincast.cli.inputs import PairInputs, Reading, read_inputs, with_features
 from margincast.cli.job import Job, config_of, open_job
-from margincast.cli.launch import sharded
 from margincast.cli.options import OutputOptions, parse_sweep
 from margincast.cli.train import KeepOptions
 from margincast.errors import InputError
@@ -52,7 +51,7 @@ def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, ou
     check_recipe(recipe)
     pilot = read_pilot(fitted.pilot, recipe.max_steps)
     # Only a pilot reports to trackers; who forecasts a run need not have those of the run.
-    (recipe if pilot.steps else replace(recipe, report_to="none")).check_trainable(sharded=sharded())
+    (recipe if pilot.steps else replace(recipe, report_to="none")).check_trainable()
     beforehand = Beforehand(pilot, fitted.rehearsal if pilot.trains else 0.0, read_sweep(fitted.sweep, pilot))
     job.say_defaults(recipe)
     inputs = read_inputs(job, reading, recipe.loss)

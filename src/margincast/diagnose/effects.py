@@ -1,7 +1,8 @@
 """What does each training pair do to held-out margins, and what would changing some of them do?
 
-First order: derivatives through the whole run (`frozen.attribution.sensitivity`). Run again: the forecast of the
-changed data with the same settings, its batches drawn anew; with weights, the batches of the run as it was.
+First order: derivatives through the whole run (`frozen.attribution.sensitivity`), or what `predict_edits` puts in their
+place. Run again: the forecast of the changed data with the same settings, its batches drawn anew; with weights, the
+batches of the run as it was.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from margincast.diagnose.export import Change
 from margincast.diagnose.kernel import blocks
 from margincast.features.positions import Positions
 from margincast.frozen.attribution.contributions import Attribution
-from margincast.frozen.attribution.counterfactual import rerun
+from margincast.frozen.attribution.counterfactual import predict_edits, rerun
 from margincast.frozen.attribution.edits import Edit
 from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
 from margincast.frozen.engine.spaces import token_spaces
@@ -101,22 +102,27 @@ def cleaning_effect(
 
     known: how the held-out pairs are now, which spares a run of responses of many tokens
 
-    First order is left out where it would hold more than `DERIVATIVES` numbers. For responses of many tokens it is of
-    the mean margin alone, whose derivatives take one pass back through the run in float64, and is left out of runs of
-    more than `DERIVATION`, where that takes far longer than to run again.
+    First order is left out where it would hold more than `DERIVATIVES` numbers. For responses of many tokens it is what
+    `predict_edits` says where the optimizer is Adam's kind, else of the mean margin alone, and left out of runs of more
+    than `DERIVATION`, where it takes far longer than to run again.
     """
     edit = edit_of(features, changes)
     if isinstance(features, Positions):
         now = known or level(forecast_positions(features, recipe).heldout.margins[-1])
         first_order: Level | None = None
         if _derivation(features, recipe) <= DERIVATION:
-            change = sensitivity(features, recipe, torch.mean).change(edit)
-            first_order = Level(now.margin + float(change), None)
+            first_order = _predicted(features, edit, recipe, now)
     else:
         now, first_order = _first_order(features, edit, recipe)
     weighed = any(change.action == "weight" for change in changes)
     again = reweighed(features, edit, recipe) if weighed else rerun(features, edit, recipe).heldout.margins[-1]
     return CleaningEffect(now, first_order, level(again))
+
+
+def _predicted(positions: Positions, edit: Edit, recipe: Recipe, now: Level) -> Level:
+    if recipe.rule.linear or recipe.rule.flow:
+        return Level(now.margin + float(sensitivity(positions, recipe, torch.mean).change(edit)), None)
+    return level(predict_edits(positions, [edit], recipe).edited[0])
 
 
 def _derivation(positions: Positions, recipe: Recipe) -> float:

@@ -32,6 +32,7 @@ class TokenFeatures:
     target: (P,) the token that comes there;  response: (P,) 2i for the chosen, 2i + 1 for the rejected
     response of pair i;  pairs: how many pairs there are
     reference: (P,) float64 log-probabilities under the model, where known
+    averaged: rewards of responses are means over their tokens, not sums
     turn: (P,) the message of its response that a token is of, from 0; None where every response is one message
     """
 
@@ -41,6 +42,7 @@ class TokenFeatures:
     pairs: int
     reference: Tensor | None = None
     turn: Tensor | None = None
+    averaged: bool = False
 
     @property
     def pair(self) -> Tensor:
@@ -48,9 +50,16 @@ class TokenFeatures:
         return self.response // 2
 
     @property
+    def share(self) -> Tensor:
+        """(P,) how much a position counts in the reward of its response: 1, or 1 over its length where `averaged`."""
+        if not self.averaged:
+            return torch.ones_like(self.hidden[:, 0])
+        return torch.bincount(self.response)[self.response].to(self.hidden).reciprocal()
+
+    @property
     def sign(self) -> Tensor:
-        """(P,) +1 at positions of chosen responses, -1 at those of rejected ones."""
-        return 1 - 2 * (self.response % 2)
+        """(P,) `share` at positions of chosen responses, minus that at those of rejected ones."""
+        return (1 - 2 * (self.response % 2)) * self.share
 
     def select(self, pairs: Tensor) -> TokenFeatures:
         """The positions of `pairs`, (n,) indices, which are numbered anew in that order. Positions keep their order."""
@@ -77,7 +86,7 @@ class TokenFeatures:
         reference = None if self.reference is None else self.reference[places]
         turn = None if self.turn is None else self.turn[places]
         return TokenFeatures(
-            self.hidden[places], self.target[places], self.response[places], self.pairs, reference, turn
+            self.hidden[places], self.target[places], self.response[places], self.pairs, reference, turn, self.averaged
         )
 
     def as_single(self, pairs: PairSet) -> FeatureSet:
@@ -120,6 +129,14 @@ class Positions:
     def __repr__(self) -> str:
         count = len(self.train.target) + len(self.heldout.target)
         return f"Positions({count} of {len(self.train_pairs)} + {len(self.heldout_pairs)} pairs, {self.model})"
+
+    def averaged(self, averaged: bool) -> Positions:
+        """With rewards that are means over the tokens of a response, or their sums."""
+        return replace(
+            self,
+            train=replace(self.train, averaged=averaged),
+            heldout=replace(self.heldout, averaged=averaged),
+        )
 
     def redrawn(self, pairs: PairSet, rows: Tensor, turned: Tensor) -> Positions:
         """With the training pairs at `rows`, now called `pairs`, chosen and rejected swapped where `turned`."""

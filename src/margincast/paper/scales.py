@@ -88,7 +88,7 @@ SCALES = {
         per_device_train_batch_size=32,
         record_train=100,
         statements={"fig1": None, "fig3": None},
-        # Of the unembedding alone the forecast is the run, to rounding; sharded training of a part is not tested.
+        # Of the unembedding alone the forecast is the run, to rounding.
         trained=("all",),
         rehearsal=0.0,
         processes=4,

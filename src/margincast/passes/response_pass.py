@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from margincast.errors import InputError
@@ -203,8 +204,12 @@ def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
             response.append(torch.full((len(ids_of_side),), 2 * index + side))
     rows = Rows(torch.cat(row), torch.cat(target), torch.cat(response), torch.stack(first))
     with unembedding_input(model) as seen_by_head:
-        model(**inputs, use_cache=False, **keep_one(model))
-    return seen_by_head[0].flatten(0, -2), rows
+        output = model(**inputs, use_cache=False, **keep_one(model))
+    hidden = seen_by_head[0].flatten(0, -2)
+    if isinstance(model, FSDPModule) and output.logits.requires_grad and not hidden.requires_grad:
+        # FSDP sums gradients once the backward pass has met an output of the model: below a frozen backbone, this one.
+        hidden = hidden + 0.0 * output.logits.sum().to(hidden.dtype)
+    return hidden, rows
 
 
 def attention_mask(model: Any, trie: Pack) -> Any:

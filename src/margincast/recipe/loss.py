@@ -21,7 +21,8 @@ class Loss:
     value, slope, curvature: f, f' and f''; where f has a kink, the derivatives are those PyTorch's autodiff gives
     curvature_bound: sup |f''|, the Lipschitz constant of the slope; inf where there is none
     parameters: what f was made with beside the margin: `get_loss(name, **parameters)` makes it again
-    single_token: f divides log-ratios by the length of the response and is a function of the margin at length 1 only
+    single_token: f is of a margin whose log-ratios are divided by the length of their response, which is the sum that
+    others take at length 1 only
     reference_free: r leaves the reference out, r = beta * [log pi(chosen) - log pi(rejected)]
     logistic: f' is -sigma(-r), which the compiled kernel has built in
     """

@@ -182,20 +182,11 @@ class Recipe:
         """Steps of warm-up, as transformers counts a share of them."""
         return math.ceil(self.warmup_steps * self.steps) if self.warmup_steps < 1 else int(self.warmup_steps)
 
-    def check_trainable(self, sharded: bool = False) -> None:
-        """Raises `InputError` for what a forecast can follow and a training run cannot, and for missing packages.
-
-        sharded: whether several processes share the weights by FSDP
-        """
+    def check_trainable(self) -> None:
+        """Raises `InputError` for what a forecast can follow and a training run cannot, and for missing packages."""
         if self.rule.torch_optimizer() is None:
             able = [name for name, kind in OPTIMIZERS.all().items() if kind().torch_optimizer() is not None]
             raise InputError(f"optimizer {self.optimizer!r} cannot train; use one of: {', '.join(able)}")
-        if self.train == "head" and sharded:
-            # FSDP sums gradients of what a layer's output depends on; with a frozen backbone that is nothing.
-            raise InputError(
-                "train head cannot have its weights sharded by FSDP: launch it without, or as one process; "
-                "train all and lora can"
-            )
         if self.train == "lora" and importlib.util.find_spec("peft") is None:
             raise InputError("train lora needs peft: pip install 'margincast[lora]'")
         from margincast.recipe.trackers import check_report_to

@@ -79,7 +79,7 @@ def top_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def check_rows(check: Mapping[str, Any]) -> Rows:
-    names = {"now": "as it is", "first_order": "cleaned, first order", "rerun": "cleaned, run again (exact)"}
+    names = {"now": "as it is", "first_order": "cleaned, predicted", "rerun": "cleaned, run again (exact)"}
     return [
         [label, number(check[key]["margin"]), _share(check[key]["accuracy"])]
         for key, label in names.items()

@@ -82,7 +82,6 @@ def train_model(
         recording = Recording(evaluator, state, recorded, features.heldout.pairs)
         recorder = Recorder(recording, recipe, features, stop_after)
         trainer = trainer_of(model, rows, features, recipe, state, packed)
-        recipe.check_trainable(sharded=trainer.is_fsdp_enabled)
         for callback in [recorder, *([ProgressBar()] if progress else [])]:
             trainer.add_callback(callback)
         recorder.trainer = trainer

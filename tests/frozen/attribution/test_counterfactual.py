@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.frozen.attribution.counterfactual import counterfactuals, direct_change, rerun
+from margincast.frozen.attribution.counterfactual import counterfactuals, direct_change, predict_edits, rerun
 from margincast.frozen.attribution.edits import Edit, drop, duplicate, edited, flip
 from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
 from margincast.frozen.engine.spaces import token_spaces
@@ -196,3 +196,13 @@ def test_edits_that_make_no_sense_are_refused() -> None:
         counterfactuals(
             features, [], head_recipe(), first_order=sensitivity(features, head_recipe(steps=1), torch.Tensor.mean)
         )
+
+
+def test_with_adam_edits_of_single_tokens_are_predicted_by_the_run_in_its_own_batches() -> None:
+    _, features = problem()
+    recipe = head_recipe(optimizer=AdamW(0.05), steps=5, batch_size=4)
+    edits = [drop(len(features.train.pairs), [2]), flip(len(features.train.pairs), [0, 3])]
+    found = predict_edits(features, edits, recipe, torch.mean)
+    expected = [reweighed(features, edit, recipe).mean() for edit in edits]
+    assert torch.equal(found.edited[:, 0], torch.stack(expected))
+    assert float(found.values) == pytest.approx(float(forecast_frozen(features, recipe).heldout.margins[-1].mean()))

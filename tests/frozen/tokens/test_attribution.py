@@ -12,10 +12,10 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.features.positions import Positions, TokenFeatures
 from margincast.forecasting import forecast
-from margincast.frozen.attribution.counterfactual import counterfactuals, rerun
+from margincast.frozen.attribution.counterfactual import counterfactuals, predict_edits, rerun
 from margincast.frozen.attribution.edits import Edit, drop, duplicate, edited, flip
 from margincast.frozen.attribution.sensitivity import reweighed, sensitivity
-from margincast.frozen.tokens import replay
+from margincast.frozen.tokens import edited_run, replay
 from margincast.frozen.tokens.attribution import mean_softmax
 from margincast.frozen.tokens.forecast import forecast_positions
 from margincast.frozen.tokens.replay import Moment, backwards
@@ -318,3 +318,65 @@ def test_what_is_not_there_is_said() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             run.attribution(**wanted)  # type: ignore[arg-type]
+
+
+def unresponsive(recipe: Recipe, edit: Edit) -> Tensor:
+    """Changes of the held-out margins when the gradients of the run, pair by pair, are put together as `edit` has it,
+    in plain loops: what `predict_edits` says it does."""
+    split, start, rule = positions(), positions().unembedding, recipe.rule
+    assert isinstance(rule, AdamW)
+    here, twins = torch.where(edit.flipped, 0.0, edit.weights), torch.where(edit.flipped, edit.weights, 0.0)
+    weights, memories = [start.clone(), start.clone()], [{}, {}]  # type: ignore[var-annotated]
+    for k, batch in enumerate(recipe.batches(PAIRS)):
+        shares = torch.zeros(PAIRS, dtype=torch.float64).index_add_(0, batch.rows, batch.weights)
+        weight = weights[0].clone().requires_grad_(True)
+        rewards = BETA * split.train.per_response(logps(split.train, weight) - logps(split.train, start))
+        margins = rewards[:, 0] - rewards[:, 1]
+        pulls = torch.stack([torch.autograd.grad(each, weight, retain_graph=True)[0] for each in margins])
+        for run, (omega, phi) in enumerate([(torch.ones_like(here), torch.zeros_like(here)), (here, twins)]):
+            slopes = omega * recipe.loss.slope(margins) - phi * recipe.loss.slope(-margins)
+            total = (shares * (omega + phi)).sum()
+            gradient = ((shares * slopes).detach()[:, None, None] * pulls).sum(0) / (total if total else 1.0)
+            if recipe.max_grad_norm:
+                gradient = gradient * min(1.0, float(recipe.max_grad_norm / (gradient.norm() + 1e-6)))
+            rate = rule.learning_rate * recipe.factor(k)
+            weights[run] = weights[run] + rule.update(gradient, weights[run], memories[run], k + 1, rate)
+    slopes = torch.func.jacrev(lambda w: BETA * split.heldout.per_response(logps(split.heldout, w)))(weights[0])
+    return ((slopes[:, 0] - slopes[:, 1]) * (weights[1] - weights[0])).sum((1, 2))
+
+
+@pytest.mark.parametrize("name", ["adam, scheduled and clipped", "adamw"])
+def test_edits_are_carried_through_the_steps_of_the_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = options(name)
+    weighed = Edit(torch.linspace(0.2, 1.7, PAIRS).double(), torch.arange(PAIRS) % 3 == 0)
+    same = Edit(torch.ones(PAIRS, dtype=torch.float64), torch.zeros(PAIRS, dtype=torch.bool))
+    edits = [drop(PAIRS, [4]), flip(PAIRS, [1, 2]), duplicate(PAIRS, [6]), weighed, same]
+    found = predict_edits(positions(), edits, recipe, dtype=torch.float64)
+    run = forecast_positions(positions(), recipe, dtype=torch.float64)
+    assert error(found.values, run.heldout.margins[-1]) <= 1e-10
+    for edit, margins in zip(edits[:-1], found.edited, strict=False):
+        assert error(margins - found.values, unresponsive(recipe, edit)) <= 1e-8
+    assert torch.equal(found.edited[-1], found.values)
+    monkeypatch.setattr(edited_run, "BLOCK_NUMBERS", 1)
+    monkeypatch.setattr(edited_run, "ROWS", 1)  # of the unembedding at a time
+    assert error(predict_edits(positions(), edits, recipe, dtype=torch.float64).edited, found.edited) <= 1e-10
+    mean = predict_edits(positions(), edits, recipe, torch.mean)
+    assert error(mean.edited[:, 0], found.edited.mean(1)) <= 1e-4
+
+
+@pytest.mark.parametrize("batch_size", [30, 8])
+def test_with_adam_dropping_a_pair_is_predicted_where_derivatives_see_nothing(batch_size: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    pairs = make_pairs(40).pairs
+    train, heldout = (draw_features(generator, 80, 12, count, 4) for count in (30, 10))
+    unembedding = 0.3 * torch.randn(80, 12, generator=generator, dtype=torch.float64)
+    split = Positions(train, heldout, PairSet(pairs[:30]), PairSet(pairs[30:]), unembedding, None, "drawn")
+    recipe = head_recipe(beta=0.1, optimizer=AdamW(1e-3), steps=10, batch_size=batch_size, eval_steps=10)
+    edits = [drop(30, [row]) for row in range(30)]
+    found = predict_edits(split, edits, recipe, torch.mean)
+    derivative = -sensitivity(split, recipe, torch.mean).weights[0]
+    actual = torch.stack([reweighed(split, edit, recipe).mean() for edit in edits]) - found.values
+    rows = torch.stack([actual, found.edited[:, 0] - found.values, derivative])
+    correlations = torch.corrcoef(rows)[0]
+    assert float(correlations[1]) > 0.99
+    assert float(correlations[2]) < 0.6

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from margincast.errors import InputError
 from margincast.features import features_of
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.forecast import forecast_frozen
@@ -163,10 +162,3 @@ def test_flow_is_the_limit_of_small_steps() -> None:
 
 def whole(pairs: int, steps: int) -> list[Batch]:
     return [Batch(torch.arange(pairs), torch.full((pairs,), 1.0 / pairs, dtype=torch.float64))] * steps
-
-
-@pytest.mark.parametrize("loss_type", ["ipo", "simpo"])
-def test_losses_that_divide_by_length_are_refused(loss_type: str) -> None:
-    train, _, reference, _ = problem(5, 9, 6, 5, 4)
-    with pytest.raises(InputError, match="length of the response"):
-        forecast_tokens(train, train, (PairSet(()), PairSet(())), reference, head_recipe(loss_type=loss_type))

@@ -11,7 +11,8 @@ its batch, times the clipping factor. With Lambda_k the derivative of sum_legs <
     pair i contributes  sum_k <Lambda_k, G_k^i>
 
 and these add up to the margin as an identity. Lambda is found from the last step to the first, through what the
-optimizer remembers. What weight decay takes from W0 belongs to no pair: `start`.
+optimizer remembers. No pair's are (`start`) what weight decay takes from W0, and margins at W0 where the loss has no
+reference. s_p is 1 at chosen responses and -1 at rejected ones, over their length where the loss averages.
 
 With Adam the sum is NOT what leaving the pair out would do: without it the preconditioner would have been another.
 """
@@ -93,9 +94,13 @@ def sums(backward: Backward, spaces: dict[str, HeadSpace], targets: Sequence[Tar
             values += backward.contributions(before, step, adjoint)
         end = moment.state
     start = values.new_zeros(len(targets))
+    for k, target in enumerate(targets):
+        space = spaces[target.split]
+        rewards = space.features.per_response(space.first_rewards().double())[target.rows]
+        start[k] = (rewards[:, 0] - rewards[:, 1]).mean()
     if adjoint.excess:
         unembedding = spaces["train"].unembedding
-        start[:] = torch.stack([(each * unembedding).sum(dtype=torch.float64) for each in adjoint.excess])
+        start += torch.stack([(each * unembedding).sum(dtype=torch.float64) for each in adjoint.excess])
     return Sums(values, start)
 
 

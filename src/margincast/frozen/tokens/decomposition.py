@@ -96,7 +96,8 @@ def token_rates(
     for rows, probability in distributions(targets, unembedding, bias, budgets):
         probability_factor[rows] -= ((probability @ seen) * targets.hidden[rows]).sum(1)
         correlation[rows] = ((probability @ expected) * targets.hidden[rows]).sum(1)
-    return Factors(beta * cooccurrence, beta * probability_factor, beta * correlation)
+    shares = beta * targets.share
+    return Factors(shares * cooccurrence, shares * probability_factor, shares * correlation)
 
 
 @torch.no_grad()
@@ -139,7 +140,7 @@ def contributions(
     by_pair = [weights.new_zeros(train.pairs, len(target.target)) for _ in range(3)]
     for rows, probability in distributions(train, unembedding, bias, budgets):
         # C*, (block, target positions), with the pull of each training position.
-        features = (train.hidden[rows] @ target.hidden.T) * (beta * weights[rows, None])
+        features = (train.hidden[rows] @ target.hidden.T) * (beta * weights[rows, None]) * target.share
         tokens = train.target[rows]
         factors = (
             features * (tokens[:, None] == target.target),

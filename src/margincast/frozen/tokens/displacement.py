@@ -10,9 +10,10 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.features.positions import Positions, TokenFeatures
-from margincast.frozen.tokens.decomposition import along, distributions, pull, velocity
+from margincast.frozen.tokens.decomposition import along, distributions, velocity
 from margincast.frozen.tokens.forecast import forecast_positions
 from margincast.frozen.tokens.pushes import SHOWN, SIDES, Words
+from margincast.frozen.tokens.space import first_pull
 from margincast.recipe.losses import Loss
 from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet, SplitTrajectory, Trajectory
@@ -147,6 +148,7 @@ def displacements(positions: Positions, recipe: Recipe, *, word: Words = str, pr
     Raises what `forecast_positions` raises.
     """
     recipe = recipe.for_pairs(len(positions.train_pairs))
+    positions = positions.averaged(recipe.loss.single_token)
     train, heldout = positions.train, positions.heldout
     # float32: three times as fast, and the changes it is after are far above its rounding.
     recorded = replace(recipe, eval_steps=recipe.steps)
@@ -173,7 +175,7 @@ def displacement(
     bias: Tensor | None = None,
 ) -> tuple[Displacement, Displacement]:
     """Forecast and scores of both splits, and who is to blame. forecast: of `forecast_positions` on these features."""
-    weights = pull(train, loss, forecast.beta, train.hidden.new_zeros(train.pairs))
+    weights = first_pull(train, unembedding, loss, forecast.beta, bias)
     moves = velocity(train, weights, unembedding, bias)
     changes = [_changes(split, forecast.beta) for split in (forecast.train, forecast.heldout)]
     falls = [
@@ -184,7 +186,7 @@ def displacement(
     wanted += velocity(train.positions(falls[0]), weights.new_ones(int(falls[0].sum())), unembedding, bias)
     of_train, pushed = along(train, [moves, wanted], unembedding, bias)
     results = [
-        Displacement(change, each.per_response(rates), ches(each), ches(each, length_normalized=True))
+        Displacement(change, each.per_response(each.share * rates), ches(each), ches(each, length_normalized=True))
         for each, change, rates in zip((train, heldout), changes, (of_train, of_heldout), strict=True)
     ]
     blame = weights * pushed  # Eq. 16, summed over the positions that fall
@@ -209,7 +211,8 @@ def _along_and_velocity(
 def _changes(split: SplitTrajectory, beta: float) -> Tensor:
     """(pairs, 2) changes of log pi from the first to the last recorded step."""
     assert split.chosen is not None
-    return torch.stack([split.chosen[-1], split.chosen[-1] - split.margins[-1]], dim=1) / beta
+    both = torch.stack([split.chosen, split.chosen - split.margins], dim=2)
+    return (both[-1] - both[0]) / beta
 
 
 def response_rates(
@@ -224,7 +227,7 @@ def response_rates(
 
     A negative first column is a chosen response that training on `train` makes less likely from its first step on.
     """
-    weights = pull(train, loss, beta, train.hidden.new_zeros(train.pairs))
+    weights = first_pull(train, unembedding, loss, beta, bias)
     return targets.per_response(along(targets, [velocity(train, weights, unembedding, bias)], unembedding, bias)[0])
 
 

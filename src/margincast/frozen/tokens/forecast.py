@@ -22,7 +22,6 @@ from margincast.frozen.tokens.profile import RewardProfile, profile_of
 from margincast.frozen.tokens.replay import Followed, head_flow, stepped
 from margincast.frozen.tokens.space import HeadSpace, head_space
 from margincast.passes.budgets import BUDGETS, Budgets
-from margincast.recipe.losses import refuse_length_normalized
 from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet, SplitTrajectory
 
@@ -52,7 +51,7 @@ class TokenForecast(Attributable):
         (`frozen.tokens.replay`).
         """
         check_attributable(self.recipe.rule)
-        train, heldout = spaces_of(self.features, self.recipe.beta, self.dtype)
+        train, heldout = spaces_of(self.features, self.recipe, self.dtype)
         return sums(self._back(train, step), {"train": train, "heldout": heldout}, targets)
 
     def reward_profile(self) -> RewardProfile:
@@ -63,18 +62,18 @@ class TokenForecast(Attributable):
     def _back(self, train: HeadSpace, step: int) -> SteppedBack | FollowedBack:
         recipe, pairs = self.recipe, train.features.pairs
         if recipe.rule.flow:
-            flow = head_flow(train, recipe.loss, pairs)
+            flow = head_flow(train, recipe.loss, train.unembedding, pairs)
             return FollowedBack(Followed(flow, self.path[: self.steps.index(step)]), flow, train)
         return SteppedBack(stepped(train, recipe.rule, recipe, train.unembedding, pairs, step), train)
 
 
 def spaces_of(
-    positions: Positions, beta: float, dtype: torch.dtype, budgets: Budgets = BUDGETS
+    positions: Positions, recipe: Recipe, dtype: torch.dtype, budgets: Budgets = BUDGETS
 ) -> tuple[HeadSpace, HeadSpace]:
-    """Training and held-out pairs as the state sees them, in `dtype`. Raises `InputError` for features that are not
-    finite."""
+    """Training and held-out pairs as the state and the loss see them, in `dtype`. Raises `InputError` for features that
+    are not finite."""
     spaces = [
-        head_space(features, positions.unembedding, beta, positions.bias, dtype, budgets)
+        head_space(features, positions.unembedding, recipe.beta, positions.bias, dtype, budgets, recipe.loss)
         for features in (positions.train, positions.heldout)
     ]
     spaces[0].check()
@@ -100,19 +99,21 @@ def forecast_positions(
     Memory is that of some matrices of the shape of the unembedding in `dtype`, eight with AdamW, beside the features
     (`memory_needed`); with gradient flow eight, and one for every recorded step.
 
-    Raises `InputError` for a loss that divides log-ratios by the length of the response, which is no function of the
-    margin here, `StatedFailure` when the simulated run diverges.
+    Margins are what the loss is of: of the means of log-ratios over the tokens of a response where it averages (`ipo`,
+    `sigmoid_norm`, `simpo`), of log-probabilities where it has no reference (`simpo`).
+
+    Raises `StatedFailure` when the simulated run diverges.
     """
     recipe = recipe.for_pairs(positions.train.pairs)
     dtype = default_dtype(recipe) if dtype is None else dtype
     loss, wanted = recipe.loss, recipe.recorded
-    refuse_length_normalized(loss, single_token=False)
-    spaces = spaces_of(positions, recipe.beta, dtype, budgets)
+    spaces = spaces_of(positions, recipe, dtype, budgets)
     path: tuple[tuple[Stride, ...], ...] = ()
     states: Iterator[tuple[int, Tensor]]
     if recipe.rule.flow:
         times = clock_of([recipe.learning_rate * step for step in wanted[1:]])
-        followed, _, strides = follow(head_flow(spaces[0], loss, positions.train.pairs), times, order=FLOW_ORDER)
+        flow = head_flow(spaces[0], loss, spaces[0].unembedding, positions.train.pairs)
+        followed, _, strides = follow(flow, times, order=FLOW_ORDER)
         states, path = zip(wanted[1:], followed, strict=True), tuple(strides)
     else:
         states = _states(spaces[0], recipe)
@@ -150,8 +151,8 @@ def _recorded(
 
     A state is as large as the unembedding: only rewards are kept.
     """
-    by_split = [[each.unembedding.new_zeros(1, each.features.pairs, 2)] for each in spaces]
-    last = [torch.zeros_like(each.features.hidden[:, 0]) for each in spaces]
+    last = [each.first_rewards() for each in spaces]
+    by_split = [[each.features.per_response(rewards)[None]] for each, rewards in zip(spaces, last, strict=True)]
     while some := list(islice(states, TOGETHER)):
         for place, (space, found) in enumerate(zip(spaces, by_split, strict=True)):
             of_tokens = space.token_rewards(some)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.features.positions import Positions, TokenFeatures
-from margincast.frozen.tokens.decomposition import Contributions, Factors, contributions, pull
+from margincast.frozen.tokens.decomposition import Contributions, Factors, contributions
+from margincast.frozen.tokens.space import first_pull
 from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet
 from margincast.results import Result
@@ -105,6 +106,7 @@ def decompose(positions: Positions, pair: str, recipe: Recipe, *, word: Words = 
 
     Raises `InputError` for an id that no pair has.
     """
+    positions = positions.averaged(recipe.loss.single_token)
     splits = (
         ("train", positions.train_pairs, positions.train),
         ("heldout", positions.heldout_pairs, positions.heldout),
@@ -118,8 +120,8 @@ def decompose(positions: Positions, pair: str, recipe: Recipe, *, word: Words = 
     if not found:
         raise InputError(f"no pair has the id {pair!r}; ids are like {positions.train_pairs[0].id}")
     (split, target), train = found[0], positions.train
-    weights = pull(train, recipe.loss, recipe.beta, train.hidden.new_zeros(train.pairs))
     unembedding = positions.unembedding.to(train.hidden)
+    weights = first_pull(train, unembedding, recipe.loss, recipe.beta, positions.bias)
     parts = contributions(train, target, unembedding, weights, recipe.beta, positions.bias)
     chosen, rejected = parts.by_position.total.sum(0).tolist()
     return Decomposition(

@@ -94,12 +94,15 @@ class HeadFlow:
     space: Space
     loss: Loss
     batch: Batch
+    unembedding: Tensor
 
     def zeros(self) -> Tensor:
         return self.space.zeros()
 
     def velocity(self, state: Tensor) -> Tensor:
-        return -self.space.gradient(state, self.loss, self.batch)
+        # As in `frozen.engine.step`: without a reference margins are those of W0 + dW.
+        at = self.unembedding + state if self.loss.reference_free else state
+        return -self.space.gradient(at, self.loss, self.batch)
 
     def implicit(self, state: Tensor) -> Solve:
         return explicit
@@ -110,10 +113,10 @@ def explicit(velocity: Tensor, h: float) -> Tensor:
     return h * velocity
 
 
-def head_flow(space: Space, loss: Loss, pairs: int) -> HeadFlow:
+def head_flow(space: Space, loss: Loss, unembedding: Tensor, pairs: int) -> HeadFlow:
     """The flow of all pairs."""
     (whole,) = full_batch(pairs, 1)
-    return HeadFlow(space, loss, whole)
+    return HeadFlow(space, loss, whole, unembedding)
 
 
 @dataclass(frozen=True)

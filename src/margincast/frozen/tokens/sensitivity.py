@@ -37,7 +37,7 @@ from margincast.frozen.tokens.replay import (
 )
 from margincast.frozen.tokens.space import HeadSpace
 from margincast.recipe.batches import Batch
-from margincast.recipe.losses import Loss, refuse_length_normalized
+from margincast.recipe.losses import Loss
 from margincast.recipe.recipe import Recipe
 
 TOGETHER_BYTES = 1 << 30  # of derivatives by W and by what the optimizer remembers that are carried back in one go
@@ -82,8 +82,7 @@ def token_reweighed(positions: Positions, edit: Edit, recipe: Recipe) -> Tensor:
 
 def _problem(positions: Positions, recipe: Recipe) -> tuple[Recipe, HeadSpace, HeadSpace]:
     recipe = recipe.for_pairs(positions.train.pairs)
-    refuse_length_normalized(recipe.loss, single_token=False)
-    return recipe, *spaces_of(positions, recipe.beta, torch.float64)
+    return recipe, *spaces_of(positions, recipe, torch.float64)
 
 
 def _margins(space: HeadSpace, state: Tensor) -> Tensor:
@@ -93,7 +92,7 @@ def _margins(space: HeadSpace, state: Tensor) -> Tensor:
 
 def _run(weighed: _Weighed, recipe: Recipe, train: HeadSpace, path: tuple[tuple[Stride, ...], ...]) -> Run:
     if recipe.rule.flow:
-        return Followed(head_flow(weighed, recipe.loss, train.features.pairs), path)
+        return Followed(head_flow(weighed, recipe.loss, train.unembedding, train.features.pairs), path)
     rule = Smooth(recipe.rule)
     return stepped(weighed, rule, recipe, train.unembedding, train.features.pairs, recipe.steps)
 
@@ -103,7 +102,7 @@ def _path(weighed: _Weighed, recipe: Recipe) -> tuple[tuple[Stride, ...], ...]:
     """The steps of a flow, which are what is differentiated."""
     if not recipe.rule.flow:
         return ()
-    flow = head_flow(weighed, recipe.loss, weighed.space.features.pairs)
+    flow = head_flow(weighed, recipe.loss, weighed.space.unembedding, weighed.space.features.pairs)
     return tuple(follow(flow, [recipe.learning_rate * recipe.steps], order=FLOW_ORDER)[2])
 
 
@@ -156,6 +155,8 @@ class _Weighed:
 
     def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
         rows = self.space.rows(batch.rows)
+        if loss.reference_free:
+            state = state - self.space.unembedding
         rewards: Tensor = _Margins.apply(state, rows)  # type: ignore[no-untyped-call]
         pushes = weighed_pushes(rewards, batch.weights, self.here[batch.rows], self.twins[batch.rows], loss)
         out: Tensor = _Pull.apply(self.space.beta * pushes, state, rows)  # type: ignore[no-untyped-call]

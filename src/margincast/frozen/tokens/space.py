@@ -15,7 +15,7 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.features.positions import TokenFeatures
-from margincast.frozen.tokens.decomposition import blocks, distributions
+from margincast.frozen.tokens.decomposition import blocks, distributions, pull
 from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
@@ -27,6 +27,7 @@ class HeadSpace:
 
     features: their `reference`, where they have it, is in the dtype of all else
     unembedding: (V, hidden) W0, in the dtype of the features;  bias: (V,), which does not move
+    reference_free: rewards are beta log pi, not beta log pi / pi_ref
     """
 
     features: TokenFeatures
@@ -34,6 +35,7 @@ class HeadSpace:
     beta: float
     bias: Tensor | None
     budgets: Budgets = BUDGETS
+    reference_free: bool = False
 
     def check(self) -> None:
         """Raises `InputError` for features that are not finite."""
@@ -52,6 +54,14 @@ class HeadSpace:
         """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12)."""
         return self.features.per_response(self.token_rewards([state])[0])
 
+    def first_rewards(self) -> Tensor:
+        """(P,) what every response position adds to its reward at W0: 0, or beta log pi where there is no reference."""
+        if not self.reference_free:
+            return torch.zeros_like(self.features.hidden[:, 0])
+        known = self._known.reference
+        assert known is not None
+        return self.beta * self.features.share * known
+
     def token_rewards(self, states: Sequence[Tensor]) -> Tensor:
         """(K, P) what every response position adds to its sequence reward at W0 + each of K `states`.
 
@@ -65,15 +75,16 @@ class HeadSpace:
                 change = part.hidden[block.rows] @ state.T
                 growth = growth_of(block.logits, block.probability, change)
                 row[block.rows] = change.gather(1, part.target[block.rows, None])[:, 0] - growth[:, 0]
-        return self.beta * moved
+        return self.first_rewards() + self.beta * part.share * moved
 
     def rows(self, pairs: Tensor) -> HeadSpace:
         """The pairs at `pairs`, for a minibatch."""
         return replace(self, features=self.features.select(pairs))
 
     def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
-        """Gradient of the batch's mean loss at W0 + `state`, (V, hidden): minus Eq. 14."""
-        weight = self.unembedding + state
+        """Gradient of the batch's mean loss at W0 + `state`, (V, hidden): minus Eq. 14. Without a reference at `state`,
+        as `frozen.engine.step` has it."""
+        weight = state if self.reference_free else self.unembedding + state
         gradient = torch.zeros_like(weight)
         for some in self._kept_at_once(batch):
             self._push(weight, loss, some).add_to(gradient)
@@ -93,9 +104,11 @@ class HeadSpace:
             if keep:
                 kept.append((block.rows, block.probability.clone()))
         assert part.reference is not None
-        rewards = self.beta * part.per_response(logps - part.reference)
-        slopes = loss.slope(rewards[:, 0] - rewards[:, 1]) * batch.weights.to(rewards) * self.beta
-        return Push(part, weight, self.bias, slopes, kept, self.budgets)
+        ratios = logps if self.reference_free else logps - part.reference
+        rewards = self.beta * part.per_response(part.share * ratios)
+        margins = rewards[:, 0] - rewards[:, 1]
+        slopes = loss.slope(margins) * batch.weights.to(rewards) * self.beta
+        return Push(part, weight, self.bias, margins, logps, slopes, kept, self.budgets)
 
     @cached_property
     def _known(self) -> TokenFeatures:
@@ -125,13 +138,15 @@ class HeadSpace:
 class Push:
     """The pairs of a batch, met at the weights W: their gradient is sum_i slopes_i sum_p s_p (e_y(p) - S(p)) g(p)^T.
 
-    part: their positions;  weight: (V, hidden), W;  slopes: (pairs,) beta w_i f'(r_i)
-    kept: blocks of S where they are few enough to be held
+    part: their positions;  weight: (V, hidden), W;  margins: (pairs,);  logps: (P,) of the tokens
+    slopes: (pairs,) beta w_i f'(r_i);  kept: blocks of S where they are few enough to be held
     """
 
     part: TokenFeatures
     weight: Tensor
     bias: Tensor | None
+    margins: Tensor
+    logps: Tensor
     slopes: Tensor
     kept: list[tuple[slice, Tensor]]
     budgets: Budgets
@@ -173,14 +188,25 @@ def head_space(
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
     budgets: Budgets = BUDGETS,
+    loss: Loss | None = None,
 ) -> HeadSpace:
-    """The `HeadSpace` of `features`, calculated in `dtype`."""
+    """The `HeadSpace` of `features`, calculated in `dtype`, with rewards as `loss` has them: DPO's by itself."""
     # The model's own log-probabilities are of this arithmetic only where all of it is float32.
     alike = features.hidden.dtype == unembedding.dtype == dtype == torch.float32
     reference = features.reference.to(dtype) if alike and features.reference is not None else None
-    features = replace(features, hidden=features.hidden.to(dtype), reference=reference)
+    averaged, free = (False, False) if loss is None else (loss.single_token, loss.reference_free)
+    features = replace(features, hidden=features.hidden.to(dtype), reference=reference, averaged=averaged)
     bias = None if bias is None else bias.detach().to(dtype)
-    return HeadSpace(features, unembedding.detach().to(dtype), beta, bias, budgets)
+    return HeadSpace(features, unembedding.detach().to(dtype), beta, bias, budgets, free)
+
+
+def first_pull(
+    features: TokenFeatures, unembedding: Tensor, loss: Loss, beta: float, bias: Tensor | None = None
+) -> Tensor:
+    """`pull` at W0 = `unembedding`, which is in the dtype of the features, (P,)."""
+    space = head_space(features, unembedding, beta, bias, unembedding.dtype, loss=loss)
+    rewards = space.features.per_response(space.first_rewards())
+    return pull(space.features, loss, beta, rewards[:, 0] - rewards[:, 1])
 
 
 def growth_of(logits: Tensor, probability: Tensor, change: Tensor) -> Tensor:

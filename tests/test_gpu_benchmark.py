@@ -1,0 +1,31 @@
+"""The benchmark of a card, at toy size on a CPU: it runs, and both trainers take the same steps."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from benchmarks.gpu import rows_of
+from benchmarks.gpu.side import SHAPES, measure
+from benchmarks.gpu.tokens import JOBS, STEPS
+
+
+def test_toy_rows_agree_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, shape = random.Random(0), SHAPES["toy"]
+
+    def ids(length: int) -> list[int]:
+        return [drawn.randrange(shape.vocabulary) for _ in range(length)]
+
+    pairs = [(ids(drawn.randint(5, 20)), ids(drawn.randint(1, 8)), ids(drawn.randint(1, 8))) for _ in range(2 * STEPS)]
+    file = tmp_path / "tokens.json"
+    file.write_text(json.dumps(dict.fromkeys(JOBS, pairs)))
+    monkeypatch.setenv("MARGINCAST_GPU_TOKENS", str(file))
+    sides = {side: measure(side, shape, "hh", "cpu") for side in ("ours", "trl-best")}
+    assert all(len(side.losses) == STEPS for side in sides.values())
+    assert sides["ours"].distinct < sides["ours"].padded
+    step, throughput = rows_of("toy", "hh", sides, peak=1e11)
+    assert step.agrees
+    assert step.ratio_median == pytest.approx(step.seconds_peer / step.seconds_ours)
+    assert 0 < throughput.ratio_median < 1
