@@ -23,6 +23,7 @@ from margincast.runs.metrics import concept_rows
 from margincast.trained.constants import Constants, constants_of
 from margincast.trained.inputs import (
     check_recipe,
+    check_start,
     deep_spaces,
     pilot_margins_in,
     plan_of,
@@ -108,17 +109,17 @@ def forecast_trained(
     pilot: some first steps of this run as trained, its last recorded one at most the last of the run
     constants: of another model, from `fit_constants` or the file that they were saved in; None: those of the package
 
-    Raises `InputError` for settings that a path length does not describe, for responses of several tokens without a
-    rehearsal, for a pilot of other pairs, and for constants that are none, or that know no such run.
+    Raises `InputError` for settings that a path length does not describe, responses of several tokens without a
+    rehearsal, a trained adapter that trains on, a pilot of other pairs, constants that are none, or know no such run.
     """
-    features.check_start()
     check_recipe(recipe)
+    check_start(features, recipe)
     known = constants_of(constants)
     recipe = recipe.for_pairs(len(features.train.pairs))
     plan = plan_of(recipe, len(features.train.pairs))
     laws, tested = known.laws(rehearsal is not None), known.tested(plan.lora)
     responses = responses_of(features, features.heldout)
-    spaces = token_spaces(features, recipe.beta, torch.float64) if single_token(features) else None
+    spaces = token_spaces(features, recipe, torch.float64) if single_token(features) else None
     if spaces is None and rehearsal is None:
         raise InputError(
             "responses of several tokens cannot be forecast from features alone here; let the forecast rehearse "
@@ -158,7 +159,7 @@ def forecast_trained(
 
 def spectra_of(features: Features, recipe: Recipe, plan: Plan) -> tuple[Spectrum, Spectrum]:
     """The spectra of the training pairs that training takes, against all training pairs and against held-out ones."""
-    train, heldout = deep_spaces(features, recipe.beta, plan.taken)
+    train, heldout = deep_spaces(features, recipe, plan.taken)
     of_train, of_heldout = token_spectra(train.rows(plan.taken), train, heldout)
     return of_train, of_heldout
 

@@ -124,7 +124,7 @@ def _problem(features: Features, recipe: Recipe) -> tuple[Recipe, TokenSpace, To
     recipe = recipe.for_pairs(len(features.train.pairs))
     refuse_bias(features, recipe.loss)
     # In float64 throughout: derivatives through Adam's division are differences of large numbers.
-    return recipe, *token_spaces(features, recipe.beta, torch.float64)
+    return recipe, *token_spaces(features, recipe, torch.float64)
 
 
 def parts_of(edit: Edit) -> tuple[Tensor, Tensor]:

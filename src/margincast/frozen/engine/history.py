@@ -77,7 +77,7 @@ class _Recorded:
     def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
         space, margins = self.train, torch.empty_like(batch.weights)
         visits = plan_visits(batch.rows, space.chosen, space.rejected)
-        gradient = fused_gradient(space.features, visits, state, space.beta, batch.weights, loss, margins)
+        gradient = fused_gradient(space.features, visits, state, space.beta, batch.weights, loss, margins, space.start)
         # From the margins that the gradient was made of, so that dW is their sum even at the kink of a loss.
         self.rows, self.coefficients = batch.rows, space.beta * batch.weights * loss.slope(margins)
         return gradient

@@ -80,8 +80,11 @@ class _Driven:
         weights = self.stiff.batch.weights
         margins = torch.empty_like(weights)
         here = self.stiff.start + state[: self.numbers].view(self.shape)
-        gradient = fused_gradient(self.space.features, self.visits, here, self.space.beta, weights, self.loss, margins)
-        pushes = self.space.beta * weights * self.loss.slope(margins)
+        space = self.space
+        gradient = fused_gradient(
+            space.features, self.visits, here, space.beta, weights, self.loss, margins, space.start
+        )
+        pushes = space.beta * weights * self.loss.slope(margins)
         return torch.cat([gradient.flatten(), self.length * pushes]) / -self.tau
 
     def implicit(self, state: Tensor) -> Callable[[Tensor, float], Tensor]:
@@ -90,7 +93,7 @@ class _Driven:
 
         def both(velocity: Tensor, h: float) -> Tensor:
             inside = velocity[: self.numbers].view(self.shape) @ solver.basis
-            held = solver.curvature * within.margins(solver.within(inside, h)) * (-h / within.beta)
+            held = solver.curvature * within.moved(solver.within(inside, h)) * (-h / within.beta)
             change = h * velocity
             pulled = fused_pull(self.space.features, self.visits, held, self.space.tokens)
             change[: self.numbers] += pulled.flatten()
