@@ -95,6 +95,8 @@ class TrainedRun:
         recipe = Recipe.from_config(run.summary["config"])
         check_recipe(recipe)
         kept = kept_features(folder)
+        if not isinstance(kept, Features):
+            raise InputError(f"{folder}: constants are fitted on responses of one token, and some of these have more")
         cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
         loaded = opened(model, cache)
         other = InputError(f"{folder} trained {kept.model}, whose weights are not those of {loaded.name}")
@@ -113,7 +115,7 @@ class TrainedRun:
         features = features_of(
             loaded, encoding, train, heldout, cache_dir=cache, progress=progress, layers=encoding.single_token
         )
-        if not float((features.train.reference_chosen - kept.train.reference_chosen).abs().max()) <= SAME_LOGPS:
+        if not float((features.train.policy_logps[0] - kept.train.policy_logps[0]).abs().max()) <= SAME_LOGPS:
             raise other
         rehearsed = None
         if rehearsal > 0.0:
