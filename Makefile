@@ -47,7 +47,7 @@ test-matrix: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/pip install --quiet --editable '.[bench]'
-	for name in engine horizon packing tokens displacement attribution; do $(BIN)/python -m benchmarks $$name || exit 1; done
+	for name in engine horizon packing packed_trl tokens displacement attribution; do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 clean:
 	rm -rf .venv runs build dist

@@ -23,13 +23,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=names)
     parser.add_argument("--json", action="store_true", help="JSON on stdout, nothing else")
+    parser.add_argument("--pairs", type=int, help="of tokens: how many pairs of each file, a fraction of them")
     arguments = parser.parse_args()
+    part = {} if arguments.pairs is None else {"pairs": arguments.pairs}
+    if part and arguments.name != "tokens":
+        parser.error("--pairs belongs to tokens")
     machine = ceilings()
     if not arguments.json:
         print(f"machine: {', '.join(f'{name} {value:.3g}' for name, value in machine.items())}")
         print(f"{'comparison':58} {'agrees':6} {'ratio':>9} {'low':>9} {'high':>9}  {'target':9} {'ours s':>9} peer s")
     rows: list[Row] = []
-    for row in importlib.import_module(f"benchmarks.{arguments.name}").rows():
+    for row in importlib.import_module(f"benchmarks.{arguments.name}").rows(**part):
         rows.append(row)
         if not arguments.json:
             print(row.line(), flush=True)

@@ -200,8 +200,9 @@ def token_count(batch: Sequence[Encoded]) -> tuple[int, int]:
     return len(pack(sequences)), len(sequences) * (1 + max(map(len, sequences)))
 
 
-def train(side: str, job: Job) -> None:
-    """Train in this process, a step at a time as asked on stdin. side: "ours", or one of `TRL`."""
+def train(side: str, job: Job, *, packed_trl: bool = False) -> None:
+    """Train in this process, a step at a time as asked on stdin. side: "ours", or one of `TRL`, whose trainer may be
+    `PackedDPOTrainer`."""
     turns, loaded = Turns(), model()
     encoding = training_rows(job, loaded)
     with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +227,7 @@ def train(side: str, job: Job) -> None:
 
             best = side == "best"
             settings["beta"] = BETA
-            trl_training.train(loaded.model, loaded.tokenizer, encoding.pairs, best, turns, settings)
+            trl_training.train(loaded.model, loaded.tokenizer, encoding.pairs, best, turns, settings, packed_trl)
 
 
 def train_ours(loaded: LoadedModel, encoding: Encoding, turns: Turns, settings: dict[str, Any]) -> None:

@@ -3,6 +3,10 @@ sequence margins beside the recursion, and what `decompose --all` and `forecast`
 
 Needs $MARGINCAST_DATA_DIR with hh-helpful/train.jsonl and test.jsonl in it. But for the last, responses are cut at 32
 tokens.
+
+`--pairs N` takes the first N pairs of each file, and their rows say so. What the commands on whole responses gave is
+kept in build/benchmarks/tokens-N, features and all: an interrupted run goes on there. Take the folder
+away to measure anew.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,10 +26,11 @@ from pathlib import Path
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.harness import Row, seconds_once
+from benchmarks.harness import Row, close, compare, seconds_once
 from benchmarks.packing import model
 from margincast.data import load_pairs
 from margincast.features import features_of
+from margincast.frozen.attribution.of_pair import PairAttribution
 from margincast.frozen.tokens import (
     TokenFeatures,
     forecast_tokens,
@@ -34,6 +40,8 @@ from margincast.frozen.tokens import (
     sequence_kernel,
     token_features,
 )
+from margincast.frozen.tokens.decomposition import along, pull, velocity
+from margincast.frozen.tokens.forecast import TokenForecast
 from margincast.models.load import default_cache_dir
 from margincast.passes.tokenize import Encoding, encode
 from margincast.recipe.batches import batch_order
@@ -45,18 +53,25 @@ from margincast.runs.save import peak_memory_bytes
 from margincast.training.run import train_model
 
 PAIRS, CUT = 64, 32
+ALL = 500  # pairs of each file
+TARGETS = 8
+BY_AUTOGRAD = 4  # pairs, each a backward pass of its own, that stand for all
+KEPT = Path("build") / "benchmarks"
 SETTINGS = Recipe(train="head", beta=0.1, learning_rate=1e-4, max_steps=20, eval_steps=10, seed=0)
 
 
-def rows() -> Iterator[Row]:
+def rows(pairs: int = ALL) -> Iterator[Row]:
+    yield from whole_data_set(pairs)
     loaded = model()
     folder = Path(os.environ["MARGINCAST_DATA_DIR"]) / "hh-helpful"
-    splits = [load_pairs(str(folder / f"{name}.jsonl"), on_bad_row="skip").pairs[:PAIRS] for name in ("train", "test")]
+    few = min(PAIRS, pairs)
+    splits = [load_pairs(str(folder / f"{name}.jsonl"), on_bad_row="skip").pairs[:few] for name in ("train", "test")]
     train, heldout = map(PairSet, splits)
     encoding = cut(encode(PairSet(train.pairs + heldout.pairs), loaded.tokenizer, eos=True, on_bad_row="skip"), CUT)
     features = token_features(loaded, encoding, train, heldout, cache_dir=default_cache_dir())
     unembedding, _ = head_of(loaded)
-    yield from whole_data_set()
+    yield attributed(features, (train, heldout), unembedding)
+    yield by_autograd(features, unembedding)
     yield from linearised(features, (train, heldout), unembedding)
     forecasts: list[Trajectory] = []
     trained: list[Trajectory] = []
@@ -80,7 +95,9 @@ def rows() -> Iterator[Row]:
     for split in ("train", "heldout"):
         margins = getattr(training, split).margins
         gaps.append(float((getattr(forecast, split).margins - margins).abs().max() / margins.abs().max()))
-    name = f"head training, {PAIRS} + {PAIRS} pairs, {SETTINGS.steps} steps: margins differ by {max(gaps):.1e}"
+    name = (
+        f"head training, {len(train)} + {len(heldout)} pairs, {SETTINGS.steps} steps: margins differ by {max(gaps):.1e}"
+    )
     yield Row(
         name, "train --train head", max(gaps) <= 1e-3, real / mine, real / mine, real / mine, "agrees", mine, real,
         peak_memory_bytes(),
@@ -132,33 +149,101 @@ def linearised(
             yield Row(name, f"exact, after {spent:.0f} s for the kernel", None, *3 * [peer / again], "", again, peer)
 
 
-def whole_data_set() -> Iterator[Row]:
-    """`decompose --all` of 500 + 500 pairs of whole responses, features and all, then `forecast` of them and
-    `decompose --all` again, whose features are there; each in a process of its own."""
-    folder = Path(os.environ["MARGINCAST_DATA_DIR"]) / "hh-helpful"
-    with tempfile.TemporaryDirectory() as name:
-        cache = Path(name) / "cache"
-        cache.mkdir()
+def attributed(
+    features: tuple[TokenFeatures, TokenFeatures], pairs: tuple[PairSet, PairSet], unembedding: torch.Tensor
+) -> Row:
+    """Contributions to several margins beside the forecast that they are of, in turn."""
+    forecasts: list[TokenForecast] = []
+    found: list[PairAttribution] = []
+
+    def forecast() -> None:
+        forecasts.append(forecast_tokens(*features, pairs, unembedding, SETTINGS, dtype=torch.float32))
+
+    def attribution() -> None:
+        wanted = [forecasts[-1].target(pair) for pair in range(TARGETS - 1)]
+        found.extend(forecasts[-1].attributions([*wanted, forecasts[-1].target()]))
+
+    first, ours = seconds_once(forecast), seconds_once(attribution)
+    gaps = [abs(float(each.values.sum()) + each.start - each.margin) for each in found]
+    agrees = max(gaps) <= 1e-4 * max(abs(each.margin) for each in found)
+    allowed = 2 + TARGETS / 2
+    room = allowed * first / ours
+    name = f"attribution to {TARGETS} margins, {len(pairs[0])} + {len(pairs[1])} pairs: {ours / first:.2f} forecasts"
+    return Row(name, f"{allowed:g} forecasts", agrees, room, room, room, ">= 1", ours, first, peak_memory_bytes())
+
+
+def by_autograd(features: tuple[TokenFeatures, TokenFeatures], unembedding: torch.Tensor) -> Row:
+    """Products of every training pair's gradient with that of the mean held-out margin, at W0, beside a backward pass
+    for each pair."""
+    train, heldout = features
+    weight, loss = unembedding.to(train.hidden), get_loss("sigmoid", SETTINGS.beta)
+    aim = velocity(heldout, heldout.sign * (SETTINGS.beta / heldout.pairs), weight)
+    few = torch.arange(min(BY_AUTOGRAD, train.pairs))
+
+    def ours() -> torch.Tensor:
+        pulls = pull(train, loss, SETTINGS.beta, train.hidden.new_zeros(train.pairs))
+        pulls = pulls * along(train, [aim], weight)[0]
+        return pulls.new_zeros(train.pairs).index_add_(0, train.pair, pulls)
+
+    def theirs() -> torch.Tensor:
+        moving, products = weight.clone().requires_grad_(), []
+        for pair in few:
+            one = train.select(pair[None])
+            logps = torch.log_softmax(one.hidden @ moving.T, 1).gather(1, one.target[:, None])[:, 0]
+            # Its reference is its value: the margin at W0 is 0.
+            rewards = SETTINGS.beta * one.per_response(logps - logps.detach())
+            value = loss.value(rewards[:, 0] - rewards[:, 1]).sum() / train.pairs
+            (gradient,) = torch.autograd.grad(value, moving)
+            products.append(-(gradient * aim).sum())
+        return torch.stack(products)
+
+    agrees = close(ours()[few], theirs(), 1e-4)
+    name = f"gradients of {train.pairs} pairs times one direction"
+    scale = train.pairs / len(few)
+    return compare(name, "autograd, pair by pair", ours, theirs, ">= 1", agrees=agrees, repeats=3, scale=scale)
+
+
+def whole_data_set(pairs: int) -> Iterator[Row]:
+    """`forecast` of whole responses, features and all, then again and `decompose --all`, whose features are there; each
+    in a process of its own. What they gave is kept, for a run that goes on."""
+    seconds: dict[tuple[str, str], float] = {}
+    kept = KEPT / f"tokens-{pairs}"
+    data, cache = kept / "data", kept / "cache"
+    data.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(exist_ok=True)
+    if not (cache / "models").exists():
         (cache / "models").symlink_to(default_cache_dir() / "models")
-        for command, what, minutes in (
-            (("decompose", "--all"), "features and all", 8),
-            (("decompose", "--all"), "features kept", 8),
-            (("forecast", "--train", "head"), "features kept", 6),
-        ):
-            out = Path(name) / f"{command[0]} {what}"
-            words = [sys.executable, "-m", "margincast", command[0], folder, *command[1:], "--on_bad_row", "skip"]
-            words += ["--holdout", 0.5, "--beta", SETTINGS.beta, "--max_steps", SETTINGS.steps, "--eval_steps", 20]
+    for file in ("train.jsonl", "test.jsonl"):
+        source = Path(os.environ["MARGINCAST_DATA_DIR"]) / "hh-helpful" / file
+        lines = source.read_text(encoding="utf-8").splitlines(keepends=True)[:pairs]
+        (data / file).write_text("".join(lines), encoding="utf-8")
+    for command, what, minutes in (
+        (("forecast", "--train", "head"), "features and all", 6),
+        (("forecast", "--train", "head"), "features kept", 6),
+        (("decompose", "--all"), "features kept", 8),
+    ):
+        out = kept / f"{command[0]} {what}"
+        if not (out / "summary.json").is_file():
+            shutil.rmtree(out, ignore_errors=True)  # of a run that was interrupted
+            words = [sys.executable, "-m", "margincast", command[0], data, *command[1:], "--on_bad_row", "skip"]
+            words += ["--beta", SETTINGS.beta, "--max_steps", SETTINGS.steps, "--eval_steps", SETTINGS.steps]
             words += ["--quiet", "--cache_dir", cache, "--out", out]
             subprocess.run([str(word) for word in words], check=True)
-            summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-            spent, peak = summary["results"]["seconds"], summary["results"]["peak_memory_bytes"]
-            counts = summary["data"]["concepts"].values()
-            pairs = " + ".join(str(sum(count[split] for count in counts)) for split in ("train", "heldout"))
-            took = f"{spent:.0f} s, {peak / 1e9:.2f} GB at the peak"
-            title = f"{' '.join(command)}, {pairs} pairs, {SETTINGS.steps} steps, {what}: {took}"
-            time_left, room = 60 * minutes / spent, 2.5e9 / peak
-            target = f"{minutes} minutes, 2.5 GB"
-            yield Row(title, target, None, time_left, time_left, room, ">= 1", spent, None, peak)
+        results = json.loads((out / "summary.json").read_text(encoding="utf-8"))["results"]
+        spent, peak = results["seconds"], results["peak_memory_bytes"]
+        seconds[command[0], what] = spent
+        whole = f"{pairs} + {pairs} pairs" if pairs >= ALL else f"{pairs} + {pairs} pairs of {ALL} + {ALL}, A FRACTION"
+        took = f"{spent:.0f} s, {peak / 1e9:.2f} GB at the peak"
+        title = f"{' '.join(command)}, {whole}, {SETTINGS.steps} steps, {what}: {took}"
+        # Steps are as many of any number of pairs: a fraction has no time to keep, only its memory.
+        time_left, room = 60 * minutes / spent, 2.5e9 / peak
+        agrees = bool(time_left >= 1 and room >= 1) if pairs >= ALL else None
+        yield Row(title, f"{minutes} minutes, 2.5 GB", agrees, time_left, time_left, room, ">= 1", spent, None, peak)
+    kept_seconds = seconds["decompose", "features kept"]
+    first = kept_seconds + seconds["forecast", "features and all"] - seconds["forecast", "features kept"]
+    title = f"decompose --all, {whole}, with what the features took forecast: {first:.0f} s"
+    agrees = None if pairs < ALL else first <= 480
+    yield Row(title, "8 minutes", agrees, 480 / first, 480 / first, 480 / first, ">= 1", first)
 
 
 def cut(encoding: Encoding, length: int) -> Encoding:

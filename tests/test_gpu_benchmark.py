@@ -22,10 +22,11 @@ def test_toy_rows_agree_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps(dict.fromkeys(JOBS, pairs)))
     monkeypatch.setenv("MARGINCAST_GPU_TOKENS", str(file))
-    sides = {side: measure(side, shape, "hh", "cpu") for side in ("ours", "trl-best")}
+    sides = {side: measure(side, shape, "hh", "cpu") for side in ("ours", "trl-best", "packed")}
     assert all(len(side.losses) == STEPS for side in sides.values())
     assert sides["ours"].distinct < sides["ours"].padded
-    step, throughput = rows_of("toy", "hh", sides, peak=1e11)
+    step, of_packed_trl, throughput = rows_of("toy", "hh", sides, peak=1e11)
     assert step.agrees
+    assert of_packed_trl.agrees
     assert step.ratio_median == pytest.approx(step.seconds_peer / step.seconds_ours)
     assert 0 < throughput.ratio_median < 1

@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": BASE | {"recipe", "intervals", "version"},
     "version": set(),
     "training": BASE | {"recipe", "models", "passes", "processes", "runs"},
+    "trl": {"training"},
     "trained": BASE | {"recipe", "models", "passes", "features", "frozen", "training", "intervals", "runs"},
     "forecasting": BASE | {"recipe", "features", "frozen", "trained"},
     "comparison": BASE | {"intervals", "runs"},

@@ -22,11 +22,11 @@ from benchmarks.harness import Row, seconds
 
 LIMIT = 300.0
 PLAN = {
-    "toy": ("ours", "trl", "trl-best"),
-    "1b": ("ours", "trl-best", "trl", "trl-flash"),
+    "toy": ("ours", "trl-best", "packed", "trl"),
+    "1b": ("ours", "trl-best", "packed", "trl", "trl-flash"),
     "7b": ("ours",),
 }
-NEEDS = {"trl": "trl", "trl-best": "trl", "trl-flash": "flash_attn"}
+NEEDS = {"trl": "trl", "trl-best": "trl", "packed": "trl", "trl-flash": "flash_attn"}
 NAMES = {
     "trl": "TRL default",
     "trl-best": "TRL, reference precomputed, no checkpointing",
@@ -75,12 +75,12 @@ def rows_of(shape: str, job: str, sides: dict[str, Measured], peak: float) -> It
     """Ours against each side, against the best of them, and against what the card can do."""
     if "ours" not in sides:
         return
-    ours = sides.pop("ours")
+    ours, packed = sides.pop("ours"), sides.pop("packed", None)
     batch = SHAPES[shape].batch or JOBS[job].batch
     title = f"{shape} {job} batch {batch}, {ours.distinct:.0f} of {ours.padded:.0f} tokens"
-    best = min(sides.values(), key=lambda side: side.step, default=None)
+    best = min(sides, key=lambda side: sides[side].step, default=None)
     for side, theirs in sides.items():
-        target = TARGETS[job] if theirs is best and shape == "1b" else "-"
+        target = TARGETS[job] if side == best and shape == "1b" else "-"
         yield compared(f"{title}: step", NAMES[side], ours, theirs, target)
         if ours.peak:
             ratio = ours.peak / theirs.peak
@@ -88,6 +88,8 @@ def rows_of(shape: str, job: str, sides: dict[str, Measured], peak: float) -> It
                 f"{title}: memory", NAMES[side], None, ratio, ratio, ratio,
                 "<= 0.35" if target != "-" and job == "hh" else "-", ours.step, theirs.step, ours.peak, theirs.peak,
             )  # fmt: skip
+    if packed and best:
+        yield compared(f"{title}: step of PackedDPOTrainer", NAMES[best], packed, sides[best], "-")
     share = sorted(ours.flops / one / peak for one in ours.seconds)
     yield Row(
         f"{title}: {ours.distinct / ours.step:.0f} distinct tokens/s", f"{peak / 1e12:.3g} TFlop/s of one product",

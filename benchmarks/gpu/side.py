@@ -193,8 +193,7 @@ def ours(model: Any, rows: Sequence[Encoded], clock: Clock, given: dict[str, Any
 def trl(side: str, model: Any, tokenizer: Any, pairs: PairSet, clock: Clock, given: dict[str, Any]) -> None:
     from benchmarks.peers import trl_training
 
-    best = side != "trl"
-    trl_training.train(model, tokenizer, pairs, best, clock, given)
+    trl_training.train(model, tokenizer, pairs, side != "trl", clock, given, packed=side == "packed")
 
 
 def main() -> None:

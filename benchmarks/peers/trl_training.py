@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from margincast.records import PairSet
+from margincast.trl import PackedDPOTrainer
 
 # "Reducing memory usage" and the configuration's own page name these two; padding-free batches need FlashAttention, and
 # kernels a GPU. Attention is torch's scaled dot product in all of them, the default.
@@ -20,11 +21,18 @@ BEST = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
 
 
 def train(
-    model: Any, tokenizer: Any, pairs: PairSet, best: bool, callback: TrainerCallback, settings: dict[str, Any]
+    model: Any,
+    tokenizer: Any,
+    pairs: PairSet,
+    best: bool,
+    callback: TrainerCallback,
+    settings: dict[str, Any],
+    packed: bool = False,
 ) -> None:
-    """Train on `pairs` in their order. settings: those of `transformers.TrainingArguments` and beta."""
+    """Train on `pairs` in their order. settings: those of `transformers.TrainingArguments` and beta. packed: with
+    margincast's subclass of TRL's trainer"""
     rows = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
-    DPOTrainer(
+    (PackedDPOTrainer if packed else DPOTrainer)(
         model=model,
         ref_model=None if best else copy.deepcopy(model),
         args=DPOConfig(**settings, **(BEST if best else {})),

@@ -99,7 +99,7 @@ if TYPE_CHECKING:
     from margincast.trained.rehearsal import rehearse as rehearse
     from margincast.trained.trained_run import TrainedRun as TrainedRun
     from margincast.training.run import train_model as train_model
-    from margincast.training.trl import MarginCallback as MarginCallback
+    from margincast.trl import MarginCallback as MarginCallback
 
     __version__: str
 
@@ -146,7 +146,7 @@ _HOMES = {
     "GradientFlow": "margincast.recipe.optimizers.flow",
     "SGD": "margincast.recipe.optimizers.sgd",
     "AdamW": "margincast.recipe.optimizers.adamw",
-    "MarginCallback": "margincast.training.trl",
+    "MarginCallback": "margincast.trl",
     "train_model": "margincast.training.run",
     "preference_distribution": "margincast.theory.distribution",
     "guarantees": "margincast.theory.theorems",

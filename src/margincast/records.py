@@ -152,7 +152,8 @@ class FeatureSet:
     """Frozen features of one split. Row k belongs to `pairs[k]`.
 
     hidden: (pairs, hidden), what the unembedding multiplies at the position that predicts the response
-    layers: (pairs, layers, hidden), what some inner layers put out there; None where nobody asked for it
+    layers: (pairs, layers, hidden), what some inner layers put out there; of responses of many tokens the mean over the
+    positions of the chosen response less that over the rejected one's; None where nobody asked for it
     chosen_ids, rejected_ids: response token ids, ragged
     reference_chosen, reference_rejected: (pairs,) sums of log-probabilities of the responses under the reference
     start_chosen, start_rejected: (pairs,) the same under the policy, the model that the features are of, where that is

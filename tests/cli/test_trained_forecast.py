@@ -159,18 +159,28 @@ def test_a_pilot_of_other_pairs_is_refused(inputs: Words, rehearsed: Path, tmp_p
     assert "did not record held-out pair" in done.err
 
 
-def test_responses_of_several_tokens_need_a_rehearsal(model_folder: Path, tmp_path: Path) -> None:
+def test_many_tokens_are_forecast_from_features_alone_and_from_a_rehearsal(model_folder: Path, tmp_path: Path) -> None:
     rows = [
         {"prompt": f"Question {n} is", "chosen": f" good answer {n}", "rejected": f" bad reply of mine {n}"}
         for n in range(24)
     ]
     data = write_rows(tmp_path / "pairs.jsonl", rows)
     words = (data, "--model", model_folder, *SETTINGS)
-    refused = forecast(words, "--pilot", 0, "--out", tmp_path / "refused")
+    refused = forecast(words, "--pilot", 0, "--train", "lora", "--out", tmp_path / "refused")
     assert refused.status == 2
-    assert "responses of several tokens" in refused.err
+    assert "responses of many tokens are forecast from features alone for runs of all weights" in refused.err
+    alone = forecast(words, "--pilot", 0, "--out", tmp_path / "alone")
+    assert alone.status == 0, alone.err
+    assert "from frozen features. It is not exact.\n" in alone.out
+    assert "rank correlation" in alone.out
+    results = summary(tmp_path / "alone")["results"]
+    assert results["order"] > 0 and "chat pairs" in results["constants"] and results["more_pairs"] is None
+    assert "rank correlation" in (tmp_path / "alone" / "report.html").read_text()
     done = forecast(words, "--out", tmp_path / "out")
     assert done.status == 0, done.err
+    assert "from a rehearsal that saw" in done.out
+    assert "Compare --pilot 0" in done.out
+    assert "Compare --pilot 0" not in alone.out
     assert (tmp_path / "out" / "report.html").is_file()
 
 

@@ -89,6 +89,26 @@ def test_multi_token_responses_leave_the_token_rows_empty(loaded: LoadedModel, t
     assert features.unembedding.shape == (0, 24)
 
 
+def test_of_many_tokens_inner_layers_are_means_over_one_response_less_the_other(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    features = extract_features(loaded, TRAIN, HELDOUT, eos=True, cache_dir=tmp_path)
+    inner = extract.inner_layers(loaded.model)
+    for split, pairs in ((features.train, TRAIN), (features.heldout, HELDOUT)):
+        assert split.layers is not None
+        for row, found in zip(encode(pairs, loaded.tokenizer, eos=True).rows, split.layers, strict=True):
+            means = []
+            for ids, response in zip(row.inputs, (row.chosen, row.rejected), strict=True):
+                with torch.no_grad():
+                    states = loaded.model.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+                # The last of transformers' states is after the final norm; before it they are the layers' outputs.
+                means.append(torch.stack([states[layer + 1][0, -len(response) :].mean(0) for layer in inner[:-1]]))
+            assert error(found[:-1], means[0] - means[1]) <= FORWARD
+    plain = extract_features(loaded, TRAIN, HELDOUT, eos=True, cache_dir=tmp_path, layers=False)
+    assert plain.train.layers is None
+    assert_same(plain, features, 0.0)
+
+
 def test_a_second_call_reads_the_cache(loaded: LoadedModel, tmp_path: Path, computed: list[Any]) -> None:
     first = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path, layers=False)
     assert len(computed) == len(PAIRS)

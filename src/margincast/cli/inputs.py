@@ -142,7 +142,9 @@ def _encoded(job: Job, reading: Reading, pairs: PairSet, loaded: LoadedModel) ->
     )
     left_out = len(encoding.pairs.skipped) - len(pairs.skipped)
     if left_out:
-        job.say(f"left out {left_out} pairs that the model cannot read, the first: {encoding.pairs.skipped[-left_out]}")
+        pairs_of = "pair" if left_out == 1 else "pairs"
+        reason = encoding.pairs.skipped[-left_out]
+        job.say(f"left out {left_out} {pairs_of} that the model cannot read, the first: {reason}")
     if encoding.truncated:
         job.say(
             f"{encoding.cut_pairs} of {len(encoding.rows)} pairs are longer than max_length {encoding.max_length} (or "

@@ -55,7 +55,8 @@ def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, ou
     beforehand = Beforehand(pilot, fitted.rehearsal if pilot.trains else 0.0, read_sweep(fitted.sweep, pilot))
     job.say_defaults(recipe)
     inputs = read_inputs(job, reading, recipe.loss)
-    deep = with_features(job, inputs, layers=inputs.encoding.single_token)
+    alone = not beforehand.rehearsal  # a rehearsal of many tokens has no use for inner layers
+    deep = with_features(job, inputs, layers=inputs.encoding.single_token or alone)
     job.done(run_trained(job, deep, recipe.for_pairs(len(inputs.train)), beforehand, reading))
 
 
@@ -135,10 +136,8 @@ def say_trained(job: Job, trajectory: Trajectory, results: Json, swept: str | No
     from margincast.report.trained import answers_in_words
 
     end = trajectory.steps[-1]
-    job.say(
-        f"This is a {trajectory.origin}. It is not exact: intervals are as wide as its error against runs left out of "
-        "the fit."
-    )
+    fitted = "" if "order" in results else ": intervals are as wide as its error against runs left out of the fit"
+    job.say(f"This is a {trajectory.origin}. It is not exact{fitted}.")
     job.table("", tables.BAND_HEADER, tables.band_rows(trajectory.steps, results))
     job.table(f"Step {end}", tables.TRAINED_HEADER, tables.concept_rows(results["concepts"]))
     if swept is not None:

@@ -40,11 +40,15 @@ def _deep_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Bud
     return _lines(model, batch, packed, inner_layers(model), budgets)
 
 
+def _pooled_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
+    return _lines(model, batch, packed, inner_layers(model), budgets, pooled=True)
+
+
 def _lines(
-    model: Any, batch: Sequence[Encoded], packed: bool, layers: Sequence[int], budgets: Budgets
+    model: Any, batch: Sequence[Encoded], packed: bool, layers: Sequence[int], budgets: Budgets, pooled: bool = False
 ) -> dict[str, Tensor]:
     """Of a model with an adapter, features and `start` are read with it, the reference without."""
-    result = response_pass(model, batch, packed, layers=layers, budgets=budgets)
+    result = response_pass(model, batch, packed, layers=layers, budgets=budgets, pooled=pooled)
     lines = {"hidden": result.hidden.cpu()}
     if result.layers is not None:
         lines["layers"] = result.layers.cpu()
@@ -63,6 +67,7 @@ def _logps(result: PassResult, name: str) -> dict[str, Tensor]:
 PAIRS = Kept("pairs", lambda row: 1, _pair_lines)
 # Training asks for pairs alone, and need not read them again.
 DEEP = Kept("pairs, layers", lambda row: 1, _deep_lines, {PAIRS.kind: ("layers",)})
+POOLED = Kept("pairs, layers pooled", lambda row: 1, _pooled_lines, {PAIRS.kind: ("layers",)})
 
 
 def inner_layers(model: Any) -> list[int]:
@@ -92,7 +97,7 @@ def extract_features(
 
     Cached under `cache_dir`: a second call reads them, an interrupted one is continued, a damaged file is made again.
     `eos` and `max_length` as in `passes.tokenize.encode`. `layers`: keep what inner layers put out too, which forecasts
-    of training all weights need, where every response is one token.
+    of training all weights need that are from features.
 
     Warns, with the reason, when the model cannot be given packed batches and gets padded ones.
 
@@ -105,7 +110,6 @@ def extract_features(
     encoding = encode(both, loaded.tokenizer, eos=eos, max_length=max_length, context=loaded.context)
     for notice in encoding.notices:
         warnings.warn(notice, stacklevel=2)
-    layers = layers and encoding.single_token
     return features_of(
         loaded, encoding, train, heldout, cache_dir=cache_dir, progress=progress, layers=layers, budgets=budgets
     )
@@ -130,7 +134,7 @@ def features_of(
     say: is told once why batches are padded, where they are
     layers: whether to keep what inner layers put out, too;  budgets: of passes
     """
-    kept = DEEP if layers else PAIRS
+    kept = (DEEP if encoding.single_token else POOLED) if layers else PAIRS
     tensors = kept_tensors(
         loaded, encoding, train, heldout, kept, cache_dir=cache_dir, progress=progress, copy_to=copy_to, say=say,
         budgets=budgets,

@@ -19,9 +19,11 @@ from margincast.models.checks import refuse_unknown_ids
 from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import Budgets
 from margincast.passes.hooks import unwrapped
-from margincast.passes.response_pass import hidden_states, logit_transform, token_logps
+from margincast.passes.response_pass import hidden_states, logit_transform, logits_of
 from margincast.passes.tokenize import Encoded, Encoding, encode, message_starts
 from margincast.records import FeatureSet, PairSet
+
+IN_CACHE = 8  # rows of logits that a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,20 @@ def _position_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets:
     mine, target = hidden[where.row[order]], where.target[order]
     height = max(1, budgets.logit_block // len(head_weight(model)))
     blocks = [slice(start, start + height) for start in range(0, len(mine), height)]
-    reference = [token_logps(model, mine[rows], torch.arange(len(target[rows])), target[rows]) for rows in blocks]
+    reference = [_logps(logits_of(model, mine[rows]), target[rows].to(mine.device)) for rows in blocks]
     return {"hidden": mine.cpu(), "reference": torch.cat(reference).cpu().double()}
+
+
+def _logps(logits: Tensor, target: Tensor) -> Tensor:
+    """Log-probabilities of the tokens `target`, (rows,), under `logits`, (rows, V), in float32 at least.
+
+    `log_softmax` of all logits would fill, and clear before, as much memory again, for one number of each row.
+    """
+    found = []
+    for some, tokens in zip(torch.split(logits, IN_CACHE), torch.split(target, IN_CACHE), strict=True):
+        exact = some.to(torch.promote_types(some.dtype, torch.float32))
+        found.append(exact.gather(1, tokens[:, None])[:, 0] - exact.logsumexp(1))
+    return torch.cat(found)
 
 
 def head_weight(model: Any) -> Tensor:

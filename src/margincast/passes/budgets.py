@@ -13,7 +13,7 @@ class Budgets:
     them twice, `logit_block` at a time (64 MiB): 1.8 times the time of keeping them (1,500 positions x 49,152 tokens,
     one core), and memory no longer grows with the batch.
     softmax_keep: entries of softmax rows that a gradient of the unembedding keeps for its second product, 256 MiB in
-    float32. It takes as many pairs at a time as fit; of a pair that does not fit alone they are made twice
+    float32, of a pair longer than a block; beyond it they are made twice
     save_seconds: of an extraction, after which finished features are put on disk
     """
 

@@ -33,7 +33,8 @@ PACKING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0
 @dataclass(frozen=True)
 class PassResult:
     """chosen, rejected: (pairs,) summed log-probabilities of the responses; hidden: (pairs, hidden) at the position
-    that predicts the response's first token; layers: (pairs, layers, hidden) there, what the layers asked for put out.
+    that predicts the response's first token; layers: (pairs, layers, hidden) there, what the layers asked for put out,
+    or, pooled, its mean over the chosen response's positions less that over the rejected one's.
     Differentiable when gradients are on."""
 
     chosen: Tensor
@@ -62,10 +63,11 @@ def response_pass(
     packed: bool = True,
     layers: Sequence[int] = (),
     budgets: Budgets = BUDGETS,
+    pooled: bool = False,
 ) -> PassResult:
     """Log-probabilities and features of `batch`, row by row, in as few forward passes as are worth it.
 
-    layers: whose outputs are kept, counted from 0
+    layers: whose outputs are kept, counted from 0;  pooled: over the positions of the responses
 
     `model` may be a `DistributedDataParallel`, which then is called once, however many passes there are.
 
@@ -78,7 +80,7 @@ def response_pass(
     # packs: one pass prepares it for the backward pass, the others go to the model itself.
     models = [model] + [unwrapped(model)] * (len(plan) - 1)
     parts = [
-        _apart(each, [batch[index] for index in members], packed, recompute, layers, budgets)
+        _apart(each, [batch[index] for index in members], packed, recompute, layers, budgets, pooled)
         for each, members in zip(models, plan, strict=True)
     ]
     whole = _joined(parts)
@@ -120,13 +122,24 @@ def _one_pass(
     recompute: bool = False,
     layers: Sequence[int] = (),
     budgets: Budgets = BUDGETS,
+    pooled: bool = False,
 ) -> PassResult:
     with layer_outputs(model, layers) as outputs:
         hidden, rows = hidden_states(model, batch, packed)
     used, position = torch.unique(rows.row, return_inverse=True)
     logps = response_logps(model, hidden[used], position, rows, len(batch), recompute, budgets)
-    inner = torch.stack([output.flatten(0, -2)[rows.first] for output in outputs], dim=1) if layers else None
+    read = rows.row if pooled else rows.first
+    inner = torch.stack([output.flatten(0, -2)[read] for output in outputs], dim=1) if layers else None
+    if inner is not None and pooled:
+        inner = _mean_difference(inner.float(), rows.response.to(inner.device), len(batch))
     return PassResult(*logps, hidden[rows.first], inner)
+
+
+def _mean_difference(states: Tensor, response: Tensor, pairs: int) -> Tensor:
+    """The mean of `states`, (response tokens, ...), over each chosen response less that over the rejected one's."""
+    sums = states.new_zeros(2 * pairs, *states.shape[1:]).index_add(0, response, states)
+    means = sums / torch.bincount(response, minlength=2 * pairs)[:, None, None]
+    return means[0::2] - means[1::2]
 
 
 def response_logps(

@@ -110,7 +110,7 @@ def encode(
         kept.append(pair)
     if problems and on_bad_row != "skip":
         more = f" (and {len(problems) - 1} more rows)" if len(problems) > 1 else ""
-        raise InputError(f"{problems[0]}{more}")
+        raise InputError(f"{problems[0]}{more}; or leave such rows out with --on-bad-row skip")
     if not rows:
         raise InputError(f"no usable pairs are left: {problems[0] if problems else 'the data set is empty'}")
     usable = PairSet(tuple(kept), pairs.duplicates, pairs.skipped + tuple(problems)) if problems else pairs

@@ -108,16 +108,19 @@ def parsed(values: Any, where: str) -> Constants:
     if set(rest) != {"from_features", "from_rehearsal"}:
         raise InputError(f"{where}: has {', '.join(sorted(rest)) or 'no laws'}, not from_features and from_rehearsal")
     alone, beside = rest["from_features"], rest["from_rehearsal"]
-    laws = _record(Laws, alone, f"{where}: from_features")
-    with_rehearsal = None if beside is None else _record(Laws, beside, f"{where}: from_rehearsal")
+    laws = record_of(Laws, alone, f"{where}: from_features")
+    with_rehearsal = None if beside is None else record_of(Laws, beside, f"{where}: from_rehearsal")
     if laws.rehearsal is not None or (with_rehearsal is not None and with_rehearsal.rehearsal is None):
         raise InputError(f"{where}: from_rehearsal, and it alone, has constants of a rehearsal")
     ends_of = {kind: (float(ends[0]), float(ends[1])) for kind, ends in paths.items()}
     return Constants(values["fitted_on"], ends_of, laws, with_rehearsal)
 
 
-def _record(kind: type[T], values: Any, where: str) -> T:
-    """`values`, as `dataclasses.asdict` writes them, as a record again."""
+def record_of(kind: type[T], values: Any, where: str) -> T:
+    """`values`, as `dataclasses.asdict` writes them, as a record again.
+
+    Raises `InputError`, which begins with `where`.
+    """
     if not isinstance(values, Mapping):
         raise InputError(f"{where} is no record, got {values!r}")
     names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
@@ -132,7 +135,7 @@ def _record(kind: type[T], values: Any, where: str) -> T:
             found[name] = _checked(name, value, where)
         else:
             optional = value is None and type(None) in get_args(hints[name])
-            found[name] = None if optional else _record(inner, value, f"{where}.{name}")  # type: ignore[arg-type]
+            found[name] = None if optional else record_of(inner, value, f"{where}.{name}")  # type: ignore[arg-type]
     return kind(**found)
 
 

@@ -7,7 +7,7 @@ SmolLM2 on persona data. Where it was tested, and where it fails: docs/forecasti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from margincast.intervals import Estimate
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, PairSet, SplitTrajectory, Trajectory
 from margincast.runs.metrics import concept_rows
-from margincast.trained.constants import Constants, constants_of
+from margincast.trained.constants import Constants, constants_of, package_constants
 from margincast.trained.inputs import (
     check_recipe,
     check_start,
@@ -31,9 +31,11 @@ from margincast.trained.inputs import (
     single_token,
     start_of,
 )
-from margincast.trained.laws import Laws, PilotMargins, Plan, Responses, effective_forecast, shared_path
+from margincast.trained.laws import EffectiveForecast, Laws, PilotMargins, Plan, effective_forecast, shared_path
 from margincast.trained.noise import COVERAGE, Noise, accuracies_of, drawn_accuracies, drawn_runs, interval
+from margincast.trained.offset import Kinds
 from margincast.trained.rehearsal import Rehearsal
+from margincast.trained.sequences import SEQUENCES_FITTED_ON, kinds_of_sequences, sequence_forecast, sequence_law
 from margincast.trained.shape import KERNEL_PAIRS, Spectrum, token_spectra
 
 SMALL = 0.05  # nats reached that count as none
@@ -56,7 +58,8 @@ class TrainedForecast(Trajectory):
     draws: (draws, steps) held-out accuracy of drawn runs;  worst: (concepts,) how often each is the least accurate
     spectrum: of training pairs against held-out ones, None for responses of several tokens
     length: of the path, the sum of learning rates;  tested: the shortest and longest of the runs behind the constants
-    constants: of the forecast
+    constants: of the forecast;  order: of responses of many tokens from features alone, the rank correlation of margins
+    with those of runs that it was tested on
     """
 
     bands: Mapping[str, Band] = field(kw_only=True)
@@ -68,6 +71,7 @@ class TrainedForecast(Trajectory):
     length: float = field(kw_only=True)
     tested: tuple[float, float] = field(kw_only=True)
     constants: Constants = field(kw_only=True, repr=False)
+    order: float | None = field(kw_only=True, default=None)
 
     @property
     def beyond(self) -> bool:
@@ -109,22 +113,20 @@ def forecast_trained(
     pilot: some first steps of this run as trained, its last recorded one at most the last of the run
     constants: of another model, from `fit_constants` or the file that they were saved in; None: those of the package
 
-    Raises `InputError` for settings that a path length does not describe, responses of several tokens without a
-    rehearsal, a trained adapter that trains on, a pilot of other pairs, constants that are none, or know no such run.
+    Raises `InputError` for settings that a path length does not describe, a trained adapter that trains on, a pilot of
+    other pairs, constants that are none, or that know no such run, and for an adapter or other constants than the
+    package's where responses have several tokens and there is no rehearsal.
     """
     check_recipe(recipe)
     check_start(features, recipe)
     known = constants_of(constants)
     recipe = recipe.for_pairs(len(features.train.pairs))
     plan = plan_of(recipe, len(features.train.pairs))
+    if rehearsal is None and not single_token(features):
+        return _of_sequences(features, recipe, plan, known, pilot)
     laws, tested = known.laws(rehearsal is not None), known.tested(plan.lora)
     responses = responses_of(features, features.heldout)
     spaces = token_spaces(features, recipe, torch.float64) if single_token(features) else None
-    if spaces is None and rehearsal is None:
-        raise InputError(
-            "responses of several tokens cannot be forecast from features alone here; let the forecast rehearse "
-            "(--pilot above 0)"
-        )
     rehearsal_margins = None if rehearsal is None else rehearsal.heldout.double() / recipe.beta
     pilot_margins = None if pilot is None else pilot_margins_in(pilot, features, recipe)
     spectra: tuple[Spectrum, Spectrum] | None = None
@@ -136,23 +138,60 @@ def forecast_trained(
     effective = effective_forecast(heldout_shape, path, responses, plan, laws, rehearsal_margins, pilot_margins)
     reached = None if rehearsal_margins is None else float(responses.part(rehearsal_margins).rest.mean())
     noise = noise_of(laws, reached, pilot_margins, recipe.steps)
+    origin = origin_of(recipe, features, plan, rehearsal, pilot)
+    made = _with_intervals(features, recipe, plan, effective, responses.kinds, noise, origin, tested, known)
+    if spaces is None or spectra is None:
+        return made
+    train = train_split(features, spaces[0], spectra, plan, laws, effective.rest, recipe)
+    return replace(made, train=train, spectrum=heldout_shape)
+
+
+def _of_sequences(
+    features: Features, recipe: Recipe, plan: Plan, known: Constants, pilot: Trajectory | None
+) -> TrainedForecast:
+    """`forecast_trained` of responses of many tokens, from features alone.
+
+    Raises `InputError` for an adapter, and for constants that are not the package's.
+    """
+    if plan.lora or known != package_constants():
+        raise InputError(
+            "responses of many tokens are forecast from features alone for runs of all weights, with the constants of "
+            "the package; let the forecast rehearse (--pilot above 0)"
+        )
+    law, responses = sequence_law(), responses_of(features, features.heldout)
+    train, heldout = deep_spaces(features, recipe, plan.taken)
+    (spectrum,) = token_spectra(train.rows(plan.taken), heldout, centre=False)
+    pilot_margins = None if pilot is None else pilot_margins_in(pilot, features, recipe)
+    effective, noise = sequence_forecast(spectrum, responses, plan, known.from_features, law, pilot_margins)
+    kinds = kinds_of_sequences(responses.concepts)
+    origin, tested = origin_of(recipe, features, plan, None, pilot), (law.shortest, law.longest)
+    known = replace(known, fitted_on=SEQUENCES_FITTED_ON)
+    made = _with_intervals(features, recipe, plan, effective, kinds, noise, origin, tested, known)
+    return replace(made, order=law.rank)
+
+
+def _with_intervals(
+    features: Features, recipe: Recipe, plan: Plan, effective: EffectiveForecast, kinds: Kinds, noise: Noise,
+    origin: str, tested: tuple[float, float], constants: Constants,
+) -> TrainedForecast:  # fmt: skip
+    """The record of `effective`, with what runs do around it. Without training pairs."""
+    concepts = responses_of(features, features.heldout).concepts
     at = torch.tensor(recipe.recorded)
     rest, shift = effective.rest[at], effective.shift[at] + start_of(recipe, features.heldout)
-    drawn = intervals_of(features.heldout.pairs, rest, shift, plan.lengths[at], responses, noise, recipe.beta)
-    train = SplitTrajectory(PairSet(()), torch.zeros(len(at), 0, dtype=torch.float64))
-    if spaces is not None and spectra is not None:
-        train = train_split(features, spaces[0], spectra, plan, laws, effective.rest, recipe)
+    drawn = intervals_of(
+        features.heldout.pairs, rest, shift, plan.lengths[at], concepts, kinds, noise, recipe.beta
+    )  # fmt: skip
     return TrainedForecast(
         steps=recipe.recorded,
-        train=train,
+        train=SplitTrajectory(PairSet(()), torch.zeros(len(at), 0, dtype=torch.float64)),
         heldout=SplitTrajectory(features.heldout.pairs, recipe.beta * (rest + shift)),
         beta=recipe.beta,
         loss_type=recipe.loss if recipe.loss.parameters else recipe.loss_type,
-        origin=origin_of(recipe, features, plan, rehearsal, pilot),
-        spectrum=heldout_shape,
+        origin=origin,
+        spectrum=None,
         length=sum(plan.learning_rates),
         tested=tested,
-        constants=known,
+        constants=constants,
         **vars(drawn),
     )
 
@@ -176,11 +215,13 @@ class Intervals:
 
 
 def intervals_of(
-    pairs: PairSet, rest: Tensor, shift: Tensor, lengths: Tensor, responses: Responses, noise: Noise, beta: float
-) -> Intervals:
+    pairs: PairSet, rest: Tensor, shift: Tensor, lengths: Tensor, concepts: Tensor, kinds: Kinds, noise: Noise,
+    beta: float,
+) -> Intervals:  # fmt: skip
     """Medians, intervals and least accurate concepts of runs that are drawn around the forecast, `noise` wide.
 
     rest, shift: (steps, pairs) parts of the margins over beta;  lengths: (steps,) path lengths
+    concepts, kinds: as of `drawn_runs`
     """
     rows = concept_rows(pairs)
     sizes = torch.tensor([len(members) for members in rows.values()])
@@ -189,7 +230,7 @@ def intervals_of(
     bounds: list[Tensor] = []
     groups = {**rows, "": list(range(len(pairs)))}
     margins: dict[str, list[Estimate]] = {name: [] for name in groups}
-    for draws in drawn_runs(rest, shift, lengths, responses.concepts, responses.kinds, noise):
+    for draws in drawn_runs(rest, shift, lengths, concepts, kinds, noise):
         bounds.append(torch.quantile(beta * draws, quantiles, dim=0))
         for name, members in groups.items():
             margins[name].append(interval(beta * draws[:, members].mean(1)))
@@ -253,6 +294,8 @@ def origin_of(
     what = "a LoRA adapter" if recipe.train == "lora" else "all weights"
     pairs, read = len(features.train.pairs), min(len(plan.taken), KERNEL_PAIRS)
     known = ["frozen features" + (f" of {read} of {pairs} training pairs" if read < pairs else "")]
+    if rehearsal is not None and not single_token(features):  # which is all that such a forecast looks at
+        known = []
     if rehearsal is not None:
         known.append(f"a rehearsal that saw {rehearsal.pairs} pairs")
     if pilot is not None:

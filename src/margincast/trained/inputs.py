@@ -16,7 +16,7 @@ from margincast.frozen.engine.state import TokenSpace
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, Trajectory
 from margincast.trained.laws import PilotMargins, Plan, Responses
-from margincast.trained.shape import side_by_side
+from margincast.trained.shape import at_unit_length, side_by_side
 from margincast.trained.time import learning_rates
 
 
@@ -60,7 +60,9 @@ def start_of(recipe: Recipe, split: FeatureSet) -> Tensor:
 
 
 def deep_spaces(features: Features, recipe: Recipe, taken: Tensor) -> tuple[TokenSpace, TokenSpace]:
-    """Training and held-out pairs with the outputs of inner layers as features. taken: rows that training takes
+    """Training and held-out pairs with what inner layers make of them as features. taken: rows that training takes
+
+    Responses of many tokens are in their features already, signs and all: to the kernel they are all the same two.
 
     Raises `InputError` for features without inner layers, and for inner layers that are not finite.
     """
@@ -69,6 +71,14 @@ def deep_spaces(features: Features, recipe: Recipe, taken: Tensor) -> tuple[Toke
         raise InputError("a forecast of a trained backbone looks at inner layers: extract features with layers=True")
     if not all(bool(each.isfinite().all()) for each in inner):
         raise InputError("what inner layers say of some pairs is not finite; extract features in float32")
+    if not single_token(features):
+        flat = at_unit_length(*inner)
+        who = [responses_of(features, split) for split in (features.train, features.heldout)]
+        of_train, of_heldout = (
+            TokenSpace(each, split.chosen, split.rejected, recipe.beta, 2)
+            for each, split in zip(flat, who, strict=True)
+        )
+        return of_train, of_heldout
     train, heldout = token_spaces(features, recipe)
     deep = side_by_side(inner[0][taken], *inner)
     return replace(train, features=deep[0]), replace(heldout, features=deep[1])

@@ -106,6 +106,9 @@ class Kind:
         return self.up.double() - self.down.double()
 
 
+Kinds = tuple[Sequence[Kind], Sequence[Kind]]  # of all pairs, and of every concept
+
+
 def kinds_of(chosen: Tensor, rejected: Tensor, concepts: Tensor | None = None) -> list[Kind]:
     """The kinds of pairs with members of both preferences: of others margins do not show a shift."""
     groups = torch.zeros_like(chosen) if concepts is None else concepts

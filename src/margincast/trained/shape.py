@@ -10,6 +10,10 @@ less the mean of the training features, and the kernel of the signed pairs
 
 runs from the margins of one step of gradient descent (alpha = 0) to those of least squares (alpha = 1), as the path of
 training does. Centring takes out what all prompts share, which `offset` describes. Any number of response tokens.
+
+Where responses have many tokens a pair's features are signed already: for each layer the mean of its outputs over the
+chosen response less that over the rejected one, K_ij = g^_i . g^_j. (Better than the products of errors and states that
+the gradient of a sequence margin is made of: measured, docs.)
 """
 
 from __future__ import annotations
@@ -49,10 +53,19 @@ def side_by_side(taken: Tensor, *splits: Tensor) -> list[Tensor]:
     return [torch.nn.functional.normalize(each.double() - mean, dim=-1).flatten(1) for each in splits]
 
 
-def token_spectra(train: TokenSpace, *spaces: TokenSpace) -> tuple[Spectrum, ...]:
+def at_unit_length(*splits: Tensor) -> list[Tensor]:
+    """(pairs, layers, hidden) pooled outputs of layers as (pairs, layers x hidden), each layer's at unit length.
+
+    Of responses of many tokens they are differences, chosen less rejected: what all texts share has gone, and what all
+    pairs share, which centring would take out, is what they ask for together.
+    """
+    return [torch.nn.functional.normalize(each.double(), dim=-1).flatten(1) for each in splits]
+
+
+def token_spectra(train: TokenSpace, *spaces: TokenSpace, centre: bool = True) -> tuple[Spectrum, ...]:
     """The spectrum of centred features of `train`, or of `KERNEL_PAIRS` of them, spread evenly, against each of
-    `spaces`: pairs whose responses are one token."""
-    mean = train.features.double().mean(0)
+    `spaces`. centre: False for responses of many tokens, see `at_unit_length`"""
+    mean = train.features.double().mean(0) if centre else 0.0
     rows = torch.linspace(0, len(train) - 1, min(len(train), KERNEL_PAIRS), dtype=torch.float64).round().long()
 
     def centred(space: TokenSpace) -> TokenSpace:

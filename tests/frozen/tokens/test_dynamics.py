@@ -14,7 +14,7 @@ from margincast.features import features_of
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.forecast import forecast_frozen
 from margincast.frozen.tokens import TokenFeatures, forecast_tokens, token_features
-from margincast.frozen.tokens.space import head_space
+from margincast.frozen.tokens.space import growth_of, head_space
 from margincast.models import LoadedModel
 from margincast.passes.budgets import Budgets
 from margincast.passes.tokenize import encode
@@ -72,8 +72,25 @@ def test_how_much_softmax_is_kept_changes_nothing(keep: int) -> None:
     budgets = Budgets(softmax_keep=keep, logit_block=23)
     space = head_space(train, reference, BETA, budgets=budgets)
     again = space.gradient(weight - reference, get_loss("sigmoid"), batch)
-    torch.testing.assert_close(space.push(weight - reference, get_loss("sigmoid"), batch).gradient(), whole)
     torch.testing.assert_close(again, whole, rtol=1e-12, atol=1e-14)
+    push, pushed = space.push(weight - reference, get_loss("sigmoid"), batch)
+    torch.testing.assert_close(pushed, whole, rtol=1e-12, atol=1e-14)
+    along = push.along([reference])
+    torch.testing.assert_close(along.sum(1), (whole * reference).sum()[None])
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-2, 3.0, 30.0, 300.0])
+def test_the_growth_of_log_sum_exp_keeps_its_digits_in_float32(size: float) -> None:
+    """Against float64, where changes are within float32's rounding, past where exp overflows, and between."""
+    torch.manual_seed(0)
+    logits, change = 10 * torch.randn(21, 500), size * (torch.randn(21, 500) + 1)
+    logits[0, 0], change[0, 0] = 200.0, -size  # all probability is where the change is down
+    exact = (logits.double() + change.double()).logsumexp(1) - logits.double().logsumexp(1)
+    mean = (torch.softmax(logits.double(), 1) * change.double()).sum(1)
+    centred = change.clone()
+    growth = growth_of(logits, torch.softmax(logits, 1), centred)[:, 0]
+    torch.testing.assert_close(growth.double(), exact - mean, rtol=2e-5, atol=1e-6 * size)
+    torch.testing.assert_close(centred.double(), change.double() - mean[:, None], rtol=1e-5, atol=1e-6 * size)
 
 
 @pytest.fixture(scope="module")

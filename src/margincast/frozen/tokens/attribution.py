@@ -87,10 +87,12 @@ def sums(backward: Backward, spaces: dict[str, HeadSpace], targets: Sequence[Tar
     kept = affordable(first)
     end: Tensor | None = None
     for leg, moment in backwards(first, (0, len(run.legs)), lambda at, leg: carry_out(run, at, run.legs[leg]), kept):
-        if end is None:
-            end = carry_out(run, moment, run.legs[leg]).state
-        adjoint.slopes = mean_slopes(spaces, targets, moment.state, end)
-        for step, before in backwards(moment, run.legs[leg], run.advance, kept):
+        first_step, past = run.legs[leg]
+        for step, before in backwards(moment, (first_step, past), run.advance, kept):
+            if step == past - 1:
+                if end is None:
+                    end = run.advance(before, step).state
+                adjoint.slopes = mean_slopes(spaces, targets, moment.state, end)
             values += backward.contributions(before, step, adjoint)
         end = moment.state
     start = values.new_zeros(len(targets))
@@ -114,8 +116,8 @@ class SteppedBack:
     def contributions(self, moment: Moment, step: int, adjoint: Adjoint) -> Tensor:
         run = self.run
         batch, rate = run.batches[step], run.rate(step)
-        push = self.space.push(moment.state, run.recipe.loss, batch)
-        gradient, clip = push.gradient(), torch.ones(())
+        push, gradient = self.space.push(moment.state, run.recipe.loss, batch)
+        clip = torch.ones(())
         if run.recipe.max_grad_norm:
             clip = clip_factor(self.space.norm(gradient), run.recipe.max_grad_norm)
             gradient *= clip
@@ -155,8 +157,8 @@ class _Beside:
 
     def velocity(self, state: Tensor) -> Tensor:
         shape = self.space.unembedding.shape
-        push = self.space.push(state[: shape.numel()].view(shape), self.flow.loss, self.flow.batch)
-        return torch.cat([-push.gradient().flatten(), -push.along(self.slopes).flatten().to(state)])
+        push, gradient = self.space.push(state[: shape.numel()].view(shape), self.flow.loss, self.flow.batch)
+        return torch.cat([-gradient.flatten(), -push.along(self.slopes).flatten().to(state)])
 
     def implicit(self, state: Tensor) -> Solve:
         return explicit

@@ -162,12 +162,20 @@ def distributions(
 
 
 def blocks(
-    features: TokenFeatures, unembedding: Tensor, bias: Tensor | None = None, budgets: Budgets = BUDGETS
+    features: TokenFeatures,
+    unembedding: Tensor,
+    bias: Tensor | None = None,
+    budgets: Budgets = BUDGETS,
+    buffers: Tensor | None = None,
 ) -> Iterator[Block]:
-    """All positions, as many at a time as `budgets.logit_block` holds. Two buffers serve all blocks: memory as large
-    as a block is given back to the system when it is freed, and clearing it anew costs a fifth of the product."""
-    height = max(1, min(len(features.hidden), budgets.logit_block // len(unembedding)))
-    logits, probability = unembedding.new_empty(2, height, len(unembedding)).unbind()
+    """All positions, as many at a time as `budgets.logit_block` holds.
+
+    buffers: of `block_buffers`, for logits and probabilities; made here where none are given
+    """
+    height = block_height(len(features.hidden), unembedding, budgets)
+    if buffers is None:
+        buffers = block_buffers(2, height, unembedding)
+    logits, probability = buffers
     for start in range(0, len(features.hidden), height):
         hidden = features.hidden[start : start + height]
         block = Block(slice(start, start + height), logits[: len(hidden)], probability[: len(hidden)])
@@ -176,6 +184,20 @@ def blocks(
             block.logits.add_(bias)
         torch.softmax(block.logits, dim=1, out=block.probability)
         yield block
+
+
+def block_height(positions: int, unembedding: Tensor, budgets: Budgets) -> int:
+    """How many of `positions` are met at a time."""
+    return max(1, min(positions, budgets.logit_block // len(unembedding)))
+
+
+def block_buffers(count: int, height: int, unembedding: Tensor) -> Tensor:
+    """`count` buffers for `height` positions, (count, height, V), that serve block after block.
+
+    Memory as large as a block is given back to the system when it is freed, and clearing it anew costs a fifth of the
+    product.
+    """
+    return unembedding.new_empty(count, height, len(unembedding))
 
 
 def _seen_and_expected(

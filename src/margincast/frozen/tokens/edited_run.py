@@ -155,7 +155,7 @@ def _pulls(space: HeadSpace, met: Met, weight: Tensor, rows: slice) -> Tensor:
 def _met(space: HeadSpace, state: Tensor, recipe: Recipe, batch: Batch) -> tuple[Met, Tensor]:
     """The pairs of `batch`, ascending, at W0 + `state`, and their margins."""
     once = replace(space, budgets=replace(space.budgets, softmax_keep=0))
-    push = once.push(state, recipe.loss, batch)
+    push, _ = once.push(state, recipe.loss, batch)
     logits = (push.weight[push.part.target] * push.part.hidden).sum(1)
     if space.bias is not None:
         logits += space.bias[push.part.target]

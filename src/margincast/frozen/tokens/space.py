@@ -15,10 +15,15 @@ from torch import Tensor
 
 from margincast.errors import InputError
 from margincast.features.positions import TokenFeatures
-from margincast.frozen.tokens.decomposition import blocks, distributions, pull
+from margincast.frozen.tokens.decomposition import block_buffers, block_height, blocks, distributions, pull
 from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
+
+IN_CACHE = 8  # rows of logits that several operations go over one after the other while a processor's cache holds them
+# A change of logits by which exp is taken of what probabilities times it would lose: below it even the smallest
+# probability of float32, times exp of it and as many as a vocabulary has, is nothing beside 1.
+LARGE = 40.0
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,11 @@ class HeadSpace:
         """
         part = self.features
         moved = part.hidden.new_empty(len(states), len(part.hidden))
-        for block in blocks(part, self.unembedding, self.bias, self.budgets):
+        height = block_height(len(part.hidden), self.unembedding, self.budgets)
+        buffers = block_buffers(3, height, self.unembedding)
+        for block in blocks(part, self.unembedding, self.bias, self.budgets, buffers[:2]):
             for row, state in zip(moved, states, strict=True):
-                change = part.hidden[block.rows] @ state.T
+                change = torch.mm(part.hidden[block.rows], state.T, out=buffers[2, : len(block.logits)])
                 growth = growth_of(block.logits, block.probability, change)
                 row[block.rows] = change.gather(1, part.target[block.rows, None])[:, 0] - growth[:, 0]
         return self.first_rewards() + self.beta * part.share * moved
@@ -84,25 +91,41 @@ class HeadSpace:
     def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
         """Gradient of the batch's mean loss at W0 + `state`, (V, hidden): minus Eq. 14. Without a reference at `state`,
         as `frozen.engine.step` has it."""
-        weight = state if self.reference_free else self.unembedding + state
-        gradient = torch.zeros_like(weight)
-        for some in self._kept_at_once(batch):
-            self._push(weight, loss, some).add_to(gradient)
+        gradient = self.zeros()
+        for push in self._pushes(state if self.reference_free else self.unembedding + state, loss, batch):
+            push.add_to(gradient)
         return gradient
 
-    def push(self, state: Tensor, loss: Loss, batch: Batch) -> Push:
-        """What the batch's gradient at W0 + `state` is made of."""
-        return self._push(self.unembedding + state, loss, batch)
+    def push(self, state: Tensor, loss: Loss, batch: Batch) -> tuple[Push, Tensor]:
+        """What the batch's gradient at W0 + `state` is made of, and the gradient."""
+        gradient, parts = self.zeros(), []
+        for push in self._pushes(self.unembedding + state, loss, batch):
+            push.add_to(gradient)
+            parts.append((push.margins, push.logps, push.slopes))
+        if len(parts) == 1:
+            return push, gradient
+        margins, logps, slopes = (torch.cat(each) for each in zip(*parts, strict=True))
+        part = self.features.select(batch.rows)
+        return replace(push, part=part, margins=margins, logps=logps, slopes=slopes, kept=[]), gradient
 
-    def _push(self, weight: Tensor, loss: Loss, batch: Batch) -> Push:
+    def _pushes(self, weight: Tensor, loss: Loss, batch: Batch) -> Iterator[Push]:
+        """Those of parts of the batch at the weights W, each good until the next."""
+        height = block_height(len(self.features.hidden), weight, self.budgets)
+        buffers = block_buffers(2, height, weight)
+        for some in _within(self.features, batch, height):
+            yield self._push(weight, loss, some, buffers)
+
+    def _push(self, weight: Tensor, loss: Loss, batch: Batch, buffers: Tensor) -> Push:
+        """buffers: of `blocks`, which hold softmax rows that are kept, where all of them fit"""
         part = self._known.select(batch.rows)
         kept: list[tuple[slice, Tensor]] = []
         keep = len(part.hidden) * len(weight) <= self.budgets.softmax_keep
         logps = torch.empty_like(part.hidden[:, 0])
-        for block in blocks(part, weight, self.bias, self.budgets):
+        for block in blocks(part, weight, self.bias, self.budgets, buffers):
             logps[block.rows] = block.logps(part.target[block.rows])
-            if keep:
-                kept.append((block.rows, block.probability.clone()))
+            alone = len(block.probability) == len(part.hidden)  # no next block overwrites it
+            if alone or keep:
+                kept.append((block.rows, block.probability if alone else block.probability.clone()))
         assert part.reference is not None
         ratios = logps if self.reference_free else logps - part.reference
         rewards = self.beta * part.per_response(part.share * ratios)
@@ -120,18 +143,6 @@ class HeadSpace:
         for block in blocks(part, self.unembedding, self.bias, self.budgets):
             logps[block.rows] = block.logps(part.target[block.rows])
         return replace(part, reference=logps)
-
-    def _kept_at_once(self, batch: Batch) -> Iterator[Batch]:
-        """Parts of the batch whose softmax rows `_push` keeps: a pair's slope asks for no other pair."""
-        room = self.budgets.softmax_keep // len(self.unembedding)
-        lengths = torch.bincount(self.features.pair, minlength=self.features.pairs)[batch.rows].tolist()
-        first, taken = 0, 0
-        for place, length in enumerate(lengths):
-            if taken and taken + length > room:
-                yield Batch(batch.rows[first:place], batch.weights[first:place])
-                first, taken = place, 0
-            taken += length
-        yield Batch(batch.rows[first:], batch.weights[first:])
 
 
 @dataclass(frozen=True)
@@ -151,19 +162,14 @@ class Push:
     kept: list[tuple[slice, Tensor]]
     budgets: Budgets
 
-    def gradient(self) -> Tensor:
-        """(V, hidden)."""
-        return self.add_to(torch.zeros_like(self.weight))
-
-    def add_to(self, gradient: Tensor) -> Tensor:
-        """`gradient`, (V, hidden), with this one added in place."""
+    def add_to(self, gradient: Tensor) -> None:
+        """Adds the gradient to `gradient`, (V, hidden), in place."""
         part = self.part
         weights = self.slopes[part.pair] * part.sign
         pulled = weights[:, None] * part.hidden
         gradient.index_add_(0, part.target, pulled)
         for rows, probability in self._distributions():
             gradient.addmm_(probability.T, pulled[rows], alpha=-1.0)
-        return gradient
 
     def along(self, directions: Sequence[Tensor]) -> Tensor:
         """The products of every pair's part of the gradient with K matrices (V, hidden), (K, pairs) float64."""
@@ -209,16 +215,34 @@ def first_pull(
     return pull(space.features, loss, beta, rewards[:, 0] - rewards[:, 1])
 
 
+def _within(features: TokenFeatures, batch: Batch, room: int) -> Iterator[Batch]:
+    """Parts of the batch with at most `room` positions, or one pair: its slope asks for no other pair."""
+    lengths = torch.bincount(features.pair, minlength=features.pairs)[batch.rows].tolist()
+    first, taken = 0, 0
+    for place, length in enumerate(lengths):
+        if taken and taken + length > room:
+            yield Batch(batch.rows[first:place], batch.weights[first:place])
+            first, taken = place, 0
+        taken += length
+    yield Batch(batch.rows[first:], batch.weights[first:])
+
+
 def growth_of(logits: Tensor, probability: Tensor, change: Tensor) -> Tensor:
     """By how much log sum exp grows, less the mean of `change`, which is taken from `change` in place: (rows, 1).
 
     logits: (rows, V), up to what all of a row have in common;  probability: (rows, V) their softmax
     change: (rows, V) of the logits
     """
-    # Whatever mean is taken, growth is beside it: its rounding is not lost.
-    change -= torch.bmm(probability[:, None], change[:, :, None])[:, 0]
-    growth = torch.bmm(probability[:, None], change.clamp(max=1.0).expm1_()[:, :, None])[:, 0].log1p_()
-    large = change.amax(1) >= 1.0
+    growth = change.new_empty(len(change), 1)
+    work = torch.empty_like(change[:IN_CACHE])
+    for start in range(0, len(change), IN_CACHE):
+        rows = slice(start, start + IN_CACHE)
+        moved, known = change[rows], probability[rows]
+        some = work[: len(moved)]
+        # Whatever mean is taken, growth is beside it: its rounding is not lost.
+        moved -= torch.mul(moved, known, out=some).sum(1, keepdim=True)
+        growth[rows] = torch.expm1(moved, out=some).mul_(known).sum(1, keepdim=True).log1p_()
+    large = change.amax(1) >= LARGE
     if bool(large.any()):
         known = torch.log_softmax(logits[large], dim=1)
         growth[large] = torch.logsumexp(known + change[large], 1, keepdim=True)
