@@ -166,7 +166,9 @@ def test_a_run_begins_at_the_log_ratios_and_keeps_its_reference(train: str, tmp_
     found = extract_features(loaded, TRAIN, HELDOUT, cache_dir=tmp_path / "cache")
     encoding = encode(type(TRAIN)(TRAIN.pairs + HELDOUT.pairs), tokenizer)
     recipe = Recipe(train=train, **{**SHORT, "learning_rate": 1e-2})
-    run = train_model(loaded, encoding, found, recipe, tmp_path / "run", say=lambda line: None)
+    lines: list[str] = []
+    run = train_model(loaded, encoding, found, recipe, tmp_path / "run", say=lines.append)
+    assert ["trains on" in line for line in lines] == [True] * (train == "lora")
 
     def ratios(model: Any) -> Tensor:
         chosen, rejected = Evaluator(encoding.select(HELDOUT).rows, True, frozen_backbone=False)(model)

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from margincast.errors import InputError
-from margincast.models.adapter import merged_model, with_adapter
+from margincast.models.adapter import has_adapter, merged_model, with_adapter
 from margincast.models.load import LoadedModel, untie
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.response_pass import packing_problem
@@ -60,7 +60,8 @@ def train_model(
     steps from which the same call continues after an interruption. All processes of a run must share it.
     stop_after: the step at which to pause, recorded too; `folder` is left as by an interruption there
     keep_state: leave what an interrupted run needs, for a caller that has more to write before the run is finished and
-    then calls `forget_state`;  say: gets a line for every checkpoint that could not be used
+    then calls `forget_state`;  say: gets a line for every checkpoint that could not be used,
+    and where an adapter that was there trains on
 
     Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not that of `features`, when
     another process trains in `folder`, and when the loss divides log-ratios by the length of responses that are longer
@@ -70,6 +71,8 @@ def train_model(
     recipe.check_trainable()
     refuse_length_normalized(recipe.loss, features.train.single_token and features.heldout.single_token)
     dtype = loaded.model.get_output_embeddings().weight.dtype
+    if recipe.train == "lora" and has_adapter(loaded.model):
+        say(f"the adapter of {loaded.name} trains on as it is: its own rank, scale and modules, and no dropout")
     model = prepared(loaded, recipe)
     recorded, state = features.train.pairs.spread(recipe.recorded_train), folder / STATE
     rows = encoding.select(features.train.pairs).rows
