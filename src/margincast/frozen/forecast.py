@@ -32,7 +32,7 @@ class Forecast(Attributable):
 
     def sums(self, targets: Sequence[Target], step: int) -> Sums:
         """The numbers of `attributions`."""
-        spaces = dict(zip(("train", "heldout"), token_spaces(self.features, self.recipe.beta, self.dtype), strict=True))
+        spaces = dict(zip(("train", "heldout"), token_spaces(self.features, self.recipe, self.dtype), strict=True))
         found = self.attributed(step)
         mine = [spaces[target.split].rows(target.rows) for target in targets]
         blocks = torch.split(torch.arange(len(found.train)), ROWS)
@@ -48,7 +48,7 @@ class Forecast(Attributable):
         """
         step = self.recorded(step)
         if step not in self._attributed:
-            train, _ = token_spaces(self.features, self.recipe.beta, self.dtype)
+            train, _ = token_spaces(self.features, self.recipe, self.dtype)
             train = train.to(forecast_device(self.features.device))
             self._attributed[step] = account(train, self.recipe, self.features.unembedding, [step])[step]
         return self._attributed[step]
@@ -70,7 +70,7 @@ def forecast_frozen(features: Features, recipe: Recipe, *, dtype: torch.dtype | 
     loss = recipe.loss
     dtype = precision(features) if dtype is None else dtype
     device = forecast_device(features.device)
-    train, heldout = (space.to(device) for space in token_spaces(features, recipe.beta, dtype))
+    train, heldout = (space.to(device) for space in token_spaces(features, recipe, dtype))
     refuse_bias(features, loss)
     unembedding = features.unembedding.to(device, train.dtype)
     states, errors = _states(train, recipe, unembedding)
@@ -129,21 +129,24 @@ def _recorded(
     bias = 0.0 if features.bias is None else features.scale * features.bias.to(unembedding)
     start = space.logits(unembedding) + bias
     chosen = torch.stack([_chosen_rewards(split, space, start, state) for state in states])
+    ratios = split.start_log_ratios
     if free:
-        chosen = chosen + recipe.beta * split.reference_chosen.to(chosen)
+        chosen = chosen + recipe.beta * split.policy_logps[0].to(chosen)
+    elif ratios is not None:
+        chosen = chosen + recipe.beta * ratios[0].to(chosen)
     return SplitTrajectory(split.pairs, margins.cpu(), chosen.cpu())
 
 
 def _chosen_rewards(split: FeatureSet, space: TokenSpace, start: Tensor, state: Tensor) -> Tensor:
-    """beta * log(pi/pi_ref) of the chosen response, (pairs,), without the vocabulary.
+    """beta * log(pi/pi_0) of the chosen response, (pairs,), pi_0 the policy before training; without the vocabulary.
 
-    Only T logits move, so Z changes by what they change: with p the reference probabilities of the T tokens,
+    Only T logits move, so Z changes by what they change: with p the probabilities of the T tokens under pi_0,
     log Z/Z0 = log(1 + sum_t p_t (exp(dlogit_t) - 1)).
 
-    start: (pairs, T) the reference's logits of the T tokens
+    start: (pairs, T) pi_0's logits of the T tokens
     """
     change = space.logits(state)
-    log_normaliser = start.gather(1, space.chosen[:, None]).squeeze(1) - split.reference_chosen.to(start)
+    log_normaliser = start.gather(1, space.chosen[:, None]).squeeze(1) - split.policy_logps[0].to(start)
     probability = (start - log_normaliser[:, None]).exp()
     growth = torch.log1p((probability * torch.expm1(change)).sum(dim=1))
     return space.beta * (change.gather(1, space.chosen[:, None]).squeeze(1) - growth)

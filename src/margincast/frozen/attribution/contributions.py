@@ -15,7 +15,7 @@ cancel, and a margin can be a thousandth of the largest of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -70,7 +70,8 @@ class Attribution:
         return self.shares.exact
 
     def start(self, targets: TokenSpace) -> Tensor:
-        """The part of each margin that belongs to no pair, (targets,) float64: 0 without weight decay or SimPO."""
+        """The part of each margin that belongs to no pair, (targets,) float64: where it began (0 of a policy that
+        was its own reference), and what weight decay took from W0."""
         return targets.margins(self.start_weight * self.unembedding.double())
 
     def contributions(self, targets: TokenSpace, rows: Tensor | None = None) -> Tensor:
@@ -88,7 +89,7 @@ class Attribution:
     def margins(self, targets: TokenSpace) -> Tensor:
         """All contributions and the start, (targets,) float64."""
         everyone = torch.zeros_like(self.train.chosen)
-        return targets.margins(self.by_group(everyone, 1)[0]) + self.start(targets)
+        return targets.moved(self.by_group(everyone, 1)[0]) + self.start(targets)
 
     def top(self, targets: TokenSpace, count: int) -> Top:
         """The `count` training pairs that matter most to each target, without holding targets x N numbers.
@@ -106,7 +107,7 @@ class Attribution:
     def by_group(self, groups: Tensor, count: int) -> Tensor:
         """What the pairs of each group added to dW, (count, T, hidden) float64; groups: (N,) in [0, count).
 
-        `targets.margins(states[k])` is then the sum of the contributions of group k, for any number of targets.
+        `targets.moved(states[k])` is then the sum of the contributions of group k, for any number of targets.
         """
         train = self.train
         states = train.features.new_zeros(count * train.tokens, train.features.shape[1], dtype=torch.float64)
@@ -158,9 +159,8 @@ class Attribution:
         """Targets in groups whose features are held in float64, where the run was calculated."""
         for first in range(0, len(targets), self.targets_at_once):
             part = slice(first, min(first + self.targets_at_once, len(targets)))
-            features = targets.features[part].to(self.device).double()
-            chosen, rejected = targets.chosen[part].to(self.device), targets.rejected[part].to(self.device)
-            yield part, TokenSpace(features, chosen, rejected, targets.beta, targets.tokens)
+            some = targets.rows(part).to(self.device)
+            yield part, replace(some, features=some.features.double())
 
     def _blocks(self, rows: Tensor) -> Iterator[slice]:
         size = max(1, self.block_numbers // max(self.targets_at_once, 2 * self.train.features.shape[1]))
@@ -172,13 +172,13 @@ def attribute(
 ) -> dict[int, Attribution]:
     """The attribution of all margins after each of the steps `at` (the last), of the run that `forecast_frozen` tells.
 
-    `token_spaces(features, beta)` gives the targets, held-out and training pairs.
+    `token_spaces(features, recipe)` gives the targets, held-out and training pairs.
 
     Raises what `forecast_frozen` raises, and `InputError` for a step that the run does not have and for an optimizer
     of which it is not known what a pair adds.
     """
     recipe = recipe.for_pairs(len(features.train.pairs))
-    train, _ = token_spaces(features, recipe.beta, dtype)
+    train, _ = token_spaces(features, recipe, dtype)
     refuse_bias(features, recipe.loss)
     train = train.to(forecast_device(features.device))
     return account(train, recipe, features.unembedding, [recipe.steps] if at is None else at)

@@ -129,7 +129,7 @@ def _problem(features: Features, recipe: Recipe) -> tuple[Recipe, TokenSpace, To
     refuse_bias(features, recipe.loss)
     # In float64 throughout: derivatives through Adam's division are differences of large numbers.
     device = forecast_device(features.device)
-    train, heldout = (space.to(device) for space in token_spaces(features, recipe.beta, torch.float64))
+    train, heldout = (space.to(device) for space in token_spaces(features, recipe, torch.float64))
     return recipe, train, heldout
 
 

@@ -88,7 +88,7 @@ class _Driven:
 
         def both(velocity: Tensor, h: float) -> Tensor:
             inside = velocity[: self.numbers].view(self.shape) @ solver.basis
-            held = solver.curvature * within.margins(solver.within(inside, h)) * (-h / within.beta)
+            held = solver.curvature * within.moved(solver.within(inside, h)) * (-h / within.beta)
             change = h * velocity
             change[: self.numbers] += self._pull(held).flatten()
             change[self.numbers :] += self.length * held

@@ -7,7 +7,7 @@ arithmetic whatever they are stored in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Stiff:
         whole = next(full_batch(len(space), 1))
         self.batch = Batch(whole.rows.to(space.features.device), whole.weights.to(space.features.device))
         self.basis, coordinates = self._leading(rank)
-        self.within = TokenSpace(coordinates, space.chosen, space.rejected, space.beta, space.tokens)
+        self.within = replace(space, features=coordinates)
         pairs = torch.stack([space.chosen, space.rejected], dim=1)
         self.directions, self.direction = torch.unique(pairs.sort(dim=1).values, dim=0, return_inverse=True)
         self.sign = torch.where(space.chosen <= space.rejected, 1.0, -1.0).double() * (space.chosen != space.rejected)
