@@ -25,11 +25,13 @@ from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.flow.states import gradient_flow
 from margincast.recipe.batches import full_batch
 from margincast.recipe.losses import get_loss
+from margincast.recipe.recipe import Recipe
 
 
 def rows() -> Iterator[Row]:
     pairs = load_pairs("persona:k4", persona_dir=Path(os.environ["MARGINCAST_PERSONA_DIR"]))
-    space, _ = token_spaces(extract_features("smollm2", *pairs.split(holdout=0.1, seed=1234)), 0.01, torch.float32)
+    features = extract_features("smollm2", *pairs.split(holdout=0.1, seed=1234))
+    space, _ = token_spaces(features, Recipe(beta=0.01), torch.float32)
     halved = halving_time(space)
     for title, end in (("halving time", halved), ("10 x halving time", 10 * halved)):
         exact = gradient_flow(space, [end], rtol=1e-9).states[0]

@@ -6,7 +6,7 @@ from benchmarks.harness import Row
 
 
 def rows() -> Iterator[Row]:
-    from benchmarks.attribution import chat, cleaning, counterfactuals, flips, scale, treatments
+    from benchmarks.attribution import chat, cleaning, counterfactuals, flips, scale, treatments, true_runs
 
-    for claim in (counterfactuals, scale, treatments, flips, chat, cleaning):
+    for claim in (counterfactuals, scale, treatments, flips, chat, cleaning, true_runs):
         yield from claim.rows()

@@ -29,7 +29,7 @@ from margincast.diagnose import find_issues
 from margincast.diagnose.sequences import lengths_of, mean_features, reference_of
 from margincast.features.positions import Positions, TokenFeatures, head_of, token_features
 from margincast.passes.tokenize import encode
-from margincast.records import PairSet
+from margincast.records import Pair, PairSet
 
 SHARE, SEEDS = 0.1, range(10)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of a logistic head's fit, C
@@ -118,7 +118,7 @@ def rows() -> Iterator[Row]:
             yield Row(f"{name}, flips: auroc", "-", None, nothing, nothing, nothing, f"no {needed}", nothing)
             continue
         positions = features_of(*read(folder))
-        planted = [with_flips(positions, seed) for seed in SEEDS]
+        planted = [with_flips(positions, drawn(len(positions.train_pairs), SHARE, seed)) for seed in SEEDS]
         for way, score in WAYS.items():
             start = time.perf_counter()
             found = np.array([auroc(wrong.numpy(), score(each).double().numpy()) for each, wrong in planted])
@@ -134,14 +134,16 @@ def features_of(train: PairSet, heldout: PairSet, length: int) -> Positions:
     return Positions(*features, train, heldout, *head_of(loaded), loaded.name, loaded.hash)
 
 
-def with_flips(positions: Positions, seed: int) -> tuple[Positions, Tensor]:
-    """With a tenth of the training pairs turned round, and which these are, (pairs,) bool."""
-    wrong = drawn(len(positions.train_pairs), SHARE, seed)
+def with_flips(positions: Positions, wrong: Tensor) -> tuple[Positions, Tensor]:
+    """With the training pairs where `wrong`, (pairs,) bool, turned round, and `wrong`."""
     pairs = tuple(
-        replace(pair, chosen=pair.rejected, rejected=pair.chosen) if turn else pair
-        for pair, turn in zip(positions.train_pairs, wrong.tolist(), strict=True)
+        turned(pair) if turn else pair for pair, turn in zip(positions.train_pairs, wrong.tolist(), strict=True)
     )
     return positions.redrawn(PairSet(pairs), torch.arange(len(pairs)), wrong), wrong
+
+
+def turned(pair: Pair) -> Pair:
+    return replace(pair, chosen=pair.rejected, rejected=pair.chosen)
 
 
 if __name__ == "__main__":

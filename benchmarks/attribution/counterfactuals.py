@@ -104,7 +104,7 @@ def problem() -> tuple[Features, Tensor]:
 def changes_of(
     features: Features, words: Tensor, recipe: Recipe, make: Callable[[list[Tensor]], torch.optim.Optimizer]
 ) -> Changes:
-    _, heldout = token_spaces(features, recipe.beta)
+    _, heldout = token_spaces(features, recipe)
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -149,7 +149,7 @@ def retrained(
     features: Features, words: Tensor, recipe: Recipe, make: Callable[[list[Tensor]], torch.optim.Optimizer]
 ) -> Tensor:
     """Held-out margins, (M,), of a linear head over `words` that PyTorch trains with DPO's loss."""
-    train, heldout = token_spaces(features, recipe.beta, words.dtype)
+    train, heldout = token_spaces(features, recipe, words.dtype)
     head = torch.nn.Linear(words.shape[1], len(words), bias=False, dtype=words.dtype)
     head.weight.data.copy_(words)
     optimizer = make([head.weight])

@@ -47,7 +47,7 @@ def answers(run: ChatRun, features: Features, rehearsed: Tensor) -> Iterator[tup
     yield "length difference", torch.tensor(lengths, dtype=torch.float64), None
     ratio = features.heldout.reference_rejected - features.heldout.reference_chosen
     yield "reference log-ratio", ratio.double(), None
-    train, heldout = deep_spaces(features, run.beta, torch.arange(len(features.train.pairs)))
+    train, heldout = deep_spaces(features, run.recipe, torch.arange(len(features.train.pairs)))
     yield "ridge probe", token_spectra(train, heldout, centre=False)[0].shape(1.0, 0.1), None
 
 

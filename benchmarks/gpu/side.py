@@ -199,6 +199,11 @@ def trl(side: str, model: Any, tokenizer: Any, pairs: PairSet, clock: Clock, giv
 def main() -> None:
     answers, side, shape = own_stdout(), sys.argv[1], SHAPES[sys.argv[2]]
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if side == "frozen":
+        from benchmarks.gpu import frozen
+
+        print(json.dumps(asdict(frozen.measure(sys.argv[2], device))), file=answers, flush=True)
+        return
     for job in JOBS:
         print(json.dumps(asdict(measure(side, shape, job, device))), file=answers, flush=True)
 

@@ -18,6 +18,7 @@ from margincast.frozen.engine.step import simulate
 from margincast.recipe.batches import batch_order
 from margincast.recipe.losses import get_loss
 from margincast.recipe.optimizers.adamw import AdamW
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features
 
 STEPS, BATCH, RATE, BETA, EVERY = 60, 32, 1e-3, 0.01, 10
@@ -73,7 +74,7 @@ def tracin_self(features: Features) -> Tensor:
 def tracin_dot(features: Features) -> Tensor:
     """Gradient products with the mean held-out gradient, summed over checkpoints; negative ones are suspicious."""
     train, states = _states(features)
-    _, heldout = token_spaces(features, BETA)
+    _, heldout = token_spaces(features, Recipe(beta=BETA))
     total = torch.zeros(len(train), dtype=torch.float64)
     for state in states:
         mine, theirs = (get_loss("sigmoid").slope(space.margins(state)) for space in (train, heldout))
@@ -190,7 +191,7 @@ PEERS: dict[str, Callable[[Features], Tensor]] = {
 
 def _states(features: Features) -> tuple[Any, list[Tensor]]:
     """The training pairs and dW at every `EVERY`-th step, the first included."""
-    train, _ = token_spaces(features, BETA)
+    train, _ = token_spaces(features, Recipe(beta=BETA))
     run = simulate(
         train, AdamW(RATE), batch_order(len(train), BATCH, STEPS, 0), unembedding=features.unembedding.double(),
         loss=get_loss("sigmoid"),
@@ -201,7 +202,7 @@ def _states(features: Features) -> tuple[Any, list[Tensor]]:
 
 def _as_regression(features: Features) -> tuple[Tensor, Tensor, nn.Linear]:
     """y g of training and held-out pairs, and the trained head whose value on them is the margin."""
-    spaces = token_spaces(features, BETA)
+    spaces = token_spaces(features, Recipe(beta=BETA))
     _, states = _states(features)
     signs = [torch.where(space.chosen == 1, 1.0, -1.0) for space in spaces]
     head = nn.Linear(spaces[0].features.shape[1], 1, bias=False)

@@ -156,8 +156,8 @@ class FeatureSet:
     positions of the chosen response less that over the rejected one's; None where nobody asked for it
     chosen_ids, rejected_ids: response token ids, ragged
     reference_chosen, reference_rejected: (pairs,) sums of log-probabilities of the responses under the reference
-    start_chosen, start_rejected: (pairs,) the same under the model that the features are of, where that is not the
-    reference: one with a trained adapter, whose reference is the model without it
+    start_chosen, start_rejected: (pairs,) the same under the policy, the model that the features are of, where that is
+    not the reference: one with a trained adapter, whose reference is the model without it
     """
 
     pairs: PairSet
@@ -177,6 +177,23 @@ class FeatureSet:
     def single_token(self) -> bool:
         """Whether every response is exactly one token."""
         return all(len(ids) == 1 for ids in self.chosen_ids + self.rejected_ids)
+
+    @property
+    def policy_logps(self) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of chosen and rejected responses under the policy before training, (pairs,) each."""
+        if self.start_chosen is None or self.start_rejected is None:
+            return self.reference_chosen, self.reference_rejected
+        return self.start_chosen, self.start_rejected
+
+    @property
+    def start_log_ratios(self) -> tuple[Tensor, Tensor] | None:
+        """log(pi / pi_ref) of chosen and rejected responses before training, (pairs,) float64 each.
+
+        None where the policy is its own reference."""
+        if self.start_chosen is None or self.start_rejected is None:
+            return None
+        chosen = self.start_chosen.double() - self.reference_chosen.double()
+        return chosen, self.start_rejected.double() - self.reference_rejected.double()
 
     def select(self, pairs: PairSet) -> FeatureSet:
         """The features of `pairs`, some of these, in their order. Raises `KeyError` for a pair that is not here."""
@@ -209,10 +226,6 @@ class FeatureSet:
         )
 
 
-# Log-ratios with and without an adapter that are nearer than this are the same: the adapter changes nothing.
-SAME_START = 1e-5
-
-
 @dataclass(frozen=True)
 class Features:
     """Frozen features of a data set under one model, split into training and held-out pairs.
@@ -222,6 +235,7 @@ class Features:
     bias: (T,) the unembedding's bias for `tokens`, where it has one; training the unembedding leaves it as it is
     logits: what the model does with W g before the softmax: "linear", or the reason why it is not linear in W
     scale: the factor the model puts on W g (1 for most)
+    device: where forecasts of them are calculated, that of the model; the tensors themselves are on the CPU
     """
 
     train: FeatureSet
@@ -233,6 +247,7 @@ class Features:
     logits: str = "linear"
     scale: float = 1.0
     bias: Tensor | None = None
+    device: str = "auto"
 
     @property
     def train_pairs(self) -> PairSet:
@@ -245,21 +260,6 @@ class Features:
     def redrawn(self, pairs: PairSet, rows: Tensor, turned: Tensor) -> Features:
         """With the training pairs at `rows`, now called `pairs`, chosen and rejected swapped where `turned`."""
         return replace(self, train=self.train.redrawn(pairs, rows, turned))
-
-    def check_start(self) -> None:
-        """Raises `InputError` where margins do not start at 0: forecasts and runs here start from their reference."""
-        gaps = [
-            (split.start_chosen - split.reference_chosen - split.start_rejected + split.reference_rejected).abs().max()
-            for split in (self.train, self.heldout)
-            if split.start_chosen is not None and split.start_rejected is not None and len(split.pairs)
-        ]
-        if gaps and not max(gaps) <= SAME_START:
-            raise InputError(
-                f"{self.model} comes with a trained adapter, and its reference is the model without it: log-ratios of "
-                f"pairs start up to {float(max(gaps)):.3g} from 0, and runs here start from their reference; with the "
-                "adapter merged (--merge_adapter, load_model(..., merge_adapter=True)) the reference has it too, as "
-                "TRL 1.x has it"
-            )
 
 
 @dataclass(frozen=True, repr=False)

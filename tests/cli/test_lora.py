@@ -101,3 +101,36 @@ def test_a_tracker_that_is_not_installed_is_named_at_once(
     done = run("train", *words)
     assert done.status == 2
     assert "pip install wandb" in done.err
+
+
+@pytest.fixture
+def adapter_folder(model_folder: Path, tmp_path: Path) -> Path:
+    """A trained adapter on top of the tiny model, as peft saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj", "down_proj"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0.0, 0.5)
+    model.save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+def test_forecast_and_run_of_a_trained_adapter_begin_where_it_is(
+    adapter_folder: Path, data_folder: Path, tmp_path: Path
+) -> None:
+    words = (data_folder, "--model", adapter_folder, *SETTINGS, "--beta", 0.5)
+    head, real = tmp_path / "forecast", tmp_path / "train"
+    for command, out in (("forecast", head), ("train", real)):
+        done = run(command, *words, "--train", "head", "--out", out)
+        assert done.status == 0, done.err
+    expected, trained = (load_file(out / "margins.safetensors")["heldout"] for out in (head, real))
+    assert float(expected[0].abs().max()) > 0.01
+    torch.testing.assert_close(trained.double(), expected.double(), rtol=1e-3, atol=1e-3)
+    assert run("compare", head, real, "--out", tmp_path / "compared").status == 0
+    assert run("attribute", head, "--out", tmp_path / "attributed").status == 0
+    said = json.loads((tmp_path / "attributed" / "summary.json").read_text())["results"]
+    assert said["sum_error"] < 1e-8

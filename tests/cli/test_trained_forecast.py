@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.helpers import CONCEPTS, Outcome, run, write_rows
+from tests.tiny import tiny_model
 
 Words = tuple[object, ...]
 SETTINGS = (
@@ -198,6 +199,9 @@ def test_constants_come_from_folders_of_train(inputs: Words, model_folder: Path,
     assert runs[0].recipe == mc.Recipe.from_config(trained.summary["config"])
     assert runs[0].features.heldout.pairs.fingerprint == trained.trajectory.heldout.pairs.fingerprint
     assert all(each.rehearsal is not None and each.features.train.layers is not None for each in runs)
+    pair = mc.TrainedRun.from_folder(tmp_path / "fast", (model.model, model.tokenizer), data="fast", cache_dir=cache)
+    assert pair.rehearsal is not None and runs[0].rehearsal is not None
+    assert torch.equal(pair.rehearsal.heldout, runs[0].rehearsal.heldout)
     constants = mc.fit_constants(runs)
     assert constants.paths["all"] == (pytest.approx(0.02), pytest.approx(0.04))
     constants.save(tmp_path / "own.json")
@@ -209,3 +213,5 @@ def test_constants_come_from_folders_of_train(inputs: Words, model_folder: Path,
         mc.TrainedRun.from_folder(tmp_path / "forecast", model, cache_dir=cache)
     with pytest.raises(mc.InputError, match="whose weights are not those of another"):
         mc.TrainedRun.from_folder(tmp_path / "fast", replace(model, name="another", hash="0"), cache_dir=cache)
+    with pytest.raises(mc.InputError, match="whose weights are not those of LlamaForCausalLM"):
+        mc.TrainedRun.from_folder(tmp_path / "fast", (tiny_model(seed=1), model.tokenizer), cache_dir=cache)

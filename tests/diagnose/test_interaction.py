@@ -7,6 +7,7 @@ from margincast.diagnose import interaction
 from margincast.frozen.attribution.contributions import attribute
 from margincast.frozen.engine.spaces import token_spaces
 from margincast.recipe.optimizers.sgd import SGD
+from margincast.recipe.recipe import Recipe
 from tests.problems import make_features
 from tests.recipes import head_recipe
 
@@ -19,7 +20,7 @@ def test_cells_are_sums_of_contributions() -> None:
     features = make_features(unembedding, hidden, chosen, (chosen + 1) % 4, heldout=8)
     settings = {"beta": 0.5, "optimizer": SGD(0.1), "steps": 6, "batch_size": 4}
     found = attribute(features, head_recipe(**settings), at=(3, 6))
-    matrix = interaction(features, found.values(), 0.5)
+    matrix = interaction(features, found.values(), Recipe(beta=0.5))
     assert matrix.steps == (3, 6)
     train, heldout = features.train, features.heldout
     shared = train.hidden.mean(dim=0)
@@ -27,7 +28,7 @@ def test_cells_are_sums_of_contributions() -> None:
     projector = torch.eye(5).double() - shared[:, None] * shared
     # A contribution is linear in g_i . g_j, so that leaving the direction out scales it.
     scale = (heldout.hidden @ projector @ train.hidden.T) / (heldout.hidden @ train.hidden.T)
-    _, targets = token_spaces(features, 0.5)
+    _, targets = token_spaces(features, Recipe(beta=0.5))
     for at, step in enumerate(matrix.steps):
         contributions = found[step].contributions(targets)
         for a, trained in enumerate(matrix.trained):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from margincast.diagnose import diagnose_run, find_issues, plan_changes
 from margincast.diagnose.effects import cleaning_effect
-from margincast.diagnose.sequences import SequenceSettings, sequence_points
+from margincast.diagnose.sequences import SequenceSettings, extreme_features, sequence_points
 from margincast.features.positions import Positions, TokenFeatures
 from margincast.frozen.attribution.edits import drop, edited
 from margincast.frozen.tokens.forecast import forecast_positions
@@ -64,6 +64,25 @@ def made() -> tuple[Positions, Tensor]:
     return positions.redrawn(PairSet(tuple(turned)), rows, wrong), wrong
 
 
+def test_extremes_are_the_largest_and_smallest_value_of_every_feature() -> None:
+    positions, _ = made()
+    found = extreme_features(positions.train)
+    for response in (0, 1, 55):
+        mine = positions.train.hidden[positions.train.response == response]
+        expected = torch.cat([mine.amax(dim=0), mine.amin(dim=0)])
+        assert torch.equal(found.flatten(0, 1)[response], expected)
+
+
+def test_heldout_pairs_decide_what_is_harmful_in_long_responses() -> None:
+    """Held-out pairs say that flipped pairs pull the wrong way; flipped held-out pairs say that the others do."""
+    positions, wrong = made()
+    rows = torch.arange(HELDOUT)
+    against = replace(positions, heldout=positions.heldout.redrawn(rows, torch.ones(HELDOUT, dtype=torch.bool)))
+    scores = [torch.tensor([row["harm_score"] for row in find_issues(each).issues]) for each in (positions, against)]
+    assert roc_auc_score(wrong, scores[0]) > 0.95
+    assert torch.allclose(scores[0], 1 - scores[1])
+
+
 def test_planted_flips_are_found_and_what_length_explains_is_said() -> None:
     positions, wrong = made()
     found = find_issues(positions)
@@ -85,7 +104,7 @@ def test_planted_flips_are_found_and_what_length_explains_is_said() -> None:
 def test_the_kernel_turns_its_sign_with_a_pair_and_is_that_of_single_tokens_where_they_decide() -> None:
     positions, _ = made()
     every, rows = torch.arange(PAIRS), torch.arange(PAIRS)
-    settings = SequenceSettings(last=0.7, covariates=0.4, first=0.5, bond=2.0)
+    settings = SequenceSettings(last=0.7, extremes=0.2, covariates=0.4, first=0.5, bond=2.0)
     turned = torch.zeros(PAIRS, dtype=torch.bool)
     turned[5] = True
     kernels = [

@@ -1,15 +1,17 @@
 """Planted errors are found, scores mean what they say, and a table survives being saved."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from margincast.diagnose.calibrate import fit_noise
 from margincast.diagnose.kernel import pair_points
 from margincast.diagnose.kinds import kinds
-from margincast.diagnose.learning import harm
+from margincast.diagnose.learning import FALSE_SHARE, beyond_chance, harm
 from margincast.diagnose.leave_one_out import spectrum_of
 from margincast.diagnose.mislabel import mislabelled_in
 from margincast.diagnose.suspects import Suspects, find_issues
@@ -87,7 +89,7 @@ def test_repeated_and_contradicting_prompts_score_one() -> None:
 def test_harm_is_the_downward_share_of_pushes() -> None:
     split, _ = two_concepts(50, 8, 3)
     points = pair_points(split, treatment(split.hidden)(split.hidden), split.pairs.concepts)
-    scores, chance = harm(points)
+    found = harm(points)
     signs = torch.where(points.chosen == 1, 1.0, -1.0).double()
     for i in (0, 17, 49):
         pushes = [
@@ -96,8 +98,39 @@ def test_harm_is_the_downward_share_of_pushes() -> None:
             if j != i and points.concept[j] == points.concept[i]
         ]
         expected = sum(-p for p in pushes if p < 0) / sum(map(abs, pushes))
-        assert float(scores[i]) == pytest.approx(expected, rel=1e-9)
-        assert float(chance[i]) == pytest.approx(sum(p * p for p in pushes) ** 0.5 / (2 * sum(map(abs, pushes))))
+        assert float(found.downward[i]) == pytest.approx(expected, rel=1e-9)
+        assert float(found.by_chance[i]) == pytest.approx(ttest_1samp(pushes, 0.0, alternative="less").pvalue)
+
+
+def test_harm_looks_at_heldout_pairs_where_they_are_known() -> None:
+    """Of the pair's concept, and at all of them where their concepts have other names."""
+    split, _ = two_concepts(50, 8, 3)
+    points = pair_points(split, treatment(split.hidden)(split.hidden), split.pairs.concepts)
+    heldout = torch.arange(50) >= 30
+    signs = torch.where(points.chosen == 1, 1.0, -1.0).double()
+
+    def expected(row: int, columns: list[int]) -> float:
+        treated = points.treated.double()
+        pushes = [float(signs[row] * signs[j] * (treated[row] @ treated[j] + 0.01)) for j in columns]
+        return float(ttest_1samp(pushes, 0.0, alternative="less").pvalue)
+
+    found = harm(points, heldout).by_chance
+    same = [j for j in range(30, 50) if points.concept[j] == points.concept[4]]
+    assert float(found[4]) == pytest.approx(expected(4, same))
+    other = replace(points, concept=torch.where(heldout, 2, points.concept))
+    assert float(harm(other, heldout).by_chance[4]) == pytest.approx(expected(4, list(range(30, 50))))
+
+
+def test_few_of_many_chance_findings_are_called_harmful() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chance = torch.rand(1000, generator=generator, dtype=torch.float64)
+    assert not beyond_chance(chance).any()
+    planted = chance.clone()
+    planted[:50] = 1e-6
+    found = beyond_chance(planted)
+    ranked = sorted(planted.tolist())  # Benjamini and Hochberg, one rank at a time
+    limit = max(value for rank, value in enumerate(ranked, start=1) if value <= FALSE_SHARE * rank / 1000)
+    assert torch.equal(found, planted <= limit) and found[:50].all()
 
 
 def test_coins_do_not_harm() -> None:
@@ -106,7 +139,7 @@ def test_coins_do_not_harm() -> None:
     hidden = torch.randn(400, 40, generator=generator)
     yes = torch.rand(400, generator=generator) < 0.5
     issues = find_issues(made(hidden, yes, torch.arange(400) % 2)).issues
-    assert sum(row["is_harm_issue"] for row in issues) < 0.06 * 400
+    assert sum(row["is_harm_issue"] for row in issues) < 0.01 * 400
 
 
 def test_noise_of_a_known_rate_is_estimated() -> None:

@@ -55,3 +55,10 @@ def test_another_cut_of_the_same_rows_has_other_weights(tmp_path: Path) -> None:
     again = extract_prompts(model, pairs[:2], pairs[2:], cache_dir=tmp_path / "one")
     anew = extract_prompts(model, pairs[:2], pairs[2:], cache_dir=tmp_path / "other")
     assert torch.equal(again.train, anew.train) and torch.equal(again.heldout, anew.heldout)
+
+
+def test_a_model_in_memory_is_read_as_a_loaded_one(tmp_path: Path) -> None:
+    train, heldout, loaded = make(["What is a cat?", "Why?"], 0), make(["Why not?"], 2), tiny_loaded()
+    found = extract_prompts((loaded.model, loaded.tokenizer), train, heldout, cache_dir=tmp_path / "pair")
+    known = extract_prompts(loaded, train, heldout, cache_dir=tmp_path / "loaded")
+    assert torch.equal(found.train, known.train) and torch.equal(found.heldout, known.heldout)

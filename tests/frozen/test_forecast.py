@@ -16,7 +16,7 @@ from margincast.recipe.optimizers.adamw import AdamW
 from margincast.recipe.optimizers.flow import GradientFlow
 from margincast.recipe.optimizers.gd import GradientDescent
 from margincast.recipe.optimizers.sgd import SGD
-from margincast.recipe.recipe import recorded_steps
+from margincast.recipe.recipe import Recipe, recorded_steps
 from margincast.records import Features
 from tests.oracles import train_head
 from tests.problems import make_features
@@ -37,7 +37,7 @@ def problem(scale: float = 1.0, vocabulary: int = VOCABULARY) -> tuple[torch.Ten
 
 
 def trained(unembedding: torch.Tensor, features: Features, batches: Any, optimizer: Any, clip: float) -> Any:
-    train, heldout = token_spaces(features, beta=0.5)
+    train, heldout = token_spaces(features, Recipe(beta=0.5))
     return train_head(unembedding, train, heldout, features.tokens.tolist(), batches, optimizer, max_grad_norm=clip)
 
 
@@ -155,7 +155,7 @@ def test_features_as_large_as_a_share_of_memory_stay_where_they_are(monkeypatch:
     exact = forecast_frozen(single, recipe)
     assert exact.dtype == torch.float64
     monkeypatch.setattr("margincast.frozen.engine.spaces.MEMORY_SHARE", 0.0)
-    train, _ = token_spaces(single, 0.5)
+    train, _ = token_spaces(single, Recipe(beta=0.5))
     assert train.features.data_ptr() == single.train.hidden.data_ptr()
     large = forecast_frozen(single, recipe)
     assert large.dtype == torch.float32

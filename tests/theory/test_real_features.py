@@ -11,6 +11,7 @@ from margincast.data import load_pairs
 from margincast.features import extract_features
 from margincast.frozen.engine.spaces import token_spaces
 from margincast.frozen.flow.states import gradient_flow
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features
 from margincast.structure import inspect_features
 from margincast.theory.distribution import preference_distribution
@@ -30,7 +31,7 @@ def features(shared: Path) -> Features:
 
 
 def test_most_pairs_that_the_frozen_flow_has_learned_are_certified(features: Features) -> None:
-    train, heldout = token_spaces(features, beta=0.01)
+    train, heldout = token_spaces(features, Recipe(beta=0.01))
     times = [0.1, 10.0, 100.0, 1000.0]
     states = gradient_flow(train, times).states
     tube = flow_tube(train, times)
@@ -55,7 +56,7 @@ def test_the_theorems_do_not_speak_about_these_features(features: Features) -> N
 
 
 def test_the_gaussian_reading_of_the_risk_is_near_the_heldout_error(features: Features) -> None:
-    train, heldout = token_spaces(features, beta=0.01)
+    train, heldout = token_spaces(features, Recipe(beta=0.01))
     state = gradient_flow(train, [1000.0]).states[0]
     concepts = {name: k for k, name in enumerate(features.train.pairs.concepts)}
     concept = torch.tensor([concepts[pair.concept] for pair in features.train.pairs])

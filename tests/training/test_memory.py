@@ -100,7 +100,7 @@ def test_a_rehearsal_takes_the_same_step(monkeypatch: pytest.MonkeyPatch) -> Non
     models = [copy.deepcopy(loaded.model) for _ in range(2)]
     for model in models:
         take_step(
-            model, torch_optimizer(model, recipe.rule), batches, references, recipe, 1e-3, first=False, packed=True
+            model, torch_optimizer(model, recipe.rule), batches, references, recipe, 1e-3, same=False, packed=True
         )
         scarce(monkeypatch, "backward")
     assert plan_of(models[1]).halved >= 1
@@ -157,6 +157,6 @@ def test_a_pack_is_carried_back_before_the_next_goes_forward(monkeypatch: pytest
     recipe = Recipe(beta=0.1, learning_rate=1e-3)
     reference = (torch.zeros(6), torch.zeros(6))
     optimizer = torch_optimizer(loaded.model, recipe.rule)
-    take_step(loaded.model, optimizer, [rows], [reference], recipe, 1e-3, first=True, packed=True)
+    take_step(loaded.model, optimizer, [rows], [reference], recipe, 1e-3, same=True, packed=True)
     assert len(order) > 2
     assert order == ["forward", "backward"] * (len(order) // 2)

@@ -31,6 +31,7 @@ def positions_again(job: Job, folder: Path, summary: Json, cache_dir: Path | Non
     Raises `InputError` where its data or its model are gone, or are others by now, and what `token_features` raises.
     """
     from margincast.features.positions import Positions, head_of, token_features
+    from margincast.models.adapter import refuse_trained_adapter
 
     config = summary["config"]
     job.say(f"{folder} keeps no features of its response positions; they are taken from {config['data']} again.")
@@ -41,12 +42,13 @@ def positions_again(job: Job, folder: Path, summary: Json, cache_dir: Path | Non
         if part.fingerprint != summary["data"]["fingerprint"][name]:
             raise InputError(f"{config['data']} has other pairs than when {folder} was made of it; run it again")
     loaded = read.loaded
+    refuse_trained_adapter(loaded.model, loaded.name)
     if loaded.hash != summary["model"]["hash"]:
         raise InputError(f"{loaded.name} has other weights than when {folder} was made with it; run it again")
     features = token_features(
         loaded, read.encoding, read.train, read.heldout, cache_dir=inputs.cache, progress=job.progress, say=job.say
     )
-    return Positions(*features, read.train, read.heldout, *head_of(loaded), loaded.name, loaded.hash)
+    return Positions(*features, read.train, read.heldout, *head_of(loaded), loaded.name, loaded.hash, loaded.device)
 
 
 def _as_given(kind: type[T], config: Mapping[str, Any], **more: Any) -> T:

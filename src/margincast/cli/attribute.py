@@ -121,7 +121,8 @@ def read_run(job: Job, folder: Path, cache_dir: Path | None) -> tuple[Json, Feat
         return summary, features
     if not (features.train.single_token and features.heldout.single_token):
         return summary, positions_again(job, folder, summary, cache_dir)
-    token_spaces(features, summary["config"]["beta"])  # refuses what the equations do not cover
+    recipe = Recipe.from_config(summary["config"], train="head")
+    token_spaces(features, recipe)  # refuses what the equations do not cover
     return summary, features
 
 

@@ -101,7 +101,6 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     than the run itself would
     """
     from margincast.data import load_pairs
-    from margincast.models.adapter import refuse_trained_adapter
     from margincast.recipe.losses import refuse_length_normalized
 
     options = reading.options
@@ -122,8 +121,6 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     notes = (*pairs.notes, *about_prompts(pairs, reading.pairs.allow_leakage))
     _say_what_was_read(job, pairs, reading.data, notes)
     loaded = options.loaded()
-    if job.command != "inspect":  # which is of the features alone
-        refuse_trained_adapter(loaded.model, loaded.name)
     job.say(f"{loaded.name} in {loaded.dtype} on {loaded.device}")
     encoding = _encoded(job, reading, pairs, loaded)
     train, heldout = encoding.pairs.split(
@@ -187,7 +184,8 @@ def with_positions(job: Job, inputs: Inputs) -> PositionInputs:
     if job.main:
         _keep_small(job, inputs.options)
     loaded = inputs.loaded
-    positions = Positions(*features, inputs.train, inputs.heldout, *head_of(loaded), loaded.name, loaded.hash)
+    head = head_of(loaded)
+    positions = Positions(*features, inputs.train, inputs.heldout, *head, loaded.name, loaded.hash, loaded.device)
     given = {each.name: getattr(inputs, each.name) for each in fields(Inputs)}  # a run may have other features, too
     return PositionInputs(**given, positions=positions)
 
@@ -207,11 +205,14 @@ def keep_for_attribution(job: Job, inputs: Inputs) -> None:
     position itself, and say how much that is, or why it is left out."""
     from margincast.features.extract import known_logits
     from margincast.features.kept import bytes_of_positions
+    from margincast.models.adapter import adapter_trained
 
     needed = bytes_of_positions(inputs.loaded, inputs.encoding)
     logits = known_logits(inputs.loaded, inputs.encoding.rows, inputs.options.cache)
-    if needed > KEPT_BYTES or logits != "linear":
+    trained = adapter_trained(inputs.loaded.model)
+    if needed > KEPT_BYTES or logits != "linear" or trained:
         why = f"the logits are {logits}" if logits != "linear" else f"they would take {needed / 1e9:.0f} GB"
+        why = "they are of a trained adapter" if trained else why
         job.say(f"`attribute` will refuse this run: features of its response positions are not kept, as {why}")
         return
     job.say(f"for `attribute`, features of all response positions are kept in the cache: {needed / 1e6:.0f} MB")

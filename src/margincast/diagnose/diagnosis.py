@@ -153,19 +153,19 @@ class _Attributed:
 def _of_single_tokens(features: Features, recipe: Recipe, pair: str | None, count: int) -> _Attributed:
     now = forecast_frozen(features, recipe)
     last = now.attributed()
-    effects = heldout_effects(features, last, recipe.beta)
+    effects = heldout_effects(features, last, recipe)
     steps = (attribute(features, recipe, at=[step])[step] for step in now.steps)
     margins = now.heldout.margins[-1]
-    sums = last.margins(token_spaces(features, recipe.beta)[1])
+    sums = last.margins(token_spaces(features, recipe)[1])
     return _Attributed(
         exact=last.exact,
         step=now.steps[-1],
         sum_error=float((sums - margins).abs().max() / margins.abs().max().clamp_min(1e-300)),
         heldout=margins,
         effects=effects,
-        interaction=interaction(features, steps, recipe.beta),
-        margins=heldout_parts(features, last, recipe.beta, count),
-        pair=None if pair is None else parts_of(features, last, recipe.beta, pair, count),
+        interaction=interaction(features, steps, recipe),
+        margins=heldout_parts(features, last, recipe, count),
+        pair=None if pair is None else parts_of(features, last, recipe, pair, count),
     )
 
 

@@ -72,22 +72,22 @@ class CleaningEffect:
     rerun: Level
 
 
-def heldout_effects(features: Features, attribution: Attribution, beta: float) -> Tensor:
+def heldout_effects(features: Features, attribution: Attribution, recipe: Recipe) -> Tensor:
     """What each training pair adds to the mean held-out margin, (N,)."""
-    _, targets = token_spaces(features, beta)
+    _, targets = token_spaces(features, recipe)
     rows = blocks(len(features.train.pairs), BLOCK)
     return torch.cat([attribution.contributions(targets, part).mean(dim=0) for part in rows])
 
 
-def heldout_parts(features: Features, attribution: Attribution, beta: float, count: int) -> tuple[MarginParts, ...]:
+def heldout_parts(features: Features, attribution: Attribution, recipe: Recipe, count: int) -> tuple[MarginParts, ...]:
     """Of every held-out pair, with its `count` largest contributions."""
-    _, targets = token_spaces(features, beta)
+    _, targets = token_spaces(features, recipe)
     return _parts(features, attribution, targets, features.heldout.pairs, count)
 
 
-def parts_of(features: Features, attribution: Attribution, beta: float, name: str, count: int) -> MarginParts:
+def parts_of(features: Features, attribution: Attribution, recipe: Recipe, name: str, count: int) -> MarginParts:
     """The same of one held-out or training pair. Raises `KeyError` where none has that id."""
-    spaces = token_spaces(features, beta)
+    spaces = token_spaces(features, recipe)
     for part, space in zip((features.train, features.heldout), spaces, strict=True):
         index = [k for k, pair in enumerate(part.pairs) if pair.id == name]
         if index:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from margincast.frozen.attribution.contributions import Attribution
 from margincast.frozen.engine.spaces import token_spaces
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features
 from margincast.results import Json
 
@@ -44,12 +45,12 @@ class Interaction:
         }
 
 
-def interaction(features: Features, attributions: Iterable[Attribution], beta: float) -> Interaction:
+def interaction(features: Features, attributions: Iterable[Attribution], recipe: Recipe) -> Interaction:
     """The matrix at the step of each of `attributions`, which `frozen.attribution.contributions.attribute` makes.
 
     Takes them one at a time: an iterator that makes each when it is asked for keeps memory to that of one.
     """
-    _, targets = token_spaces(features, beta)
+    _, targets = token_spaces(features, recipe)
     trained, heldout = features.train.pairs.concepts, features.heldout.pairs.concepts
     groups = torch.tensor([trained.index(pair.concept) for pair in features.train.pairs])
     rows = [
@@ -59,8 +60,8 @@ def interaction(features: Features, attributions: Iterable[Attribution], beta: f
     shared /= shared.norm().clamp_min(1e-300)
 
     def means(states: Tensor) -> Tensor:
-        margins = [targets.margins(state) for state in states]
-        return torch.stack([torch.stack([each[index].mean() for index in rows]) for each in margins])
+        moved = [targets.moved(state) for state in states]
+        return torch.stack([torch.stack([each[index].mean() for index in rows]) for each in moved])
 
     steps, raw, rest = [], [], []
     for attribution in attributions:

@@ -136,8 +136,8 @@ def find_issues(
 ) -> Suspects:
     """Score every training pair of `features` or of an exact forecast, or every pair of one split.
 
-    settings: of the kernel, `KernelSettings`, for responses of many tokens `SequenceSettings`; None chooses them by
-    leave-one-out loss
+    settings: of the kernel, `KernelSettings`, for responses of many tokens `SequenceSettings`; None chooses what
+    is not fixed of them by leave-one-out loss
 
     Rows of responses of many tokens have two more columns, chosen less rejected: `length_difference` in tokens and
     `reference_log_ratio` in log-probability under the model; `settings["length"]` says what length alone explains.
@@ -150,13 +150,11 @@ def find_issues(
     train, pairs = _training(features)
     if len(pairs) < 3:
         raise InputError(f"suspects are found from the other pairs, at least 2 of them; there are {len(pairs)} pairs")
-    points: Points[Any]
-    if isinstance(train, FeatureSet):
-        points = pair_points(train, treatment(train.hidden)(train.hidden), pairs.concepts)
-    else:
-        points = sequence_points(train, pairs)
+    points, pushed = _points(train, pairs, features)
     found = mislabelled(points, cast("Any", settings), seed)
-    scores = {name: kind.score(Evidence(pairs, train, points, found)) for name, kind in kinds().items()}
+    heldout = torch.arange(len(pushed)) >= len(pairs)
+    evidence = Evidence(pairs, train, points, found, pushed, heldout if bool(heldout.any()) else None)
+    scores = {name: kind.score(evidence) for name, kind in kinds().items()}
     used = {
         **(found.kernel.said() if found.kernel else {}),
         "ridge": found.ridge,
@@ -181,6 +179,22 @@ def _training(features: Features | FeatureSet | Positions) -> tuple[FeatureSet |
             "give those of `extract_positions`"
         )
     return train_set, train_set.pairs
+
+
+def _points(
+    train: FeatureSet | TokenFeatures, pairs: PairSet, features: Features | FeatureSet | Positions
+) -> tuple[Points[Any], Points[Any]]:
+    """Places of the training pairs in their kernel, and these with the held-out pairs' after them where those are of
+    many tokens too.
+    """
+    if isinstance(train, FeatureSet):
+        single = pair_points(train, treatment(train.hidden)(train.hidden), pairs.concepts)
+        return single, single
+    points = sequence_points(train, pairs)
+    if not isinstance(features, Positions) or not len(features.heldout_pairs):
+        return points, points
+    heldout = sequence_points(features.heldout, features.heldout_pairs)
+    return points, points.beside(heldout, PairSet(pairs.pairs + features.heldout_pairs.pairs))
 
 
 def with_lengths(suspects: Suspects, train: TokenFeatures, margins: Tensor) -> Suspects:

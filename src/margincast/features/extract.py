@@ -13,7 +13,7 @@ from torch import Tensor
 
 from margincast.features.cache import LAYOUT
 from margincast.features.extraction import Kept, evaluating, kept_tensors
-from margincast.models.adapter import adapter_idle, has_adapter, without_adapter
+from margincast.models.adapter import adapter_trained, without_adapter
 from margincast.models.digest import config_digest
 from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import BUDGETS, Budgets
@@ -52,7 +52,7 @@ def _lines(
     lines = {"hidden": result.hidden.cpu()}
     if result.layers is not None:
         lines["layers"] = result.layers.cpu()
-    if not has_adapter(model) or adapter_idle(model):
+    if not adapter_trained(model):
         return lines | _logps(result, "reference")
     with without_adapter(model):
         reference = response_pass(model, batch, packed, budgets=budgets)
@@ -93,7 +93,7 @@ def extract_features(
     `LoadedModel`, or (model, tokenizer) in memory, which are left as they are.
 
     A model with an adapter, peft's or transformers' own, is read with it; its reference is the model without. Where the
-    two differ the features say so (`FeatureSet.start_chosen`), and only merged can they be forecast from.
+    two differ the features say so (`FeatureSet.start_chosen`), and margins of forecasts and runs start from there.
 
     Cached under `cache_dir`: a second call reads them, an interrupted one is continued, a damaged file is made again.
     `eos` and `max_length` as in `passes.tokenize.encode`. `layers`: keep what inner layers put out too, which forecasts
@@ -195,4 +195,5 @@ def _assemble(
         model_hash=loaded.hash,
         logits=logits,
         scale=logit_transform(loaded.model)[0],
+        device=loaded.device,
     )

@@ -16,6 +16,7 @@ from margincast.features.extract import known_logits
 from margincast.features.extraction import Kept, kept_tensors, rows_in_full
 from margincast.models.adapter import refuse_trained_adapter
 from margincast.models.checks import refuse_unknown_ids
+from margincast.models.device import AUTO, forecast_device
 from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import Budgets
 from margincast.passes.hooks import unwrapped
@@ -65,8 +66,8 @@ class TokenFeatures:
 
     def select(self, pairs: Tensor) -> TokenFeatures:
         """The positions of `pairs`, (n,) indices, which are numbered anew in that order. Positions keep their order."""
-        number = torch.full((self.pairs,), -1)
-        number[pairs] = torch.arange(len(pairs))
+        number = self.response.new_full((self.pairs,), -1)
+        number[pairs] = torch.arange(len(pairs), device=number.device)
         mine = number[self.pair] >= 0
         return replace(
             self.positions(mine), response=2 * number[self.pair[mine]] + self.response[mine] % 2, pairs=len(pairs)
@@ -90,6 +91,13 @@ class TokenFeatures:
         return TokenFeatures(
             self.hidden[places], self.target[places], self.response[places], self.pairs, reference, turn, self.averaged
         )
+
+    def to(self, device: torch.device) -> TokenFeatures:
+        """The same with tensors on `device`."""
+        reference = None if self.reference is None else self.reference.to(device)
+        turn = None if self.turn is None else self.turn.to(device)
+        hidden, target, response = self.hidden.to(device), self.target.to(device), self.response.to(device)
+        return replace(self, hidden=hidden, target=target, response=response, reference=reference, turn=turn)
 
     def as_single(self, pairs: PairSet) -> FeatureSet:
         """The same as features of one position, where every response of `pairs`, which these are of, is one token."""
@@ -117,6 +125,7 @@ class Positions:
 
     train_pairs, heldout_pairs: what `train` and `heldout` are of;  unembedding: (V, hidden);  bias: (V,), if any
     model, model_hash: name of the model, and of its weights where they are known
+    device: where forecasts of them are calculated, that of the model; the tensors themselves are on the CPU
     """
 
     train: TokenFeatures
@@ -127,6 +136,7 @@ class Positions:
     bias: Tensor | None
     model: str
     model_hash: str = ""
+    device: str = AUTO
 
     def __repr__(self) -> str:
         count = len(self.train.target) + len(self.heldout.target)
@@ -138,6 +148,17 @@ class Positions:
             self,
             train=replace(self.train, averaged=averaged),
             heldout=replace(self.heldout, averaged=averaged),
+        )
+
+    def there(self) -> Positions:
+        """With the tensors on the device that forecasts are calculated on."""
+        device = forecast_device(self.device)
+        return replace(
+            self,
+            train=self.train.to(device),
+            heldout=self.heldout.to(device),
+            unembedding=self.unembedding.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
         )
 
     def redrawn(self, pairs: PairSet, rows: Tensor, turned: Tensor) -> Positions:
@@ -163,7 +184,7 @@ def extract_positions(
     for notice in encoding.notices:
         warnings.warn(notice, stacklevel=2)
     features = token_features(loaded, encoding, train, heldout, cache_dir=cache, progress=progress)
-    return Positions(*features, train, heldout, *head_of(loaded), loaded.name, loaded.hash)
+    return Positions(*features, train, heldout, *head_of(loaded), loaded.name, loaded.hash, loaded.device)
 
 
 def head_of(loaded: LoadedModel) -> tuple[Tensor, Tensor | None]:

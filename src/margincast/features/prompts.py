@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from margincast.features.extraction import Kept, kept_tensors
-from margincast.models.load import LoadedModel, default_cache_dir, load_model
+from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import Budgets
 from margincast.passes.response_pass import hidden_states
 from margincast.passes.tokenize import Encoded, Encoding, encode
@@ -45,7 +45,7 @@ class Prompts:
 
 
 def extract_prompts(
-    model: str | LoadedModel,
+    model: str | Path | LoadedModel | tuple[Any, Any],
     train: PairSet,
     heldout: PairSet,
     *,
@@ -58,7 +58,7 @@ def extract_prompts(
     Arguments and errors as of `extract_features`.
     """
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    loaded = load_model(model, cache_dir=cache) if isinstance(model, str) else model
+    loaded = opened(model, cache)
     both = PairSet(train.pairs + heldout.pairs)
     encoding = encode(both, loaded.tokenizer, max_length=max_length, context=loaded.context)
     return prompts_of(loaded, encoding, train, heldout, cache_dir=cache, progress=progress)

@@ -16,6 +16,7 @@ from margincast.frozen.engine.spaces import precision, refuse_bias, token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.flow.driven import driven_flow
 from margincast.frozen.flow.states import margin_error
+from margincast.models.device import forecast_device, on_device
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, SplitTrajectory
 
@@ -31,7 +32,7 @@ class Forecast(Attributable):
 
     def sums(self, targets: Sequence[Target], step: int) -> Sums:
         """The numbers of `attributions`."""
-        spaces = dict(zip(("train", "heldout"), token_spaces(self.features, self.recipe.beta, self.dtype), strict=True))
+        spaces = dict(zip(("train", "heldout"), token_spaces(self.features, self.recipe, self.dtype), strict=True))
         found = self.attributed(step)
         mine = [spaces[target.split].rows(target.rows) for target in targets]
         blocks = torch.split(torch.arange(len(found.train)), ROWS)
@@ -47,7 +48,8 @@ class Forecast(Attributable):
         """
         step = self.recorded(step)
         if step not in self._attributed:
-            train, _ = token_spaces(self.features, self.recipe.beta, self.dtype)
+            train, _ = token_spaces(self.features, self.recipe, self.dtype)
+            train = train.to(forecast_device(self.features.device))
             self._attributed[step] = account(train, self.recipe, self.features.unembedding, [step])[step]
         return self._attributed[step]
 
@@ -65,18 +67,16 @@ def forecast_frozen(features: Features, recipe: Recipe, *, dtype: torch.dtype | 
     Raises `InputError` when the features do not obey the equations: multi-token responses, logits not linear in W.
     """
     recipe = recipe.for_pairs(len(features.train.pairs))
-    rule, loss = recipe.rule, recipe.loss
+    loss = recipe.loss
     dtype = precision(features) if dtype is None else dtype
-    # The flow's integrators are CPU code; steps run where there is a GPU (Apple's has no float64).
-    gpu = torch.cuda.is_available() and not rule.flow
-    device = torch.device("cuda" if gpu else "cpu")
-    train, heldout = (space.to(device) for space in token_spaces(features, recipe.beta, dtype))
+    device = forecast_device(features.device)
+    train, heldout = (space.to(device) for space in token_spaces(features, recipe, dtype))
     refuse_bias(features, loss)
     unembedding = features.unembedding.to(device, train.dtype)
     states, errors = _states(train, recipe, unembedding)
     error = None
     if errors is not None:
-        error = max(float(margin_error(errors, space).max()) for space in (train, heldout))
+        error = max(float(margin_error(errors.to(device), space).max()) for space in (train, heldout))
 
     def record(split: FeatureSet, space: TokenSpace) -> SplitTrajectory:
         return _recorded(features, split, space, recipe, unembedding, states)
@@ -88,7 +88,7 @@ def forecast_frozen(features: Features, recipe: Recipe, *, dtype: torch.dtype | 
         beta=recipe.beta,
         loss_type=loss if loss.parameters else recipe.loss_type,
         error=error,
-        origin=f"forecast of training the unembedding on a frozen backbone (exact{', on the GPU' if gpu else ''})",
+        origin=f"forecast of training the unembedding on a frozen backbone (exact{on_device(device)})",
         features=features,
         recipe=recipe,
         dtype=dtype,
@@ -129,21 +129,24 @@ def _recorded(
     bias = 0.0 if features.bias is None else features.scale * features.bias.to(unembedding)
     start = space.logits(unembedding) + bias
     chosen = torch.stack([_chosen_rewards(split, space, start, state) for state in states])
+    ratios = split.start_log_ratios
     if free:
-        chosen = chosen + recipe.beta * split.reference_chosen.to(chosen)
+        chosen = chosen + recipe.beta * split.policy_logps[0].to(chosen)
+    elif ratios is not None:
+        chosen = chosen + recipe.beta * ratios[0].to(chosen)
     return SplitTrajectory(split.pairs, margins.cpu(), chosen.cpu())
 
 
 def _chosen_rewards(split: FeatureSet, space: TokenSpace, start: Tensor, state: Tensor) -> Tensor:
-    """beta * log(pi/pi_ref) of the chosen response, (pairs,), without the vocabulary.
+    """beta * log(pi/pi_0) of the chosen response, (pairs,), pi_0 the policy before training; without the vocabulary.
 
-    Only T logits move, so Z changes by what they change: with p the reference probabilities of the T tokens,
+    Only T logits move, so Z changes by what they change: with p the probabilities of the T tokens under pi_0,
     log Z/Z0 = log(1 + sum_t p_t (exp(dlogit_t) - 1)).
 
-    start: (pairs, T) the reference's logits of the T tokens
+    start: (pairs, T) pi_0's logits of the T tokens
     """
     change = space.logits(state)
-    log_normaliser = start.gather(1, space.chosen[:, None]).squeeze(1) - split.reference_chosen.to(start)
+    log_normaliser = start.gather(1, space.chosen[:, None]).squeeze(1) - split.policy_logps[0].to(start)
     probability = (start - log_normaliser[:, None]).exp()
     growth = torch.log1p((probability * torch.expm1(change)).sum(dim=1))
     return space.beta * (change.gather(1, space.chosen[:, None]).squeeze(1) - growth)

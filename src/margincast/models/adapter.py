@@ -36,6 +36,40 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
         raise InputError(f"this model cannot have the adapter: {str(error).splitlines()[0]}") from error
 
 
+def with_adapter(model: Any, recipe: Recipe) -> Any:
+    """`model` in a LoRA adapter, which is all that trains: the one that it came with, else a fresh one.
+
+    Raises `InputError` where it cannot have one.
+    """
+    if not has_adapter(model):
+        return add_adapter(model, recipe)
+    _refuse_unwrapped(model)
+    model.requires_grad_(False)
+    model.set_adapter(model.active_adapter)  # whose weights train again
+    return model
+
+
+def merged_model(model: Any) -> Any:
+    """`model` with its adapter, if it came with one, added to its weights, which all train. Changes them in place.
+
+    A step of the sum is a step of the weights under a fixed adapter; weight decay alone tells the two apart.
+    Raises `InputError` for an adapter that peft did not put there.
+    """
+    if not has_adapter(model):
+        return model
+    _refuse_unwrapped(model)
+    whole = model.merge_and_unload(safe_merge=True)
+    return whole.requires_grad_(True)
+
+
+def _refuse_unwrapped(model: Any) -> None:
+    if not hasattr(model, "merge_and_unload"):
+        raise InputError(
+            "transformers loaded this model's adapter, and training takes it in peft's wrapper: give the adapter's "
+            "folder as the model, or PeftModel.from_pretrained(base, folder)"
+        )
+
+
 def has_adapter(model: Any) -> bool:
     """Whether the model is peft's, or transformers' own with an adapter loaded."""
     return hasattr(model, "peft_config")
@@ -64,12 +98,17 @@ def adapter_idle(model: Any) -> bool:
     return bool(second) and plain and not others and not any(bool(weight.any()) for weight in second)
 
 
+def adapter_trained(model: Any) -> bool:
+    """Whether the model comes with an adapter that changes what it says: it is then not its own reference."""
+    return has_adapter(model) and not adapter_idle(model)
+
+
 def refuse_trained_adapter(model: Any, name: str) -> None:
-    """Raises `InputError` for an adapter that adds something: margins do not start at 0, as those of runs here do."""
-    if has_adapter(model) and not adapter_idle(model):
+    """Raises `InputError` for an adapter that adds something: features of many tokens know no other reference."""
+    if adapter_trained(model):
         raise InputError(
-            f"{name} comes with a trained adapter, and its reference is the model without it, so that margins do not "
-            "start at 0, as runs here do; merge it: --merge_adapter, load_model(..., merge_adapter=True)"
+            f"{name} comes with a trained adapter, and its reference is the model without it, from which exact numbers "
+            "of responses of many tokens cannot start; merge it: --merge_adapter, load_model(..., merge_adapter=True)"
         )
 
 

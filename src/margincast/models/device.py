@@ -22,6 +22,17 @@ def resolve_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def forecast_device(device: str) -> torch.device:
+    """Where forecasts of a model on `device` are calculated: there, unless it has no float64, as Apple's has none."""
+    there = torch.device(resolve_device(device))
+    return torch.device("cpu") if there.type == "mps" else there
+
+
+def on_device(device: torch.device) -> str:
+    """How the origin of a forecast tells where it was calculated; nothing on a CPU."""
+    return "" if device.type == "cpu" else ", on the GPU"
+
+
 def resolve_dtype(dtype: str, own: Any, parameters: int, device: str) -> torch.dtype:
     """`auto` is float32, the exact reading of any checkpoint, where that leaves half of the memory free; else the
     checkpoint's own dtype.
@@ -33,6 +44,13 @@ def resolve_dtype(dtype: str, own: Any, parameters: int, device: str) -> torch.d
     if not isinstance(own, torch.dtype) or own == torch.float32 or not own.is_floating_point:
         return torch.float32
     return torch.float32 if 4 * parameters <= MEMORY_SHARE * memory_of(device) else own
+
+
+def spare_bytes(device: torch.device, usual: int) -> int:
+    """What may be kept to save time: `usual` bytes, on a GPU a quarter of what is free where that is more."""
+    if device.type != "cuda":
+        return usual
+    return max(usual, torch.cuda.mem_get_info(device)[0] // 4)
 
 
 def memory_of(device: str) -> int:

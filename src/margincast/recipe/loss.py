@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from margincast.errors import InputError
 
@@ -12,6 +13,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Scalar = Callable[["Tensor"], "Tensor"]
+
+
+class Closed(NamedTuple):
+    """The slope f'(r) = constant + line (r - center) where r < knee, and beside it, with s = sigma(target - r),
+
+    s (logistic + (1 - s) (bell (r - center) + skew s)) + growth exp(-r)
+    """
+
+    constant: float = 0.0
+    line: float = 0.0
+    center: float = 0.0
+    knee: float = math.inf
+    target: float = 0.0
+    logistic: float = 0.0
+    bell: float = 0.0
+    skew: float = 0.0
+    growth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -24,7 +42,7 @@ class Loss:
     single_token: f is of a margin whose log-ratios are divided by the length of their response, which is the sum that
     others take at length 1 only
     reference_free: r leaves the reference out, r = beta * [log pi(chosen) - log pi(rejected)]
-    logistic: f' is -sigma(-r), which the compiled kernel has built in
+    closed: f' once more, as the compiled kernel takes it, where it is of that form; else the kernel asks `slope`
     """
 
     name: str
@@ -36,7 +54,7 @@ class Loss:
     parameters: Mapping[str, float] = field(default_factory=dict)
     single_token: bool = False
     reference_free: bool = False
-    logistic: bool = False
+    closed: Closed | None = None
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -65,6 +83,7 @@ def tilted(
         parameters=parameters,
         single_token=reference_free,
         reference_free=reference_free,
+        closed=Closed(constant=tilt, target=target, logistic=-1.0),
     )
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ class _Flow:
         velocity = self.rate * self.space.pull(s)
         s_end = torch.sigmoid(-self.space.margins(self._trapezoid(state, velocity, h)))
         velocity_end = self.rate * self.space.pull(s_end)
-        a, b = self.space.margins(velocity), self.space.margins(velocity_end)  # rhat' at both ends
+        a, b = self.space.moved(velocity), self.space.moved(velocity_end)  # rhat' at both ends
 
         norms = []
         for m in range(_SAMPLES + 1):
@@ -155,7 +155,7 @@ class _Flow:
         for _ in range(60):
             if size <= enough or size == 0.0:
                 break
-            product = direction + half * self.rate * self.space.pull(curvature * self.space.margins(direction))
+            product = direction + half * self.rate * self.space.pull(curvature * self.space.moved(direction))
             alpha = size / float((direction * product).sum())
             x, residual = x + alpha * direction, residual - alpha * product
             previous, size = size, float(residual.square().sum())
@@ -164,4 +164,4 @@ class _Flow:
 
 
 def _float64(space: TokenSpace) -> TokenSpace:
-    return TokenSpace(space.features.double(), space.chosen, space.rejected, space.beta, space.tokens)
+    return replace(space, features=space.features.double())

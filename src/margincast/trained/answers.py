@@ -60,7 +60,7 @@ def more_pairs(features: Features, recipe: Recipe, forecast: TrainedForecast) ->
     taken = plan_of(recipe, len(features.train.pairs)).taken
     if forecast.spectrum is None or len(taken) > KERNEL_PAIRS:
         return None
-    train, heldout = deep_spaces(features, recipe.beta, taken)
+    train, heldout = deep_spaces(features, recipe, taken)
     train, concepts = train.rows(taken), responses_of(features, features.train).concepts[taken]
     responses, laws = responses_of(features, features.heldout), forecast.constants.from_features
     nats = float(forecast.heldout.margins[-1].double().mean()) / recipe.beta

@@ -55,7 +55,7 @@ class FitRun:
 
     @cached_property
     def spaces(self) -> tuple[TokenSpace, TokenSpace]:
-        return token_spaces(self.trained.features, self.trained.recipe.beta, torch.float64)
+        return token_spaces(self.trained.features, self.trained.recipe, torch.float64)
 
     @cached_property
     def responses(self) -> Responses:
@@ -133,7 +133,7 @@ class FitRun:
 
     @cached_property
     def spectrum(self) -> Spectrum:
-        train, heldout = deep_spaces(self.trained.features, self.trained.recipe.beta, self.plan.taken)
+        train, heldout = deep_spaces(self.trained.features, self.trained.recipe, self.plan.taken)
         return token_spectra(train.rows(self.plan.taken), heldout)[0]
 
     @cached_property

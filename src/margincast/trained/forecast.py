@@ -23,6 +23,7 @@ from margincast.runs.metrics import concept_rows
 from margincast.trained.constants import Constants, constants_of, package_constants
 from margincast.trained.inputs import (
     check_recipe,
+    check_start,
     deep_spaces,
     pilot_margins_in,
     plan_of,
@@ -112,12 +113,12 @@ def forecast_trained(
     pilot: some first steps of this run as trained, its last recorded one at most the last of the run
     constants: of another model, from `fit_constants` or the file that they were saved in; None: those of the package
 
-    Raises `InputError` for settings that a path length does not describe, for a pilot of other pairs, for constants
-    that are none, or that know no such run, and for an adapter or other constants than the package's where responses
-    have several tokens and there is no rehearsal.
+    Raises `InputError` for settings that a path length does not describe, a trained adapter that trains on, a pilot of
+    other pairs, constants that are none, or that know no such run, and for an adapter or other constants than the
+    package's where responses have several tokens and there is no rehearsal.
     """
-    features.check_start()
     check_recipe(recipe)
+    check_start(features, recipe)
     known = constants_of(constants)
     recipe = recipe.for_pairs(len(features.train.pairs))
     plan = plan_of(recipe, len(features.train.pairs))
@@ -125,7 +126,7 @@ def forecast_trained(
         return _of_sequences(features, recipe, plan, known, pilot)
     laws, tested = known.laws(rehearsal is not None), known.tested(plan.lora)
     responses = responses_of(features, features.heldout)
-    spaces = token_spaces(features, recipe.beta, torch.float64) if single_token(features) else None
+    spaces = token_spaces(features, recipe, torch.float64) if single_token(features) else None
     rehearsal_margins = None if rehearsal is None else rehearsal.heldout.double() / recipe.beta
     pilot_margins = None if pilot is None else pilot_margins_in(pilot, features, recipe)
     spectra: tuple[Spectrum, Spectrum] | None = None
@@ -158,7 +159,7 @@ def _of_sequences(
             "the package; let the forecast rehearse (--pilot above 0)"
         )
     law, responses = sequence_law(), responses_of(features, features.heldout)
-    train, heldout = deep_spaces(features, recipe.beta, plan.taken)
+    train, heldout = deep_spaces(features, recipe, plan.taken)
     (spectrum,) = token_spectra(train.rows(plan.taken), heldout, centre=False)
     pilot_margins = None if pilot is None else pilot_margins_in(pilot, features, recipe)
     effective, noise = sequence_forecast(spectrum, responses, plan, known.from_features, law, pilot_margins)
@@ -197,7 +198,7 @@ def _with_intervals(
 
 def spectra_of(features: Features, recipe: Recipe, plan: Plan) -> tuple[Spectrum, Spectrum]:
     """The spectra of the training pairs that training takes, against all training pairs and against held-out ones."""
-    train, heldout = deep_spaces(features, recipe.beta, plan.taken)
+    train, heldout = deep_spaces(features, recipe, plan.taken)
     of_train, of_heldout = token_spectra(train.rows(plan.taken), train, heldout)
     return of_train, of_heldout
 

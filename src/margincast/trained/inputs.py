@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from margincast.errors import InputError
-from margincast.frozen.engine.spaces import token_spaces
+from margincast.frozen.engine.spaces import start_margins, token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, Trajectory
@@ -32,6 +32,15 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
+def check_start(features: Features, recipe: Recipe) -> None:
+    """Raises `InputError` for a run that goes on with a trained adapter: adapters are known from their beginning."""
+    if recipe.train == "lora" and features.train.start_log_ratios is not None:
+        raise InputError(
+            f"{features.model} comes with a trained adapter, and forecasts of train lora know fresh ones alone: "
+            "merge it (--merge_adapter) for a fresh one on top"
+        )
+
+
 def plan_of(recipe: Recipe, pairs: int) -> Plan:
     """The run of `recipe` on `pairs` training pairs."""
     recipe = recipe.for_pairs(pairs)
@@ -40,12 +49,17 @@ def plan_of(recipe: Recipe, pairs: int) -> Plan:
 
 
 def start_of(recipe: Recipe, split: FeatureSet) -> Tensor:
-    """Where margins over beta start, (pairs,): at 0, or at the model's own log-ratios without a reference."""
-    ratios = (split.reference_chosen - split.reference_rejected).double()
-    return ratios if recipe.loss.reference_free else torch.zeros_like(ratios)
+    """Where margins over beta start, (pairs,) float64: at 0; at the log-ratios against the reference, of a model with a
+    trained adapter; at the model's own, without a reference."""
+    chosen, rejected = split.policy_logps
+    own = (chosen - rejected).double()
+    start = start_margins(split, recipe)
+    if start is not None:
+        return start / recipe.beta
+    return own if recipe.loss.reference_free else torch.zeros_like(own)
 
 
-def deep_spaces(features: Features, beta: float, taken: Tensor) -> tuple[TokenSpace, TokenSpace]:
+def deep_spaces(features: Features, recipe: Recipe, taken: Tensor) -> tuple[TokenSpace, TokenSpace]:
     """Training and held-out pairs with what inner layers make of them as features. taken: rows that training takes
 
     Responses of many tokens are in their features already, signs and all: to the kernel they are all the same two.
@@ -61,10 +75,11 @@ def deep_spaces(features: Features, beta: float, taken: Tensor) -> tuple[TokenSp
         flat = at_unit_length(*inner)
         who = [responses_of(features, split) for split in (features.train, features.heldout)]
         of_train, of_heldout = (
-            TokenSpace(each, split.chosen, split.rejected, beta, 2) for each, split in zip(flat, who, strict=True)
+            TokenSpace(each, split.chosen, split.rejected, recipe.beta, 2)
+            for each, split in zip(flat, who, strict=True)
         )
         return of_train, of_heldout
-    train, heldout = token_spaces(features, beta)
+    train, heldout = token_spaces(features, recipe)
     deep = side_by_side(inner[0][taken], *inner)
     return replace(train, features=deep[0]), replace(heldout, features=deep[1])
 

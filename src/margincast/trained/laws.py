@@ -142,7 +142,7 @@ def shared_path(train: TokenSpace, responses: Responses, plan: Plan, law: Offset
         return torch.zeros(len(plan.lengths), len(responses.chosen), dtype=torch.float64)
     logits = offset_path(
         train.chosen, train.rejected, train.tokens, plan.batches, plan.learning_rates, plan.optimizer, plan.loss,
-        train.beta, law,
+        train.beta, law, train.start,
     )  # fmt: skip
     return logits[:, responses.chosen] - logits[:, responses.rejected]
 

@@ -50,11 +50,12 @@ def offset_path(
     loss: Loss,
     beta: float,
     law: OffsetLaw,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Shared logit of every response token after every step, (steps + 1, tokens) float64, 0 first.
 
     chosen, rejected: (pairs,) token indices in [0, tokens) of the training pairs
-    learning_rates: of each step, as scheduled
+    learning_rates: of each step, as scheduled;  start: (pairs,) margins before training, None: 0
 
     The margin of a pair shifts by beta times the chosen token's shared logit less the rejected one's.
     """
@@ -63,7 +64,10 @@ def offset_path(
     path, travelled = [logits], 0.0
     for step, (batch, learning_rate) in enumerate(zip(batches, learning_rates, strict=True), start=1):
         of_chosen, of_rejected = chosen[batch.rows], rejected[batch.rows]
-        push = batch.weights * loss.slope(beta * (logits[of_chosen] - logits[of_rejected]))
+        margins = beta * (logits[of_chosen] - logits[of_rejected])
+        if start is not None:
+            margins = start[batch.rows] + margins
+        push = batch.weights * loss.slope(margins)
         gradient = torch.zeros_like(logits).index_add(0, of_chosen, push).index_add(0, of_rejected, -push)
         unit = optimizer.update(gradient, logits, slots, step, 1.0)
         logits = logits + law.rate * learning_rate / UNIT * (1.0 + law.growth * travelled) * unit

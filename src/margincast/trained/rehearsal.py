@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from margincast.errors import InputError, StatedFailure
-from margincast.models.adapter import add_adapter
+from margincast.models.adapter import merged_model, with_adapter
 from margincast.models.load import LoadedModel
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.plan import share_plan
@@ -27,6 +27,7 @@ from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoding
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet
+from margincast.trained.inputs import check_start
 from margincast.trained.time import learning_rates, merged
 from margincast.training.step import take_step, torch_optimizer
 
@@ -37,7 +38,8 @@ PARTS, FEWEST = 4, 8  # a batch of training becomes up to 4 batches of rehearsal
 class Rehearsal:
     """What a rehearsal did.
 
-    heldout: (pairs,) held-out margins at its end, float64;  pairs: distinct training pairs that it saw
+    heldout: (pairs,) how far held-out margins are from their start at its end, float64
+    pairs: distinct training pairs that it saw
     """
 
     heldout: Tensor
@@ -66,8 +68,8 @@ def rehearse(
 
     Raises `InputError` for settings that a path length does not describe, `StatedFailure` when the rehearsal diverges.
     """
-    features.check_start()
     recipe = recipe.for_pairs(len(features.train.pairs))
+    check_start(features, recipe)
     if not recipe.rule.path_known or recipe.train == "head":
         raise InputError("a rehearsal is of all weights or an adapter trained by adamw or adam")
     if steps < 2:
@@ -76,8 +78,8 @@ def rehearse(
     chosen, rejected = rehearsed_logps(
         loaded, encoding, features, recipe, batches, merged(learning_rates(recipe), steps), progress
     )
-    before = features.heldout.reference_chosen - features.heldout.reference_rejected
-    margins = recipe.beta * (chosen - rejected - before.double())
+    before = features.heldout.policy_logps
+    margins = recipe.beta * (chosen - rejected - (before[0] - before[1]).double())
     if not bool(margins.isfinite().all()):
         raise StatedFailure("the rehearsal diverged: its steps are longer than training's; rehearse in more steps")
     return Rehearsal(margins, len({row for batch in batches for row in batch}))
@@ -96,19 +98,19 @@ def rehearsed_logps(
     of the training pairs, with its learning rate."""
     model = copy.deepcopy(loaded.model)
     share_plan(loaded.model, model)
-    if recipe.train == "lora":
-        model = add_adapter(model, recipe)
+    model = with_adapter(model, recipe) if recipe.train == "lora" else merged_model(model)
     rows, heldout = encoding.select(features.train.pairs).rows, encoding.select(features.heldout.pairs).rows
     packed = packing_problem(model, rows) is None
     evaluator = Evaluator(heldout, packed, frozen_backbone=False)
     optimizer = torch_optimizer(model, recipe.rule)
+    starts_there = features.train.start_log_ratios is None
     reference = features.train.reference_chosen.float(), features.train.reference_rejected.float()
     steps = tqdm(zip(batches, learning_rates, strict=True), "rehearse", len(batches), disable=not progress)
     for number, (batch, rate) in enumerate(steps):
         index = list(batch)
         here = [(reference[0][index], reference[1][index])]
         pairs = [[rows[row] for row in index]]
-        take_step(model, optimizer, pairs, here, recipe, rate, first=number == 0, packed=packed)
+        take_step(model, optimizer, pairs, here, recipe, rate, same=starts_there and number == 0, packed=packed)
     return evaluator(model)
 
 

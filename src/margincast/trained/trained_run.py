@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from margincast.errors import InputError
-from margincast.models.load import LoadedModel, default_cache_dir, load_model
+from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, PairSet, Trajectory
-from margincast.trained.inputs import check_recipe, heldout_nats, single_token
+from margincast.trained.inputs import check_recipe, check_start, heldout_nats, single_token
 from margincast.trained.rehearsal import Rehearsal, rehearse, size_of
+
+# Log-probabilities of the same model in memory and from disk differ by rounding, of 16 bits at most; others by nats.
+SAME_LOGPS = 0.25
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class TrainedRun:
 
     def __post_init__(self) -> None:
         check_recipe(self.recipe)
+        check_start(self.features, self.recipe)
         object.__setattr__(self, "recipe", self.recipe.for_pairs(len(self.features.train.pairs)))
         heldout, steps = self.features.heldout, self.trajectory.steps
         object.__setattr__(self, "data", self.data or ", ".join(heldout.pairs.concepts))
@@ -65,7 +70,7 @@ class TrainedRun:
     def from_folder(
         cls,
         folder: str | Path,
-        model: str | LoadedModel,
+        model: str | Path | LoadedModel | tuple[Any, Any],
         *,
         rehearsal: float = 0.1,
         data: str = "",
@@ -74,8 +79,8 @@ class TrainedRun:
     ) -> TrainedRun:
         """The run in a folder of `margincast train`, of whose pairs features of inner layers are extracted.
 
-        model: the untrained one, by name or loaded;  rehearsal: the share of the run's pairs that a rehearsal takes,
-        0 for none;  cache_dir: where features are kept, as for `extract_features`
+        model: the untrained one, as `extract_features` takes it;  rehearsal: the share of the run's pairs that a
+        rehearsal takes, 0 for none;  cache_dir: where features are kept, as for `extract_features`
 
         Raises `InputError` for a folder that is no such run, or a run of another model.
         """
@@ -90,10 +95,14 @@ class TrainedRun:
         recipe = Recipe.from_config(run.summary["config"])
         check_recipe(recipe)
         kept = kept_features(folder)
+        if not isinstance(kept, Features):
+            raise InputError(f"{folder}: constants are fitted on responses of one token, and some of these have more")
         cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
-        loaded = load_model(model, cache_dir=cache) if isinstance(model, str) else model
-        if loaded.hash != kept.model_hash:
-            raise InputError(f"{folder} trained {kept.model}, whose weights are not those of {loaded.name}")
+        loaded = opened(model, cache)
+        other = InputError(f"{folder} trained {kept.model}, whose weights are not those of {loaded.name}")
+        # A model in memory is named by its weights, one from disk by its files: only what they put out compares.
+        if not isinstance(model, tuple) and loaded.hash != kept.model_hash:
+            raise other
         train, heldout = kept.train_pairs, run.trajectory.heldout.pairs
         both = PairSet(train.pairs + heldout.pairs)
         encoding = encode(
@@ -106,6 +115,8 @@ class TrainedRun:
         features = features_of(
             loaded, encoding, train, heldout, cache_dir=cache, progress=progress, layers=encoding.single_token
         )
+        if not float((features.train.policy_logps[0] - kept.train.policy_logps[0]).abs().max()) <= SAME_LOGPS:
+            raise other
         rehearsed = None
         if rehearsal > 0.0:
             steps, batch = size_of(recipe.for_pairs(len(train)), rehearsal)

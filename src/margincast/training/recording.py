@@ -28,6 +28,8 @@ class Recording:
     """The steps of one run recorded so far, in `folder`.
 
     evaluator: of the rows of `train`, then those of `heldout`
+    begun: log(pi / pi_ref) of chosen and rejected responses at step 0, (pairs,) each; None where the run starts from
+    its reference
     kept: what was recorded or read by this process, so that no step is read twice
     """
 
@@ -35,6 +37,7 @@ class Recording:
     folder: Path
     train: PairSet
     heldout: PairSet
+    begun: tuple[Tensor, Tensor] | None = None
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def evaluate(self, model: Any, step: int) -> tuple[Tensor, Tensor]:
@@ -77,13 +80,16 @@ class Recording:
         return self.kept[step]
 
     def trajectory(self, beta: float, loss_type: str | Loss, origin: str) -> Trajectory:
-        """The recorded steps. Step 0 is the reference."""
+        """The recorded steps. Step 0 is the reference, or `begun` away from it."""
         steps = [_step(path) for path in self._paths()]
         tensors = [self._read(step) for step in steps]
         # Step 0 went through the same packs as every other step: against it, rounding of the reference cancels.
         referred = 0.0 if get_loss(loss_type, beta, without_reference=True).reference_free else 1.0
         chosen = beta * torch.stack([item["chosen"] - referred * tensors[0]["chosen"] for item in tensors])
         rejected = beta * torch.stack([item["rejected"] - referred * tensors[0]["rejected"] for item in tensors])
+        if self.begun is not None:
+            chosen = chosen + referred * beta * self.begun[0]
+            rejected = rejected + referred * beta * self.begun[1]
         margins, cut = chosen - rejected, len(self.train)
         return Trajectory(
             steps=tuple(steps),

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from margincast.errors import InputError
-from margincast.models.adapter import add_adapter
+from margincast.models.adapter import has_adapter, merged_model, with_adapter
 from margincast.models.load import LoadedModel, untie
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.response_pass import packing_problem
@@ -26,7 +26,7 @@ from margincast.passes.tokenize import Encoded, Encoding
 from margincast.processes import by_first, everyone, process, processes
 from margincast.recipe.losses import refuse_length_normalized
 from margincast.recipe.recipe import Recipe
-from margincast.records import Features, FeatureSet, Trajectory
+from margincast.records import Features, FeatureSet, PairSet, Trajectory
 from margincast.runs.layout import LOCK, STATE
 from margincast.runs.metrics import metric_rows
 from margincast.runs.store import key_of, write_jsonl
@@ -54,22 +54,25 @@ def train_model(
 ) -> Trajectory:
     """Train `loaded` (changed in place) and record margins at step 0, every `eval_steps` and the last step.
 
-    features: of the same pairs under the untrained model; their log-probabilities are the reference
+    features: of the same pairs under the untrained model; its log-probabilities are the reference, those without the
+    adapter where it comes with a trained one
     folder: receives `train_log.jsonl`, `model/` when `save_model`, and, while the run goes on, checkpoints and recorded
     steps from which the same call continues after an interruption. All processes of a run must share it.
     stop_after: the step at which to pause, recorded too; `folder` is left as by an interruption there
     keep_state: leave what an interrupted run needs, for a caller that has more to write before the run is finished and
-    then calls `forget_state`;  say: gets a line for every checkpoint that could not be used
+    then calls `forget_state`;  say: gets a line for every checkpoint that could not be used,
+    and where an adapter that was there trains on
 
-    Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not the reference, when
+    Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not that of `features`, when
     another process trains in `folder`, and when the loss divides log-ratios by the length of responses that are longer
     than one token.
     """
     folder, recipe = Path(folder), recipe.for_pairs(len(features.train.pairs))
-    features.check_start()
     recipe.check_trainable()
     refuse_length_normalized(recipe.loss, features.train.single_token and features.heldout.single_token)
     dtype = loaded.model.get_output_embeddings().weight.dtype
+    if recipe.train == "lora" and has_adapter(loaded.model):
+        say(f"the adapter of {loaded.name} trains on as it is: its own rank, scale and modules, and no dropout")
     model = prepared(loaded, recipe)
     recorded, state = features.train.pairs.spread(recipe.recorded_train), folder / STATE
     rows = encoding.select(features.train.pairs).rows
@@ -79,7 +82,8 @@ def train_model(
     with claimed(folder):
         identity = by_first(lambda: _same_run(state, recipe, features))
         loaded.hash = f"{loaded.hash}, trained in run {identity}"  # features cached for the old weights are not these
-        recording = Recording(evaluator, state, recorded, features.heldout.pairs)
+        begun = log_ratios_of(features, recorded)
+        recording = Recording(evaluator, state, recorded, features.heldout.pairs, begun)
         recorder = Recorder(recording, recipe, features, stop_after)
         trainer = trainer_of(model, rows, features, recipe, state, packed)
         for callback in [recorder, *([ProgressBar()] if progress else [])]:
@@ -107,6 +111,7 @@ def trainer_of(
         data_collator=collate,
         recipe=recipe,
         packed=packed,
+        from_reference=features.train.start_log_ratios is None,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -114,14 +119,20 @@ def trainer_of(
 
 
 def prepared(loaded: LoadedModel, recipe: Recipe) -> Any:
-    """The model with what is to be trained of it, and nothing else, trainable; `loaded` is changed in place."""
+    """The model with what is to be trained of it, and nothing else, trainable; `loaded` is changed in place.
+
+    An adapter that came with it goes on training under train lora, and else becomes part of the weights. Either way the
+    reference is what the features have it to be: the model without.
+    """
+    if recipe.train == "lora":
+        loaded.model = with_adapter(loaded.model, recipe)
+        return loaded.model
+    loaded.model = merged_model(loaded.model)
     if recipe.train == "head":
         head = untie(loaded.model)
         loaded.model.requires_grad_(False)
         # A small step of the unembedding moves its entries, and logits, by less than float32 can hold.
         head.to(torch.float64).weight.requires_grad_(True)
-    elif recipe.train == "lora":
-        loaded.model = add_adapter(loaded.model, recipe)
     return loaded.model
 
 
@@ -223,7 +234,7 @@ class Recorder(TrainerCallback):
     def _record(self, step: int) -> None:
         chosen, rejected = self.recording.evaluate(self.trainer.model, step)
         if step == 0:
-            self._check_reference(chosen, rejected)
+            self._check_policy(chosen, rejected)
         if process() == 0:
             self.recording.keep(step, chosen, rejected)
         everyone(None)  # the step is on disk for all
@@ -237,25 +248,40 @@ class Recorder(TrainerCallback):
         self.trainer.log({name: value for name, value in row.items() if name.startswith("eval_")})
         self.trainer.control.should_log = wanted
 
-    def _check_reference(self, chosen: Tensor, rejected: Tensor) -> None:
-        # Mixed precision rounds the pass at step 0, which the reference, extracted before, did not go through.
+    def _check_policy(self, chosen: Tensor, rejected: Tensor) -> None:
+        # Mixed precision rounds the pass at step 0, which the features, extracted before, did not go through.
         allowed = REFERENCE_TOLERANCE[torch.bfloat16 if self.recipe.bf16 else self.trainer.model.dtype]
-        for name, now, before in (
-            ("chosen", chosen, self._reference("reference_chosen")),
-            ("rejected", rejected, self._reference("reference_rejected")),
+        before = logps_of(self.features, self.recording.train, lambda split: split.policy_logps)
+        for name, now, then in (
+            ("chosen", chosen, before[0]),
+            ("rejected", rejected, before[1]),
         ):
-            gap = float((now - before).abs().max())
+            gap = float((now - then).abs().max())
             if not gap <= allowed:
                 raise InputError(
-                    f"the model at step 0 is not the reference: log-probabilities of {name} responses differ by "
-                    f"{gap:.3g}; the features belong to another model"
+                    f"the model at step 0 is not that of the features: log-probabilities of {name} responses differ by "
+                    f"{gap:.3g}; they belong to another model"
                 )
 
-    def _reference(self, name: str) -> Tensor:
-        rows = {pair.id: index for index, pair in enumerate(self.features.train.pairs)}
-        train: Tensor = getattr(self.features.train, name)[[rows[pair.id] for pair in self.recording.train]]
-        heldout: Tensor = getattr(self.features.heldout, name)
-        return torch.cat([train, heldout])
+
+def log_ratios_of(features: Features, recorded: PairSet) -> tuple[Tensor, Tensor] | None:
+    """`Recording.begun` of a run of `features`."""
+    if features.train.start_log_ratios is None:
+        return None
+    policy = logps_of(features, recorded, lambda split: split.policy_logps)
+    reference = logps_of(features, recorded, lambda split: (split.reference_chosen, split.reference_rejected))
+    return policy[0] - reference[0], policy[1] - reference[1]
+
+
+def logps_of(
+    features: Features, recorded: PairSet, read: Callable[[FeatureSet], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """What `read` finds of both responses, in the order of a recording: of the training pairs `recorded`, then of the
+    held-out ones."""
+    rows = {pair.id: index for index, pair in enumerate(features.train.pairs)}
+    index = [rows[pair.id] for pair in recorded]
+    train, heldout = read(features.train), read(features.heldout)
+    return torch.cat([train[0][index], heldout[0]]), torch.cat([train[1][index], heldout[1]])
 
 
 class ProgressBar(TrainerCallback):

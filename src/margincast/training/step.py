@@ -41,12 +41,13 @@ class Rewards:
         return self.chosen - self.rejected
 
 
-def rewards(result: PassResult, reference: tuple[Tensor, Tensor], loss: Loss, beta: float, first: bool) -> Rewards:
-    """reference: (pairs,) log-probabilities of chosen and rejected responses;  first: before the first update"""
+def rewards(result: PassResult, reference: tuple[Tensor, Tensor], loss: Loss, beta: float, same: bool) -> Rewards:
+    """reference: (pairs,) log-probabilities of chosen and rejected responses;  same: the policy still is the reference,
+    as before the first update of a model without a trained adapter"""
     if loss.reference_free:
         reference = torch.zeros_like(result.chosen), torch.zeros_like(result.rejected)
-    elif first:
-        # The policy still is the reference: from the same pass, so that margins are exactly 0.
+    elif same:
+        # From the same pass, so that margins are exactly 0.
         reference = result.chosen.detach(), result.rejected.detach()
     chosen, rejected = (side.to(result.chosen.device) for side in reference)
     return Rewards(beta * (result.chosen - chosen), beta * (result.rejected - rejected))
@@ -121,17 +122,17 @@ def take_step(
     recipe: Recipe,
     learning_rate: float,
     *,
-    first: bool,
+    same: bool,
     packed: bool,
 ) -> None:
-    """One step of `model` along the mean gradient of `batches`, with their `references`."""
+    """One step of `model` along the mean gradient of `batches`, with their `references`; same: as of `rewards`"""
 
     def one(number: int, members: list[int], last: bool) -> None:
         batch = batches[number]
         reference = (references[number][0][members], references[number][1][members])
         with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
             result = response_pass(model, [batch[index] for index in members], packed)
-            found = rewards(result, reference, recipe.loss, recipe.beta, first)
+            found = rewards(result, reference, recipe.loss, recipe.beta, same)
             loss = recipe.loss.value(found.margins).sum() / (len(batch) * len(batches))
         torch.autograd.backward(loss)
 

@@ -93,15 +93,17 @@ class MarginTrainer(Trainer):
     """`transformers.Trainer` whose loss is f(margin), with TRL's metrics in its logs.
 
     Reference log-probabilities come with the batch: they are computed once, by the extraction pass.
+    from_reference: whether the run starts from its reference, as all do but those of a trained adapter
 
     Here `per_device_train_batch_size` is the batch of all processes together: each computes its share of it. So any
     number of processes goes through the same batches in the same order, also the smaller last one of an epoch.
     """
 
-    def __init__(self, *, recipe: Recipe, packed: bool, **kwargs: Any) -> None:
+    def __init__(self, *, recipe: Recipe, packed: bool, from_reference: bool = True, **kwargs: Any) -> None:
         super().__init__(optimizer_cls_and_kwargs=recipe.rule.torch_optimizer(), **kwargs)
         self.recipe = recipe
         self.packed = packed
+        self.from_reference = from_reference
         self.model_accepts_loss_kwargs = False
         self._metrics: list[dict[str, float]] = []  # of every batch since the last log
         self._update: list[dict[str, Any]] = []  # batches of this step, the first of which is the `_before`th above
@@ -180,8 +182,8 @@ class MarginTrainer(Trainer):
         """Of some pairs of a batch, each with the weight that a pair has in it."""
         result = response_pass(model, inputs["pairs"], self.packed)
         reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        first = self.state.global_step == 0
-        found = rewards(result, reference, self.recipe.loss, self.recipe.beta, first)
+        same = self.from_reference and self.state.global_step == 0
+        found = rewards(result, reference, self.recipe.loss, self.recipe.beta, same)
         margins, sums = found.margins, self._metrics[-1]
         for name, values in {
             "rewards/chosen": found.chosen,

@@ -62,7 +62,7 @@ def test_contributions_sum_to_the_margins_of_the_forecast(name: str, dtype: torc
     run = forecast_frozen(
         features, head_recipe(beta=0.5, optimizer=optimizer, steps=11, batch_size=3, eval_steps=4, **more), dtype=dtype
     )
-    spaces = token_spaces(features, 0.5, dtype)
+    spaces = token_spaces(features, Recipe(beta=0.5), dtype)
     for at, step in enumerate(run.steps):
         for split, space in zip((run.train, run.heldout), spaces, strict=True):
             found = run.attributed(step)
@@ -244,7 +244,7 @@ def test_attribute_takes_the_settings_of_forecast() -> None:
     options = {"beta": 0.5, "optimizer": AdamW(0.05), "steps": 8, "batch_size": 3}
     run = forecast_frozen(features, head_recipe(eval_steps=4, **options))
     found = attribute(features, head_recipe(**options), at=[4, 8])
-    _, heldout = token_spaces(features, 0.5)
+    _, heldout = token_spaces(features, Recipe(beta=0.5))
     assert [error(found[step].margins(heldout), run.heldout.margins[k]) <= EXACT for k, step in ((1, 4), (2, 8))]
     assert list(attribute(features, head_recipe(**options))) == [8]
     assert "NOT" not in found[8].exact and "preconditioner" in found[8].exact

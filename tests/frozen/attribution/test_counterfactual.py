@@ -21,6 +21,7 @@ from margincast.recipe.optimizers.adamw import AdamW
 from margincast.recipe.optimizers.flow import GradientFlow
 from margincast.recipe.optimizers.gd import GradientDescent
 from margincast.recipe.optimizers.sgd import SGD
+from margincast.recipe.recipe import Recipe
 from tests.frozen.test_forecast import problem
 from tests.oracles import train_head
 from tests.recipes import head_recipe
@@ -61,7 +62,7 @@ def test_a_rerun_is_a_pytorch_head_trained_on_the_edited_data(
     edit: Edit, rows: list[int], turned: list[int], full: bool
 ) -> None:
     unembedding, features = problem()
-    train, heldout = token_spaces(features, 0.5)
+    train, heldout = token_spaces(features, Recipe(beta=0.5))
     chosen, rejected = train.chosen[rows], train.rejected[rows]
     chosen[turned], rejected[turned] = rejected[turned], chosen[turned].clone()
     data = TokenSpace(train.features[rows], chosen, rejected, 0.5, train.tokens)
@@ -166,7 +167,7 @@ def test_the_record_sets_prediction_beside_the_run() -> None:
 def test_the_direct_change_is_minus_the_contributions() -> None:
     _, features = problem()
     run = forecast_frozen(features, head_recipe(**options("gd")))
-    _, heldout = token_spaces(features, 0.5)
+    _, heldout = token_spaces(features, Recipe(beta=0.5))
     contributions = run.attributed().contributions(heldout)
     for edit, factors in [
         (drop(PAIRS, [3]), {3: -1.0}),

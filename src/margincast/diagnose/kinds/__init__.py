@@ -20,12 +20,18 @@ from margincast.registry import Registry
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of the training pairs: their features, their places in the pair kernel, their left-out margins."""
+    """What is known of the training pairs: their features, their places in the pair kernel, their left-out margins.
+
+    pushed: the same places, and after them those of held-out pairs where their features are of every position
+    targets: (pairs of `pushed`,) bool, which of them are held out; None where none is
+    """
 
     pairs: PairSet
     train: FeatureSet | TokenFeatures
     points: Points[Any]
     left_out: Mislabelled
+    pushed: Points[Any]
+    targets: Tensor | None
 
 
 @dataclass(frozen=True)

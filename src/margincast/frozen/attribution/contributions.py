@@ -15,7 +15,7 @@ cancel, and a margin can be a thousandth of the largest of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from margincast.frozen.engine.history import record_run
 from margincast.frozen.engine.spaces import refuse_bias, token_spaces
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.flow.driven import driven_flow
+from margincast.models.device import forecast_device
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features
 
@@ -49,6 +50,7 @@ class Top:
 class Attribution:
     """The margins after `step` steps as sums over the training pairs.
 
+    train, shares: where the run was calculated; `targets` of the methods, and what these give, are on the CPU
     unembedding: (T, hidden), W0's rows, and start_weight their coefficient in the margins: kappa, or 1 + kappa for a
         loss without a reference, whose margins begin at W0's
     targets_at_once: that are met with a block of training pairs;  block_numbers: in the largest temporary matrix
@@ -68,7 +70,8 @@ class Attribution:
         return self.shares.exact
 
     def start(self, targets: TokenSpace) -> Tensor:
-        """The part of each margin that belongs to no pair, (targets,) float64: 0 without weight decay or SimPO."""
+        """The part of each margin that belongs to no pair, (targets,) float64: where it began (0 of a policy that
+        was its own reference), and what weight decay took from W0."""
         return targets.margins(self.start_weight * self.unembedding.double())
 
     def contributions(self, targets: TokenSpace, rows: Tensor | None = None) -> Tensor:
@@ -76,7 +79,7 @@ class Attribution:
 
         Holds that many numbers: `top` and `by_group` are for more pairs than that.
         """
-        rows = torch.arange(len(self.train)) if rows is None else rows
+        rows = (self._everyone() if rows is None else rows).to(self.device)
         out = torch.empty(len(targets), len(rows), dtype=torch.float64)
         for some, met in self._parts(targets):
             for part in self._blocks(rows):
@@ -85,8 +88,8 @@ class Attribution:
 
     def margins(self, targets: TokenSpace) -> Tensor:
         """All contributions and the start, (targets,) float64."""
-        everyone = torch.zeros(len(self.train), dtype=torch.long)
-        return targets.margins(self.by_group(everyone, 1)[0]) + self.start(targets)
+        everyone = torch.zeros_like(self.train.chosen)
+        return targets.moved(self.by_group(everyone, 1)[0]) + self.start(targets)
 
     def top(self, targets: TokenSpace, count: int) -> Top:
         """The `count` training pairs that matter most to each target, without holding targets x N numbers.
@@ -97,29 +100,37 @@ class Attribution:
             raise InputError(f"top takes from 1 to all {len(self.train)} training pairs, got {count}")
         rows = self.shares.active()
         if len(rows) < count:  # the others contribute 0
-            rows = torch.arange(len(self.train))
+            rows = self._everyone()
         found = [self._top(met, rows, count) for _, met in self._parts(targets)]
-        return Top(*(torch.cat([getattr(top, name) for top in found]) for name in Top.__dataclass_fields__))
+        return Top(*(torch.cat([getattr(top, name) for top in found]).cpu() for name in Top.__dataclass_fields__))
 
     def by_group(self, groups: Tensor, count: int) -> Tensor:
         """What the pairs of each group added to dW, (count, T, hidden) float64; groups: (N,) in [0, count).
 
-        `targets.margins(states[k])` is then the sum of the contributions of group k, for any number of targets.
+        `targets.moved(states[k])` is then the sum of the contributions of group k, for any number of targets.
         """
         train = self.train
-        states = torch.zeros(count * train.tokens, train.features.shape[1], dtype=torch.float64)
-        rows = self.shares.active()
+        states = train.features.new_zeros(count * train.tokens, train.features.shape[1], dtype=torch.float64)
+        rows, groups = self.shares.active(), groups.to(self.device)
         for part in self._blocks(rows):
             here = rows[part]
             moves, first = self.shares.moves(train, here), groups[here] * train.tokens
             states.index_add_(0, first + train.chosen[here], moves.chosen)
             states.index_add_(0, first + train.rejected[here], moves.rejected, alpha=-1.0)
-        return states.view(count, train.tokens, -1)
+        return states.view(count, train.tokens, -1).cpu()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run was calculated."""
+        return self.train.features.device
+
+    def _everyone(self) -> Tensor:
+        return torch.arange(len(self.train), device=self.device)
 
     def _top(self, targets: TokenSpace, rows: Tensor, count: int) -> Top:
-        values = torch.zeros(len(targets), 0, dtype=torch.float64)
-        indices = torch.zeros(len(targets), 0, dtype=torch.long)
-        positive, negative = torch.zeros(2, len(targets), dtype=torch.float64)
+        values = targets.features.new_zeros(len(targets), 0)
+        indices = targets.chosen.new_zeros(len(targets), 0)
+        positive, negative = values.new_zeros(2, len(targets))
         for part in self._blocks(rows):
             block = self._products(targets, rows[part])
             positive += block.clamp(min=0.0).sum(dim=1)
@@ -134,8 +145,8 @@ class Attribution:
     def _products(self, targets: TokenSpace, rows: Tensor) -> Tensor:
         """Contributions of the pairs at `rows`, (targets, rows)."""
         moves, features = self.shares.moves(self.train, rows), targets.features.double()
-        signs = torch.zeros(self.train.tokens, len(targets), dtype=torch.float64)  # delta_j, in columns
-        every = torch.arange(len(targets))
+        signs = features.new_zeros(self.train.tokens, len(targets))  # delta_j, in columns
+        every = torch.arange(len(targets), device=self.device)
         signs[targets.chosen, every] += targets.beta
         signs[targets.rejected, every] -= targets.beta
         chosen, rejected = signs.T[:, self.train.chosen[rows]], signs.T[:, self.train.rejected[rows]]
@@ -145,11 +156,11 @@ class Attribution:
         return products.mul_(chosen).sub_(rejected.mul_(features @ moves.rejected.T))
 
     def _parts(self, targets: TokenSpace) -> Iterator[tuple[slice, TokenSpace]]:
-        """Targets in groups whose features are held in float64."""
+        """Targets in groups whose features are held in float64, where the run was calculated."""
         for first in range(0, len(targets), self.targets_at_once):
             part = slice(first, min(first + self.targets_at_once, len(targets)))
-            features = targets.features[part].double()
-            yield part, TokenSpace(features, targets.chosen[part], targets.rejected[part], targets.beta, targets.tokens)
+            some = targets.rows(part).to(self.device)
+            yield part, replace(some, features=some.features.double())
 
     def _blocks(self, rows: Tensor) -> Iterator[slice]:
         size = max(1, self.block_numbers // max(self.targets_at_once, 2 * self.train.features.shape[1]))
@@ -161,24 +172,25 @@ def attribute(
 ) -> dict[int, Attribution]:
     """The attribution of all margins after each of the steps `at` (the last), of the run that `forecast_frozen` tells.
 
-    `token_spaces(features, beta)` gives the targets, held-out and training pairs.
+    `token_spaces(features, recipe)` gives the targets, held-out and training pairs.
 
     Raises what `forecast_frozen` raises, and `InputError` for a step that the run does not have and for an optimizer
     of which it is not known what a pair adds.
     """
     recipe = recipe.for_pairs(len(features.train.pairs))
-    train, _ = token_spaces(features, recipe.beta, dtype)
+    train, _ = token_spaces(features, recipe, dtype)
     refuse_bias(features, recipe.loss)
+    train = train.to(forecast_device(features.device))
     return account(train, recipe, features.unembedding, [recipe.steps] if at is None else at)
 
 
 def account(train: TokenSpace, recipe: Recipe, unembedding: Tensor, at: Sequence[int]) -> dict[int, Attribution]:
-    """`attribute` for pairs as the state sees them; unembedding: (T, hidden), W0's rows. Runs on the CPU."""
+    """`attribute` for pairs as the state sees them; unembedding: (T, hidden), W0's rows. Runs where the pairs are."""
     check_attributable(recipe.rule)
     wanted = sorted(set(at))
     if not wanted or wanted[0] < 0 or wanted[-1] > recipe.steps:
         raise InputError(f"steps must lie in 0 .. {recipe.steps}, got {list(at)}")
-    train, rule, loss = train.to(torch.device("cpu")), recipe.rule, recipe.loss
+    rule, loss = recipe.rule, recipe.loss
     free = 1.0 if loss.reference_free else 0.0
     if rule.flow:
         # At all recorded steps, as `forecast_frozen` asks: which times are asked for decides where its steps end.

@@ -97,7 +97,7 @@ def direct_change(attribution: Attribution, targets: TokenSpace, edit: Edit) -> 
     factors = torch.where(edit.flipped, -1.0 - edit.weights, edit.weights - 1.0)
     values, groups = torch.unique(factors, return_inverse=True)
     states = attribution.by_group(groups, len(values))
-    return targets.margins((values[:, None, None] * states).sum(dim=0))
+    return targets.moved((values[:, None, None] * states).sum(dim=0))
 
 
 @overload

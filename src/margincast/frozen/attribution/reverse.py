@@ -1,6 +1,6 @@
-"""How is a run differentiated without copies of its features? Margins and pull are each other's transpose.
+"""How is a run differentiated without copies of its features? What moves margins and pull are each other's transpose.
 
-    dW -> r_i = beta delta_i^T dW g_i        and        c -> sum_i c_i delta_i g_i^T
+    dW -> r_i - r_i(0) = beta delta_i^T dW g_i        and        c -> sum_i c_i delta_i g_i^T
 
 are linear, so that reverse mode needs nothing but the features that are there anyway.
 """
@@ -19,8 +19,10 @@ from margincast.recipe.optimizer import Rule, Slots
 
 def margins(state: Tensor, space: TokenSpace, rows: Tensor | None = None) -> Tensor:
     """`space.margins(state)` of the pairs at `rows`, or of all, differentiable in the state."""
-    out: Tensor = _Margins.apply(state, space, rows)  # type: ignore[no-untyped-call]
-    return out
+    moved = _moved(state, space, rows)
+    if space.start is None:
+        return moved
+    return (space.start if rows is None else space.start[rows]).to(moved) + moved
 
 
 def pull(coefficients: Tensor, space: TokenSpace, rows: Tensor | None = None) -> Tensor:
@@ -48,12 +50,17 @@ class Smooth:
         return change
 
 
-class _Margins(torch.autograd.Function):
+def _moved(state: Tensor, space: TokenSpace, rows: Tensor | None) -> Tensor:
+    out: Tensor = _Moved.apply(state, space, rows)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Moved(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(state: Tensor, space: TokenSpace, rows: Tensor | None) -> Tensor:
-        return _seen(space, rows).margins(state)
+        return _seen(space, rows).moved(state)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, TokenSpace, Tensor | None], output: Tensor) -> None:
@@ -77,7 +84,7 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return margins(grad, ctx.space, ctx.rows) / ctx.space.beta, None, None
+        return _moved(grad, ctx.space, ctx.rows) / ctx.space.beta, None, None
 
 
 def _seen(space: TokenSpace, rows: Tensor | None) -> TokenSpace:

@@ -28,6 +28,7 @@ from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.flow.integrate import follow
 from margincast.frozen.flow.stiff import RANK, Stiff
+from margincast.models.device import forecast_device
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
 from margincast.recipe.recipe import Recipe
@@ -89,17 +90,19 @@ def sensitivity_of(
     functional: Functional | None = None,
 ) -> Sensitivity:
     """`sensitivity` for pairs as the state sees them; unembedding: (T, hidden), W0's rows."""
-    here = torch.ones(len(train), dtype=torch.float64, requires_grad=True)
-    twins = torch.zeros(len(train), dtype=torch.float64, requires_grad=True)
+    like = train.features.new_ones(len(train), dtype=torch.float64)
+    here, twins = like.requires_grad_(), torch.zeros_like(like).requires_grad_()
     after = _margins(train, targets, recipe, unembedding, here, twins)
-    values = after if functional is None else functional(after)
-    values = values.reshape(-1)
+    margins = after.detach().cpu().requires_grad_()  # where a `functional` has its own tensors
+    values = (margins if functional is None else functional(margins)).reshape(-1)
     parts = []
     for start in range(0, len(values), TOGETHER):
         some = values[start : start + TOGETHER]
         each = torch.eye(len(some), dtype=torch.float64)
-        parts.append(torch.autograd.grad(some, (here, twins), each, retain_graph=True, is_grads_batched=True))
-    weights, turned = (torch.cat(side) for side in zip(*parts, strict=True))
+        (slopes,) = torch.autograd.grad(some, margins, each, retain_graph=True, is_grads_batched=True)
+        slopes = slopes.to(after.device)
+        parts.append(torch.autograd.grad(after, (here, twins), slopes, retain_graph=True, is_grads_batched=True))
+    weights, turned = (torch.cat(side).cpu() for side in zip(*parts, strict=True))
     return Sensitivity(values.detach(), weights, turned)
 
 
@@ -117,14 +120,17 @@ def reweighed(features: Features | Positions, edit: Edit, recipe: Recipe) -> Ten
         return token_reweighed(features, edit, recipe)
     recipe, train, heldout = _problem(features, recipe)
     check_size(edit, len(train))
-    return _margins(train, heldout, recipe, features.unembedding, *parts_of(edit))
+    omega, phi = (part.to(train.features.device) for part in parts_of(edit))
+    return _margins(train, heldout, recipe, features.unembedding, omega, phi).cpu()
 
 
 def _problem(features: Features, recipe: Recipe) -> tuple[Recipe, TokenSpace, TokenSpace]:
     recipe = recipe.for_pairs(len(features.train.pairs))
     refuse_bias(features, recipe.loss)
     # In float64 throughout: derivatives through Adam's division are differences of large numbers.
-    return recipe, *token_spaces(features, recipe.beta, torch.float64)
+    device = forecast_device(features.device)
+    train, heldout = (space.to(device) for space in token_spaces(features, recipe, torch.float64))
+    return recipe, train, heldout
 
 
 def parts_of(edit: Edit) -> tuple[Tensor, Tensor]:
@@ -138,7 +144,7 @@ def _margins(
 ) -> Tensor:
     """Margins of the targets after the run with weights omega and phi, differentiable in them."""
     space, loss, optimizer = _Weighed(train, here, twins), recipe.loss, recipe.rule
-    start = unembedding.double()
+    start = unembedding.to(train.features.device).double()
     state = space.zeros()
     if optimizer.flow:
         flow = _WeighedFlow(space, loss, start if loss.reference_free else None)
@@ -188,7 +194,7 @@ class _Weighed:
             rows, here, twins = None, self.here, self.twins
             weights = torch.zeros_like(weights).index_add_(0, batch.rows, weights)
         met = margins(state, self.train, rows)
-        return pull(self.train.beta * weighed_pushes(met, weights, here, twins, loss), self.train, rows)
+        return pull(self.train.beta * weighed_pushes(met, weights.to(met), here, twins, loss), self.train, rows)
 
     def norm(self, gradient: Tensor) -> Tensor:
         return self.train.norm(gradient)

@@ -92,9 +92,8 @@ class Preconditioned:
         weights = features.new_zeros(len(rows), len(self.metric))
         first, last = torch.searchsorted(self.rows, rows), torch.searchsorted(self.rows, rows, right=True)
         entries = _ranges(first, last)
-        weights[torch.repeat_interleave(torch.arange(len(rows)), last - first), self.steps[entries]] = self.values[
-            entries
-        ]
+        places = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), last - first)
+        weights[places, self.steps[entries]] = self.values[entries]
         return Moves(*(self._side(features, weights, side[rows]) for side in (train.chosen, train.rejected)))
 
     def _side(self, features: Tensor, weights: Tensor, tokens: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ def shares_of(
             yield step, *_preconditioned(pushes[:step], optimizer, optimizer.averaged, train)
         return
     pairs = len(train)
-    unit = torch.zeros(pairs + 1, dtype=torch.float64)
+    unit = train.features.new_zeros(pairs + 1, dtype=torch.float64)
     unit[pairs] = 1.0  # W0 in these coordinates
     total, slots = torch.zeros_like(unit), Slots()
     if 0 in at:
@@ -142,17 +141,18 @@ def shares_of(
 def _preconditioned(
     pushes: Sequence[Push], optimizer: Optimizer, beta1: float, train: TokenSpace
 ) -> tuple[Preconditioned, float]:
-    remaining, carried, metric = 1.0, torch.zeros(()), []
+    like, whole = train.features.new_zeros(0, dtype=torch.float64), train.chosen.new_zeros(0)
+    remaining, carried, metric = 1.0, like.new_zeros(()), []
     for step, push in zip(range(len(pushes), 0, -1), reversed(pushes), strict=True):
         assert push.divisor is not None
         carried = push.rate * remaining / (1 - beta1**step) / push.divisor + beta1 * carried
         metric.append((1 - beta1) * carried)
         remaining *= 1 - push.rate * optimizer.decay
-    rows = torch.cat([torch.zeros(0).long(), *(push.rows for push in pushes)])
-    steps = torch.repeat_interleave(torch.tensor([len(push.rows) for push in pushes]).long())
-    values = torch.cat([torch.zeros(0).double(), *(push.coefficients for push in pushes)])
+    rows = torch.cat([whole, *(push.rows for push in pushes)])
+    steps = torch.repeat_interleave(whole.new_tensor([len(push.rows) for push in pushes]))
+    values = torch.cat([like, *(push.coefficients for push in pushes)])
     order = torch.argsort(rows, stable=True)
-    none = torch.zeros(0, train.tokens, train.features.shape[1], dtype=torch.float64)
+    none = like.new_zeros(0, train.tokens, train.features.shape[1])
     stacked = torch.stack(metric[::-1]) if metric else none
     return Preconditioned(rows[order], steps[order], values[order], stacked), remaining - 1.0
 
@@ -161,4 +161,4 @@ def _ranges(first: Tensor, last: Tensor) -> Tensor:
     """first[0] .. last[0] - 1, first[1] .. last[1] - 1, ... in one vector."""
     counts = last - first
     starts = torch.repeat_interleave(first - (counts.cumsum(0) - counts), counts)
-    return torch.arange(len(starts)) + starts
+    return torch.arange(len(starts), device=starts.device) + starts

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from margincast.frozen.engine.products import BOTH, MARGINS, PULL
-from margincast.recipe.losses import Loss
+from margincast.recipe.loss import Closed, Loss
 
 try:
     from margincast.frozen.engine.kernel import visit
 except ImportError:  # numba (the extra `fast`) is not there, or not for this numpy
     from margincast.frozen.engine.products import visit
 
+NO_SLOPE = Closed()  # of visits that ask for none
 # Rows whose slope torch evaluates at once, when the loss is not compiled in: they stay in the shared cache.
 SLOPE_BYTES = 4 << 20
 # Below so many bytes of features a second thread costs more than it saves.
@@ -75,37 +76,42 @@ def fused_gradient(
     weights: Tensor,
     loss: Loss,
     margins: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """The gradient of sum_i weights_i f(r_i), (T, hidden), from one pass over `features`.
 
     features: (pairs, hidden), float64, float32, bfloat16 or float16;  state: (T, hidden), float64 or float32
     weights: (batch,), in the order of the rows that `visits` was planned for
     margins: (batch,), where given, takes the margins that the pass met, in the same order
+    start: (pairs,) margins at dW = 0, where they are not 0
     """
     numbers, stored = state.contiguous().numpy(), _bits(features)
     real, (tokens, width), count = numbers.dtype, numbers.shape, len(visits.rows)
-    strength = real.type(beta)
+    strength, closed = real.type(beta), np.asarray(loss.closed or NO_SLOPE, real)
     weighted = (weights.double().numpy() * beta).astype(real)[visits.source]
     passed, coefficients = np.empty((2, count), real)
+    begun = None if start is None else start.numpy().astype(real)[visits.rows]
     row_bytes = width * stored.itemsize
     threads = max(1, min(torch.get_num_threads(), count * row_bytes // THREAD_BYTES))
     pulls = np.zeros((threads, tokens, width))
     block = max(4, SLOPE_BYTES // row_bytes)
 
     def work(thread: int) -> None:
-        def call(mode: int, start: int, stop: int, given: NDArray[Any]) -> None:
+        def call(mode: int, low: int, stop: int, given: NDArray[Any]) -> None:
             pairs = (visits.rows, visits.plus, visits.minus, visits.sign)
-            visit(mode, start, stop, stored, pairs, numbers, strength, passed, given, pulls[thread])
+            visit(mode, low, stop, stored, pairs, numbers, strength, closed, passed, given, pulls[thread])
 
         first, last = thread * count // threads, (thread + 1) * count // threads
-        if loss.logistic:
+        if loss.closed is not None and begun is None:
             call(BOTH, first, last, weighted)
             return
-        for start in range(first, last, block):
-            stop = min(start + block, last)
-            call(MARGINS, start, stop, weighted)
-            coefficients[start:stop] = weighted[start:stop] * loss.slope(torch.from_numpy(passed[start:stop])).numpy()
-            call(PULL, start, stop, coefficients)
+        for low in range(first, last, block):
+            part = slice(low, min(low + block, last))
+            call(MARGINS, low, part.stop, weighted)
+            if begun is not None:
+                passed[part] += begun[part]
+            coefficients[part] = weighted[part] * loss.slope(torch.from_numpy(passed[part])).numpy()
+            call(PULL, low, part.stop, coefficients)
 
     _share(work, threads)
     if margins is not None:
@@ -122,12 +128,13 @@ def fused_pull(features: Tensor, visits: Visits, coefficients: Tensor, tokens: i
     count, width = len(visits.rows), features.shape[1]
     threads = max(1, min(torch.get_num_threads(), count * width * stored.itemsize // THREAD_BYTES))
     state, beta = np.zeros((tokens, width), given.dtype), given.dtype.type(1)
+    slope = np.asarray(NO_SLOPE, given.dtype)
     pulls, margins = np.zeros((threads, tokens, width)), np.empty_like(given)
 
     def work(thread: int) -> None:
         first, last = thread * count // threads, (thread + 1) * count // threads
         pairs = (visits.rows, visits.plus, visits.minus, visits.sign)
-        visit(PULL, first, last, stored, pairs, state, beta, margins, given, pulls[thread])
+        visit(PULL, first, last, stored, pairs, state, beta, slope, margins, given, pulls[thread])
 
     _share(work, threads)
     return torch.from_numpy(pulls.sum(axis=0)).to(coefficients.dtype)

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from margincast.frozen.engine.fused import fused_gradient, plan_visits
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.engine.step import clip_factor, simulate
 from margincast.recipe.batches import Batch
@@ -48,7 +46,7 @@ def record_run(
     Raises what `simulate` raises.
     """
     space, watched = _Recorded(train), _Watched(optimizer)
-    start = unembedding.double()
+    start = unembedding.to(train.features.device).double()
     run = simulate(
         space, watched, batches, unembedding=start, loss=loss, factor=factor, max_grad_norm=max_grad_norm
     )  # fmt: skip
@@ -75,11 +73,11 @@ class _Recorded:
         return self.train.zeros().double()
 
     def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
-        space, margins = self.train, torch.empty_like(batch.weights)
-        visits = plan_visits(batch.rows, space.chosen, space.rejected)
-        gradient = fused_gradient(space.features, visits, state, space.beta, batch.weights, loss, margins)
+        space, margins = self.train, state.new_empty(len(batch.rows))
+        gradient = space.gradient(state, loss, batch, margins)
         # From the margins that the gradient was made of, so that dW is their sum even at the kink of a loss.
-        self.rows, self.coefficients = batch.rows, space.beta * batch.weights * loss.slope(margins)
+        rows, weights = batch.rows.to(state.device), batch.weights.to(state.device)
+        self.rows, self.coefficients = rows, space.beta * weights * loss.slope(margins)
         return gradient
 
     def norm(self, gradient: Tensor) -> Tensor:

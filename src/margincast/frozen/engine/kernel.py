@@ -60,11 +60,26 @@ def _add(g0: Any, g1: Any, g2: Any, g3: Any, c: Any, out: Any) -> None:
 
 
 @_compiled  # type: ignore[untyped-decorator]
+def _slope(r: Any, slope: Any) -> Any:
+    """`recipe.loss.Closed` at the margin r."""
+    one = slope.dtype.type(1)
+    away = r - slope[2]
+    s = one / (one + np.exp(r - slope[4]))
+    found = s * (slope[5] + (one - s) * (slope[6] * away + slope[7] * s))
+    if r < slope[3]:
+        found += slope[0] + slope[1] * away
+    if slope[8] != 0:
+        found += slope[8] * np.exp(-r)
+    return found
+
+
+@_compiled  # type: ignore[untyped-decorator]
 def visit(
-    mode: int, start: int, stop: int, features: Any, pairs: Any, state: Any, beta: float, margins: Any,
+    mode: int, start: int, stop: int, features: Any, pairs: Any, state: Any, beta: float, slope: Any, margins: Any,
     coefficients: Any, pull: Any,
 ) -> None:  # fmt: skip
-    """Visits start..stop. In: weights times beta (BOTH) or those times slopes (PULL), as `coefficients`, (visits,).
+    """Visits start..stop. In: weights times beta (BOTH) or those times slopes (PULL), as `coefficients`, (visits,);
+    `slope`, the numbers of a `recipe.loss.Closed`.
 
     Out: `margins`, (visits,); `pull`, (T, hidden) float64, is added to.
     """
@@ -95,7 +110,7 @@ def visit(
             if mode != PULL:
                 margins[at + q] = beta * toward * dots[q]  # r_i = beta delta_i^T dW g_i
             if mode == BOTH:
-                scale[q] /= -(real(1) + np.exp(margins[at + q]))  # f' of DPO: -sigma(-r)
+                scale[q] *= _slope(margins[at + q], slope)
         scale[many:] = 0
         at += many
         if mode == MARGINS:

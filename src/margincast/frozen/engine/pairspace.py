@@ -12,7 +12,7 @@ Adam divides entry by entry and weight decay pulls W0 in, which no combination o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,10 +32,14 @@ PRODUCTS_PER_NUMBER = 12
 
 @dataclass(frozen=True)
 class PairSpace:
-    """Pairs as seen by their coefficients a, (pairs,): kernel C, (pairs, pairs), of `TokenSpace.kernel`."""
+    """Pairs as seen by their coefficients a, (pairs,): kernel C, (pairs, pairs), of `TokenSpace.kernel`.
+
+    start: (pairs,) as of `TokenSpace`
+    """
 
     kernel: Tensor
     beta: float
+    start: Tensor | None = None
 
     def __len__(self) -> int:
         return self.kernel.shape[0]
@@ -50,15 +54,19 @@ class PairSpace:
         return self.kernel.new_zeros(len(self))
 
     def margins(self, coefficients: Tensor) -> Tensor:
-        """beta * C a, (pairs,)."""
-        return self.beta * (self.kernel @ coefficients)
+        """start + beta * C a, (pairs,)."""
+        return self._margins(self.kernel, coefficients, slice(None))
 
     def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
         """The coefficients of the gradient of sum_i weight_i f(r_i), (pairs,). (Eq. 8)"""
         whole = len(batch.rows) == len(self) and torch.equal(batch.rows, torch.arange(len(self)))
-        margins = self.beta * ((self.kernel if whole else self.kernel[batch.rows]) @ state)
+        margins = self.margins(state) if whole else self._margins(self.kernel[batch.rows], state, batch.rows)
         scaled = self.beta * batch.weights.to(state) * loss.slope(margins)
-        return torch.zeros_like(state).index_add_(0, batch.rows, scaled)
+        return torch.zeros_like(state).index_add_(0, batch.rows.to(state.device), scaled)
+
+    def _margins(self, kernel: Tensor, coefficients: Tensor, rows: Tensor | slice) -> Tensor:
+        moved = self.beta * (kernel @ coefficients)
+        return moved if self.start is None else self.start[rows].to(moved) + moved
 
     def norm(self, gradient: Tensor) -> Tensor:
         """|sum_i c_i delta_i g_i^T|, from c^T C c."""
@@ -67,7 +75,7 @@ class PairSpace:
 
 def pair_space(space: TokenSpace) -> PairSpace:
     """The N x N form of `space`; `space.pull(a)` is dW."""
-    return PairSpace(space.kernel(space), space.beta)
+    return PairSpace(space.kernel(space), space.beta, space.start)
 
 
 def factor_space(space: TokenSpace) -> tuple[TokenSpace, Tensor]:
@@ -79,7 +87,7 @@ def factor_space(space: TokenSpace) -> tuple[TokenSpace, Tensor]:
     left, sizes, right = torch.linalg.svd(features, full_matrices=False)
     keep = sizes > sizes[:1] * max(features.shape) * torch.finfo(space.dtype).eps
     factor = (left * sizes)[:, keep].contiguous()
-    return TokenSpace(factor, space.chosen, space.rejected, space.beta, space.tokens), right[keep].T.contiguous()
+    return replace(space, features=factor), right[keep].T.contiguous()
 
 
 def form_costs(pairs: int, hidden: int, tokens: int, steps: int, batch: int) -> dict[str, float]:

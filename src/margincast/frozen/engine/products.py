@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# What a call does with its rows: dot products, slope of DPO's loss and pull; dot products alone; pull alone.
+# What a call does with its rows: dot products, slope of the loss and pull; dot products alone; pull alone.
 BOTH, MARGINS, PULL = 0, 1, 2
 # Sums over so many groups of four rows stay in the state's precision; longer ones are carried in float64.
 FLUSH = 64
@@ -19,16 +19,27 @@ FLUSH = 64
 BLOCK_BYTES = 4 << 20
 
 
+def _slopes(r: Any, slope: Any) -> Any:
+    """`recipe.loss.Closed` at margins r, (rows,)."""
+    constant, line, center, knee, target, logistic, bell, skew, growth = slope
+    with np.errstate(over="ignore"):
+        s = 1 / (1 + np.exp(r - target))
+        found = np.where(r < knee, constant + line * (r - center), 0) + s * (
+            logistic + (1 - s) * (bell * (r - center) + skew * s)
+        )
+        return found + growth * np.exp(-r) if growth else found
+
+
 def visit(
-    mode: int, start: int, stop: int, features: Any, pairs: Any, state: Any, beta: Any, margins: Any,
+    mode: int, start: int, stop: int, features: Any, pairs: Any, state: Any, beta: Any, slope: Any, margins: Any,
     coefficients: Any, pull: Any,
 ) -> None:  # fmt: skip
-    """Visits start..stop. In: weights times beta (BOTH) or those times slopes (PULL), as `coefficients`, (visits,).
+    """Visits start..stop. In: weights times beta (BOTH) or those times slopes (PULL), as `coefficients`, (visits,);
+    `slope`, the numbers of a `recipe.loss.Closed`.
 
     Out: `margins`, (visits,); `pull`, (T, hidden) float64, is added to.
     """
     rows, plus, minus, sign = pairs
-    real = state.dtype.type
     stored = torch.from_numpy(features)
     stored = stored.view({torch.uint16: torch.bfloat16, torch.int16: torch.float16}.get(stored.dtype, stored.dtype))
     dtype = torch.from_numpy(state[:0]).dtype
@@ -48,6 +59,5 @@ def visit(
         if mode == MARGINS:
             continue
         if mode == BOTH:
-            with np.errstate(over="ignore"):
-                given = given / -(real(1) + np.exp(margins[part]))  # f' of DPO: -sigma(-r)
+            given = given * _slopes(margins[part], slope)
         pull[tokens] += (given[:, None] * delta).T @ g

@@ -10,6 +10,7 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.frozen.engine.state import TokenSpace
 from margincast.recipe.losses import Loss
+from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet
 
 # Features that would take, in float64, more than this share of the machine's memory are used as they are stored: the
@@ -25,12 +26,13 @@ def precision(features: Features) -> torch.dtype:
     return torch.float64 if 8 * numbers <= MEMORY_SHARE * memory else features.train.hidden.dtype
 
 
-def token_spaces(features: Features, beta: float, dtype: torch.dtype | None = None) -> tuple[TokenSpace, TokenSpace]:
-    """Training and held-out pairs of `features` as the state sees them, in `dtype` or else `precision(features)`.
+def token_spaces(features: Features, recipe: Recipe, dtype: torch.dtype | None = None) -> tuple[TokenSpace, TokenSpace]:
+    """Training and held-out pairs of `features` as the state of a run of `recipe` sees them.
+
+    dtype: of the features there; None is `precision(features)`
 
     Raises `InputError` for features the single-token equations do not cover, and for features that are not finite.
     """
-    features.check_start()
     if features.logits != "linear":
         raise InputError(
             f"the logits of {features.model} are {features.logits}, so margins are not linear in the unembedding and "
@@ -52,9 +54,19 @@ def token_spaces(features: Features, beta: float, dtype: torch.dtype | None = No
             torch.searchsorted(features.tokens, torch.tensor([ids[0] for ids in side]))
             for side in (split.chosen_ids, split.rejected_ids)
         )
-        return TokenSpace(hidden, chosen, rejected, beta, len(features.tokens))
+        start = start_margins(split, recipe)
+        return TokenSpace(hidden, chosen, rejected, recipe.beta, len(features.tokens), start)
 
     return space(features.train, "training"), space(features.heldout, "held-out")
+
+
+def start_margins(split: FeatureSet, recipe: Recipe) -> Tensor | None:
+    """The margins before training, (pairs,) float64; None where the state gives them: 0 of a policy that is its own
+    reference, W0's for a loss without a reference."""
+    ratios = split.start_log_ratios
+    if ratios is None or recipe.loss.reference_free:
+        return None
+    return recipe.beta * (ratios[0] - ratios[1])
 
 
 def _not_finite(hidden: Tensor) -> int | None:

@@ -7,7 +7,7 @@ of dW whose tokens occur in some response ever move. The state is those rows: (T
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -44,6 +44,7 @@ class TokenSpace:
     features: (pairs, hidden), g_i; float64 or float32, or stored in bfloat16 or float16 and calculated with in float32
     chosen, rejected: (pairs,) rows of the state for the response tokens, each in [0, tokens)
     beta: KL strength;  tokens: T
+    start: (pairs,) float64 margins at dW = 0, of a policy that is not its reference; None: they are 0
     """
 
     features: Tensor
@@ -51,6 +52,7 @@ class TokenSpace:
     rejected: Tensor
     beta: float
     tokens: int
+    start: Tensor | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -67,18 +69,26 @@ class TokenSpace:
     def to(self, device: torch.device) -> TokenSpace:
         """This space with its tensors on `device`."""
         chosen, rejected = self.chosen.to(device), self.rejected.to(device)
-        return TokenSpace(self.features.to(device), chosen, rejected, self.beta, self.tokens)
+        start = None if self.start is None else self.start.to(device)
+        return replace(self, features=self.features.to(device), chosen=chosen, rejected=rejected, start=start)
 
-    def rows(self, index: Tensor) -> TokenSpace:
+    def rows(self, index: Tensor | slice) -> TokenSpace:
         """The pairs at `index`, for a minibatch."""
-        return TokenSpace(self.features[index], self.chosen[index], self.rejected[index], self.beta, self.tokens)
+        start = None if self.start is None else self.start[index]
+        chosen, rejected = self.chosen[index], self.rejected[index]
+        return replace(self, features=self.features[index], chosen=chosen, rejected=rejected, start=start)
 
     def logits(self, state: Tensor) -> Tensor:
         """g_i^T dW, (pairs, T)."""
         return torch.cat([self.features[part].to(state.dtype) @ state.T for part in self.blocks()])
 
     def margins(self, state: Tensor) -> Tensor:
-        """r_i = beta * delta_i^T dW g_i, (pairs,), of pairs trained on or not. Eq. 9."""
+        """r_i = start_i + beta * delta_i^T dW g_i, (pairs,), of pairs trained on or not. Eq. 9."""
+        moved = self.moved(state)
+        return moved if self.start is None else self.start.to(moved) + moved
+
+    def moved(self, state: Tensor) -> Tensor:
+        """What dW adds to the margins, linear in it: beta * delta_i^T dW g_i, (pairs,)."""
         margins = state.new_empty(len(self))
         for part in self.blocks():
             logits = self.features[part].to(state.dtype) @ state.T
@@ -97,8 +107,10 @@ class TokenSpace:
             total += signed.T @ self.features[part].to(coefficients.dtype)
         return total
 
-    def gradient(self, state: Tensor, loss: Loss, batch: Batch) -> Tensor:
+    def gradient(self, state: Tensor, loss: Loss, batch: Batch, margins: Tensor | None = None) -> Tensor:
         """The gradient of sum_i weight_i f(r_i) over the batch, (T, hidden), from one pass over its features. (Eq. 6)
+
+        margins: (batch,), where given, takes those that the gradient was made of
 
         On a CPU by the fused kernel; elsewhere by matrix products on the device of the features.
         """
@@ -106,9 +118,12 @@ class TokenSpace:
             from margincast.frozen.engine.fused import fused_gradient, plan_visits
 
             visits = plan_visits(batch.rows, self.chosen, self.rejected)
-            return fused_gradient(self.features, visits, state, self.beta, batch.weights, loss)
+            return fused_gradient(self.features, visits, state, self.beta, batch.weights, loss, margins, self.start)
         rows = self.rows(batch.rows.to(self.features.device))
-        return self.beta * rows.pull(batch.weights.to(state) * loss.slope(rows.margins(state)))
+        met = rows.margins(state)
+        if margins is not None:
+            margins.copy_(met)
+        return self.beta * rows.pull(batch.weights.to(state) * loss.slope(met))
 
     def norm(self, gradient: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(gradient)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from margincast.frozen.engine.fused import fused_gradient, fused_pull, plan_visits
 from margincast.frozen.engine.state import TokenSpace
 from margincast.frozen.flow.integrate import follow
 from margincast.frozen.flow.stiff import RANK, Stiff
@@ -29,8 +28,9 @@ from margincast.recipe.loss import Loss
 class DrivenFlow:
     """The flow at `times`, t >= 0, as sums over pairs.
 
-    coefficients: (times, N), a;  states: (times, T, hidden), sum_i a_i delta_i g_i^T; both float64
-    error: (times,) where the loss is convex a bound on the states' distance from the flow, as in `states.Flow`
+    coefficients: (times, N), a;  states: (times, T, hidden), sum_i a_i delta_i g_i^T; both float64, where the pairs are
+    error: (times,), on the CPU: where the loss is convex, a bound on the states' distance from the flow, as in
+    `states.Flow`
     """
 
     times: tuple[float, ...]
@@ -49,7 +49,7 @@ def driven_flow(
     Raises `InputError` for features that are not finite, `StatedFailure` when the integrator gives up.
     """
     problem = _Driven(space, loss, tau, start)
-    coefficients = torch.zeros(len(times), len(space), dtype=torch.float64)
+    coefficients = space.features.new_zeros(len(times), len(space), dtype=torch.float64)
     states = torch.stack([problem.stiff.zeros()] * len(times))
     error = torch.zeros(len(times), dtype=torch.float64)
     first = sum(time == 0.0 for time in times)
@@ -58,7 +58,7 @@ def driven_flow(
         coefficients[first:] = followed[:, problem.numbers :] / problem.length
         for k, both in enumerate(followed, start=first):
             states[k] = space.pull(coefficients[k])
-            error[k] += (states[k] - both[: problem.numbers].view(problem.shape)).norm()
+            error[k] += float((states[k] - both[: problem.numbers].view(problem.shape)).norm())
     return DrivenFlow(tuple(times), coefficients, states, error)
 
 
@@ -71,17 +71,15 @@ class _Driven:
         self.shape = space.zeros().shape
         self.numbers = self.shape.numel()
         self.length = float(space.lengths().square().mean().sqrt()) or 1.0
-        self.visits = plan_visits(self.stiff.batch.rows, space.chosen, space.rejected)
 
     def zeros(self) -> Tensor:
-        return torch.zeros(self.numbers + len(self.space), dtype=torch.float64)
+        return self.space.features.new_zeros(self.numbers + len(self.space), dtype=torch.float64)
 
     def velocity(self, state: Tensor) -> Tensor:
-        weights = self.stiff.batch.weights
-        margins = torch.empty_like(weights)
+        batch, margins = self.stiff.batch, state.new_empty(len(self.space))
         here = self.stiff.start + state[: self.numbers].view(self.shape)
-        gradient = fused_gradient(self.space.features, self.visits, here, self.space.beta, weights, self.loss, margins)
-        pushes = self.space.beta * weights * self.loss.slope(margins)
+        gradient = self.space.gradient(here, self.loss, batch, margins)
+        pushes = self.space.beta * batch.weights * self.loss.slope(margins)
         return torch.cat([gradient.flatten(), self.length * pushes]) / -self.tau
 
     def implicit(self, state: Tensor) -> Callable[[Tensor, float], Tensor]:
@@ -90,11 +88,19 @@ class _Driven:
 
         def both(velocity: Tensor, h: float) -> Tensor:
             inside = velocity[: self.numbers].view(self.shape) @ solver.basis
-            held = solver.curvature * within.margins(solver.within(inside, h)) * (-h / within.beta)
+            held = solver.curvature * within.moved(solver.within(inside, h)) * (-h / within.beta)
             change = h * velocity
-            pulled = fused_pull(self.space.features, self.visits, held, self.space.tokens)
-            change[: self.numbers] += pulled.flatten()
+            change[: self.numbers] += self._pull(held).flatten()
             change[self.numbers :] += self.length * held
             return change
 
         return both
+
+    def _pull(self, coefficients: Tensor) -> Tensor:
+        space = self.space
+        if space.features.device.type != "cpu":
+            return space.pull(coefficients)
+        from margincast.frozen.engine.fused import fused_pull, plan_visits
+
+        visits = plan_visits(self.stiff.batch.rows, space.chosen, space.rejected)
+        return fused_pull(space.features, visits, coefficients, space.tokens)

@@ -7,13 +7,13 @@ arithmetic whatever they are stored in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from margincast.frozen.engine.state import TokenSpace
-from margincast.recipe.batches import full_batch
+from margincast.recipe.batches import Batch, full_batch
 from margincast.recipe.loss import Loss
 
 RANK = 64  # leading directions
@@ -30,10 +30,11 @@ class Stiff:
         space.check()
         rank = max(1, min(rank, COORDINATES // space.tokens, *space.features.shape))
         self.space, self.loss, self.tau, self.passes = space, loss, tau, 0
-        self.start = 0.0 if start is None else start.double()
-        self.batch = next(full_batch(len(space), 1))
+        self.start = 0.0 if start is None else start.to(space.features.device).double()
+        whole = next(full_batch(len(space), 1))
+        self.batch = Batch(whole.rows.to(space.features.device), whole.weights.to(space.features.device))
         self.basis, coordinates = self._leading(rank)
-        self.within = TokenSpace(coordinates, space.chosen, space.rejected, space.beta, space.tokens)
+        self.within = replace(space, features=coordinates)
         pairs = torch.stack([space.chosen, space.rejected], dim=1)
         self.directions, self.direction = torch.unique(pairs.sort(dim=1).values, dim=0, return_inverse=True)
         self.sign = torch.where(space.chosen <= space.rejected, 1.0, -1.0).double() * (space.chosen != space.rejected)
@@ -70,7 +71,9 @@ class Stiff:
     def _leading(self, rank: int) -> tuple[Tensor, Tensor]:
         """Orthonormal P, (hidden, rank), near the leading right singular vectors, and G P, by subspace iteration."""
         generator = torch.Generator().manual_seed(0)
-        basis = torch.randn(self.space.features.shape[1], rank, generator=generator, dtype=torch.float64)
+        basis = torch.randn(
+            self.space.features.shape[1], rank, generator=generator, dtype=torch.float64, device=torch.device("cpu")
+        ).to(self.space.features.device)
         for _ in range(SUBSPACE_PASSES):
             basis = torch.linalg.qr(self._products(basis)[1]).Q
         return basis, self._products(basis)[0]

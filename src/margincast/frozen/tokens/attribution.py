@@ -93,7 +93,7 @@ def sums(backward: Backward, spaces: dict[str, HeadSpace], targets: Sequence[Tar
                 if end is None:
                     end = run.advance(before, step).state
                 adjoint.slopes = mean_slopes(spaces, targets, moment.state, end)
-            values += backward.contributions(before, step, adjoint)
+            values += backward.contributions(before, step, adjoint).cpu()
         end = moment.state
     start = values.new_zeros(len(targets))
     for k, target in enumerate(targets):
@@ -102,7 +102,7 @@ def sums(backward: Backward, spaces: dict[str, HeadSpace], targets: Sequence[Tar
         start[k] = (rewards[:, 0] - rewards[:, 1]).mean()
     if adjoint.excess:
         unembedding = spaces["train"].unembedding
-        start += torch.stack([(each * unembedding).sum(dtype=torch.float64) for each in adjoint.excess])
+        start += torch.stack([(each * unembedding).sum(dtype=torch.float64) for each in adjoint.excess]).cpu()
     return Sums(values, start)
 
 
@@ -126,8 +126,9 @@ class SteppedBack:
             pulls = _through_linear(rule, moment.slots, step + 1, rate, adjoint)
         else:
             pulls = _through_mean(rule, rule.averaged, gradient, moment, step + 1, rate, adjoint)
-        values = torch.zeros(len(pulls), self.space.features.pairs, dtype=torch.float64)
-        return values.index_add_(1, batch.rows, clip.double() * push.along(pulls).double())
+        pushed = clip.double() * push.along(pulls).double()
+        values = pushed.new_zeros(len(pulls), self.space.features.pairs)
+        return values.index_add_(1, batch.rows.to(values.device), pushed)
 
 
 @dataclass(frozen=True)

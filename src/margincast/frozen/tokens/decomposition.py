@@ -57,6 +57,10 @@ class Factors:
     def total(self) -> Tensor:
         return self.cooccurrence + self.probability + self.correlation
 
+    def cpu(self) -> Factors:
+        """The same with tensors on the CPU."""
+        return Factors(self.cooccurrence.cpu(), self.probability.cpu(), self.correlation.cpu())
+
 
 @dataclass(frozen=True)
 class Contributions:
@@ -68,6 +72,10 @@ class Contributions:
 
     by_position: Factors
     by_pair: Factors
+
+    def cpu(self) -> Contributions:
+        """The same with tensors on the CPU."""
+        return Contributions(self.by_position.cpu(), self.by_pair.cpu())
 
 
 def pull(train: TokenFeatures, loss: Loss, beta: float, margins: Tensor) -> Tensor:

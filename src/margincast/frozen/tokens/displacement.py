@@ -149,19 +149,19 @@ def displacements(positions: Positions, recipe: Recipe, *, word: Words = str, pr
     """
     recipe = recipe.for_pairs(len(positions.train_pairs))
     positions = positions.averaged(recipe.loss.single_token)
-    train, heldout = positions.train, positions.heldout
     # float32: three times as fast, and the changes it is after are far above its rounding.
     recorded = replace(recipe, eval_steps=recipe.steps)
     forecast = forecast_positions(positions, recorded, dtype=torch.float32, progress=progress)
-    unembedding = positions.unembedding.to(train.hidden)
-    both = displacement(train, heldout, forecast, unembedding, recipe.loss, positions.bias)
+    there = positions.there()
+    unembedding = there.unembedding.to(there.train.hidden)
+    both = displacement(there.train, there.heldout, forecast, unembedding, recipe.loss, there.bias)
     return Displacements(
         positions.train_pairs,
         positions.heldout_pairs,
         *both,
         origin=forecast.origin,
         steps=recipe.steps,
-        worst_tokens=_worst_tokens(train, both[0], word),
+        worst_tokens=_worst_tokens(positions.train, both[0], word),
     )
 
 
@@ -174,24 +174,33 @@ def displacement(
     loss: Loss,
     bias: Tensor | None = None,
 ) -> tuple[Displacement, Displacement]:
-    """Forecast and scores of both splits, and who is to blame. forecast: of `forecast_positions` on these features."""
+    """Forecast and scores of both splits, and who is to blame, on the CPU wherever the features are.
+
+    forecast: of `forecast_positions` on these features
+    """
     weights = first_pull(train, unembedding, loss, forecast.beta, bias)
     moves = velocity(train, weights, unembedding, bias)
     changes = [_changes(split, forecast.beta) for split in (forecast.train, forecast.heldout)]
     falls = [
-        (change[:, 0] < 0)[each.pair] & (each.sign > 0) for change, each in zip(changes, (train, heldout), strict=True)
+        (change[:, 0] < 0).to(each.pair.device)[each.pair] & (each.sign > 0)
+        for change, each in zip(changes, (train, heldout), strict=True)
     ]
     # The softmax of a position is made once for all that is asked of it, and asked of no pair twice.
     of_heldout, wanted = _along_and_velocity(heldout, moves, falls[1], unembedding, bias)
     wanted += velocity(train.positions(falls[0]), weights.new_ones(int(falls[0].sum())), unembedding, bias)
     of_train, pushed = along(train, [moves, wanted], unembedding, bias)
     results = [
-        Displacement(change, each.per_response(each.share * rates), ches(each), ches(each, length_normalized=True))
+        Displacement(
+            change,
+            each.per_response(each.share * rates).cpu(),
+            ches(each).cpu(),
+            ches(each, length_normalized=True).cpu(),
+        )
         for each, change, rates in zip((train, heldout), changes, (of_train, of_heldout), strict=True)
     ]
     blame = weights * pushed  # Eq. 16, summed over the positions that fall
     by_pair = blame.new_zeros(train.pairs).index_add_(0, train.pair, blame)
-    return replace(results[0], blame=by_pair, blame_by_position=blame), results[1]
+    return replace(results[0], blame=by_pair.cpu(), blame_by_position=blame.cpu()), results[1]
 
 
 def _along_and_velocity(
@@ -239,7 +248,7 @@ def ches(features: TokenFeatures, *, length_normalized: bool = False) -> Tensor:
     """
     sums = features.per_response(features.hidden.double())
     if length_normalized:
-        ones = torch.ones(len(features.hidden), 1, dtype=torch.float64)
+        ones = sums.new_ones(len(features.hidden), 1)
         sums = sums / features.per_response(ones)
     chosen, rejected = sums.unbind(1)
     return (chosen * rejected).sum(1) - (chosen * chosen).sum(1)

@@ -31,6 +31,7 @@ from margincast.recipe.recipe import Recipe
 # Numbers that a block of W's rows has, over all edits, pairs or targets: 8 MiB in float32, more is beyond the
 # processor's caches. A block has at least `ROWS` rows all the same: products of fewer are thin.
 BLOCK_NUMBERS, ROWS = 1 << 21, 32
+GPU_NUMBERS = 1 << 27  # 512 MiB: a GPU has no use for small products
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ def edited_margins(
     met, _ = _met(heldout, end, recipe, Batch(targets, torch.ones(len(targets))))
     order, changed = _by_first_change(steps)
     changes = torch.zeros(len(edits), len(targets), dtype=torch.float64)
-    for rows in _blocks(len(end), end.shape[1] * max(1 + len(edits), len(targets), _largest(steps))):
+    for rows in _blocks(end, max(1 + len(edits), len(targets), _largest(steps))):
         moves, weight = _carried(train, recipe, steps, order, changed, rows)
         slopes = heldout.beta * _pulls(heldout, met, weight, rows)
-        changes[order] += (moves.flatten(1) @ slopes.flatten(1).T).double()
-    return (rewards[:, 0] - rewards[:, 1]).double(), changes
+        changes[order] += (moves.flatten(1) @ slopes.flatten(1).T).double().cpu()
+    return (rewards[:, 0] - rewards[:, 1]).double().cpu(), changes
 
 
 def _met_by_run(train: HeadSpace, recipe: Recipe, edits: Sequence[Edit]) -> tuple[list[MetStep], Tensor]:
@@ -96,8 +97,8 @@ def _met_by_run(train: HeadSpace, recipe: Recipe, edits: Sequence[Edit]) -> tupl
             ]
         )
         gradient = torch.empty_like(state)
-        products = torch.zeros(len(batch.rows), len(batch.rows), dtype=torch.float64)
-        for rows in _blocks(len(state), state.shape[1] * len(batch.rows)):
+        products = state.new_zeros(len(batch.rows), len(batch.rows), dtype=torch.float64)
+        for rows in _blocks(state, len(batch.rows)):
             pulls = _pulls(train, met, start[rows] + state[rows], rows).flatten(1)
             gradient[rows] = (coefficients[0] @ pulls).view_as(gradient[rows])
             products += (pulls @ pulls.T).double()
@@ -160,7 +161,7 @@ def _met(space: HeadSpace, state: Tensor, recipe: Recipe, batch: Batch) -> tuple
     if space.bias is not None:
         logits += space.bias[push.part.target]
     everything = len(batch.rows) == space.features.pairs  # of which no block takes a copy
-    places = slice(None) if everything else torch.isin(space.features.pair, batch.rows).nonzero()[:, 0]
+    places = slice(None) if everything else torch.isin(space.features.pair, batch.rows.to(state.device)).nonzero()[:, 0]
     ends = torch.bincount(push.part.pair, minlength=len(batch.rows)).cumsum(0)
     return Met(places, tuple(ends.tolist()), logits - push.logps), push.margins
 
@@ -175,7 +176,7 @@ def _by_first_change(steps: Sequence[MetStep]) -> tuple[Tensor, list[int]]:
     edits = len(steps[0].coefficients) - 1 if steps else 0
     first = torch.full((edits,), len(steps))
     for done, step in reversed(list(enumerate(steps))):
-        first[(step.coefficients[1:] != step.coefficients[:1]).any(1)] = done
+        first[(step.coefficients[1:] != step.coefficients[:1]).any(1).cpu()] = done
     return first.argsort(stable=True), [int((first <= done).sum()) for done in range(len(steps))]
 
 
@@ -183,7 +184,8 @@ def _largest(steps: Sequence[MetStep]) -> int:
     return max((len(step.met.ends) for step in steps), default=0)
 
 
-def _blocks(rows: int, width: int) -> Iterator[slice]:
-    """Some rows of W at a time; width: numbers that there are of each."""
-    height = max(ROWS, BLOCK_NUMBERS // width)
-    return (slice(first, min(first + height, rows)) for first in range(0, rows, height))
+def _blocks(state: Tensor, copies: int) -> Iterator[slice]:
+    """Some rows of W, `state` is like it, at a time; copies: how often each is there."""
+    numbers = BLOCK_NUMBERS if state.device.type == "cpu" else GPU_NUMBERS
+    height = max(ROWS, numbers // (copies * state.shape[1]))
+    return (slice(first, min(first + height, len(state))) for first in range(0, len(state), height))

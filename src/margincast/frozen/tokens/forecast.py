@@ -21,6 +21,7 @@ from margincast.frozen.tokens.attribution import FollowedBack, SteppedBack, sums
 from margincast.frozen.tokens.profile import RewardProfile, profile_of
 from margincast.frozen.tokens.replay import Followed, head_flow, stepped
 from margincast.frozen.tokens.space import HeadSpace, head_space
+from margincast.models.device import on_device
 from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet, SplitTrajectory
@@ -70,8 +71,9 @@ class TokenForecast(Attributable):
 def spaces_of(
     positions: Positions, recipe: Recipe, dtype: torch.dtype, budgets: Budgets = BUDGETS
 ) -> tuple[HeadSpace, HeadSpace]:
-    """Training and held-out pairs as the state and the loss see them, in `dtype`. Raises `InputError` for features that
-    are not finite."""
+    """Training and held-out pairs as the state and the loss see them, in `dtype`, where forecasts of `positions` are
+    calculated. Raises `InputError` for features that are not finite."""
+    positions = positions.there()
     spaces = [
         head_space(features, positions.unembedding, recipe.beta, positions.bias, dtype, budgets, recipe.loss)
         for features in (positions.train, positions.heldout)
@@ -108,6 +110,7 @@ def forecast_positions(
     dtype = default_dtype(recipe) if dtype is None else dtype
     loss, wanted = recipe.loss, recipe.recorded
     spaces = spaces_of(positions, recipe, dtype, budgets)
+    where = spaces[0].unembedding.device
     path: tuple[tuple[Stride, ...], ...] = ()
     states: Iterator[tuple[int, Tensor]]
     if recipe.rule.flow:
@@ -130,7 +133,7 @@ def forecast_positions(
         heldout=splits[1],
         beta=recipe.beta,
         loss_type=loss,
-        origin="forecast of training the unembedding on a frozen backbone (exact)",
+        origin=f"forecast of training the unembedding on a frozen backbone (exact{on_device(where)})",
         features=positions,
         recipe=recipe,
         dtype=dtype,
@@ -158,7 +161,7 @@ def _recorded(
             of_tokens = space.token_rewards(some)
             found.append(torch.stack([space.features.per_response(rewards) for rewards in of_tokens]))
             last[place] = of_tokens[-1]
-    return [torch.cat(found) for found in by_split], (last[0], last[1])
+    return [torch.cat(found).cpu() for found in by_split], (last[0].cpu(), last[1].cpu())
 
 
 def forecast_tokens(

@@ -107,6 +107,7 @@ def decompose(positions: Positions, pair: str, recipe: Recipe, *, word: Words = 
     Raises `InputError` for an id that no pair has.
     """
     positions = positions.averaged(recipe.loss.single_token)
+    there = positions.there()
     splits = (
         ("train", positions.train_pairs, positions.train),
         ("heldout", positions.heldout_pairs, positions.heldout),
@@ -120,9 +121,10 @@ def decompose(positions: Positions, pair: str, recipe: Recipe, *, word: Words = 
     if not found:
         raise InputError(f"no pair has the id {pair!r}; ids are like {positions.train_pairs[0].id}")
     (split, target), train = found[0], positions.train
-    unembedding = positions.unembedding.to(train.hidden)
-    weights = first_pull(train, unembedding, recipe.loss, recipe.beta, positions.bias)
-    parts = contributions(train, target, unembedding, weights, recipe.beta, positions.bias)
+    unembedding = there.unembedding.to(there.train.hidden)
+    weights = first_pull(there.train, unembedding, recipe.loss, recipe.beta, there.bias)
+    target_there = target.to(unembedding.device)
+    parts = contributions(there.train, target_there, unembedding, weights, recipe.beta, there.bias).cpu()
     chosen, rejected = parts.by_position.total.sum(0).tolist()
     return Decomposition(
         pair=pair,

@@ -19,12 +19,14 @@ from torch import Tensor
 from margincast.frozen.engine.state import Space
 from margincast.frozen.engine.step import take_step
 from margincast.frozen.flow.integrate import Problem, Solve, Stride, retrace
+from margincast.models.device import spare_bytes
 from margincast.recipe.batches import Batch, full_batch
 from margincast.recipe.loss import Loss
 from margincast.recipe.optimizer import Rule, Slots
 from margincast.recipe.recipe import Recipe
 
-# What kept moments may take, of legs and of the steps within one each; a few are kept in any case.
+# What kept moments may take, of legs and of the steps within one each; a few are kept in any case. On a GPU they may
+# take more (`spare_bytes`).
 KEPT_BYTES = 1 << 30
 
 
@@ -178,4 +180,4 @@ def backwards(
 
 def affordable(moment: Moment) -> int:
     """How many moments of a run that begins with `moment` fit into `KEPT_BYTES`, at least 1."""
-    return max(1, KEPT_BYTES // (3 * moment.state.nbytes))  # dW and what Adam remembers
+    return max(1, spare_bytes(moment.state.device, KEPT_BYTES) // (3 * moment.state.nbytes))  # dW, Adam's memory

@@ -52,21 +52,22 @@ def token_sensitivity(
     margins themselves of many held-out pairs are not.
     """
     recipe, train, heldout = _problem(positions, recipe)
-    here = torch.ones(train.features.pairs, dtype=torch.float64, requires_grad=True)
-    twins = torch.zeros(train.features.pairs, dtype=torch.float64, requires_grad=True)
+    one, zero = train.unembedding.new_ones(train.features.pairs), train.unembedding.new_zeros(train.features.pairs)
+    here, twins = one.requires_grad_(), zero.requires_grad_()
     run = _run(
         _Weighed(train, here, twins), recipe, train, _path(_Weighed(train, here.detach(), twins.detach()), recipe)
     )
     steps = (0, run.legs[-1][1]) if run.legs else (0, 0)
     with torch.no_grad():
         last = carry_out(run, run.first(), steps)
-        margins = _margins(heldout, last.state)
+        margins = _margins(heldout, last.state).cpu()  # where a `functional` has its own tensors
     margins.requires_grad_()
     values = (margins if functional is None else functional(margins)).reshape(-1)
     slopes = torch.stack([torch.autograd.grad(value, margins, retain_graph=True)[0] for value in values])
+    slopes = slopes.to(train.unembedding.device)
     together = max(1, TOGETHER_BYTES // (3 * last.state.nbytes))
     found = [_carried_back(run, steps, heldout, last, some, (here, twins)) for some in torch.split(slopes, together)]
-    weights, turned = (torch.cat(side) for side in zip(*found, strict=True))
+    weights, turned = (torch.cat(side).cpu() for side in zip(*found, strict=True))
     return Sensitivity(values.detach(), weights, turned)
 
 
@@ -75,9 +76,9 @@ def token_reweighed(positions: Positions, edit: Edit, recipe: Recipe) -> Tensor:
     """`frozen.attribution.sensitivity.reweighed` of `positions`."""
     recipe, train, heldout = _problem(positions, recipe)
     check_size(edit, train.features.pairs)
-    weighed = _Weighed(train, *parts_of(edit))
+    weighed = _Weighed(train, *(part.to(train.unembedding) for part in parts_of(edit)))
     run = _run(weighed, recipe, train, _path(weighed, recipe))
-    return _margins(heldout, carry_out(run, run.first(), (0, run.legs[-1][1])).state)
+    return _margins(heldout, carry_out(run, run.first(), (0, run.legs[-1][1])).state).cpu()
 
 
 def _problem(positions: Positions, recipe: Recipe) -> tuple[Recipe, HeadSpace, HeadSpace]:
@@ -158,7 +159,7 @@ class _Weighed:
         if loss.reference_free:
             state = state - self.space.unembedding
         rewards: Tensor = _Margins.apply(state, rows)  # type: ignore[no-untyped-call]
-        pushes = weighed_pushes(rewards, batch.weights, self.here[batch.rows], self.twins[batch.rows], loss)
+        pushes = weighed_pushes(rewards, batch.weights.to(rewards), self.here[batch.rows], self.twins[batch.rows], loss)
         out: Tensor = _Pull.apply(self.space.beta * pushes, state, rows)  # type: ignore[no-untyped-call]
         return out
 

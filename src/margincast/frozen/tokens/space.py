@@ -234,9 +234,10 @@ def growth_of(logits: Tensor, probability: Tensor, change: Tensor) -> Tensor:
     change: (rows, V) of the logits
     """
     growth = change.new_empty(len(change), 1)
-    work = torch.empty_like(change[:IN_CACHE])
-    for start in range(0, len(change), IN_CACHE):
-        rows = slice(start, start + IN_CACHE)
+    height = IN_CACHE if change.device.type == "cpu" else max(1, len(change))
+    work = torch.empty_like(change[:height])
+    for start in range(0, len(change), height):
+        rows = slice(start, start + height)
         moved, known = change[rows], probability[rows]
         some = work[: len(moved)]
         # Whatever mean is taken, growth is beside it: its rounding is not lost.

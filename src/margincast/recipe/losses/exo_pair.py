@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from margincast.errors import InputError
-from margincast.recipe.loss import Loss, bell, check_smoothing, extremes, softplus
+from margincast.recipe.loss import Closed, Loss, bell, check_smoothing, extremes, softplus
 from margincast.recipe.losses import LOSSES
 
 if TYPE_CHECKING:
@@ -31,5 +31,6 @@ def exo_pair(label_smoothing: float = 0.0) -> Loss:
         curvature=curvature,
         curvature_bound=extremes(curvature, 1.0)[1],
         convex=False,
+        closed=Closed(center=right - wrong, bell=1.0),
         parameters={"label_smoothing": label_smoothing},
     )

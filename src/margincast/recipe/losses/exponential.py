@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from margincast.recipe.loss import Loss
+from margincast.recipe.loss import Closed, Loss
 from margincast.recipe.losses import LOSSES
 
 _LOSS = Loss(
@@ -14,6 +14,7 @@ _LOSS = Loss(
     curvature=lambda r: (-r).exp(),
     curvature_bound=math.inf,
     convex=True,
+    closed=Closed(growth=-1.0),
 )
 
 

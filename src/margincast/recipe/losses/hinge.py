@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from margincast.recipe.loss import Loss
+from margincast.recipe.loss import Closed, Loss
 from margincast.recipe.losses import LOSSES
 
 _LOSS = Loss(
@@ -14,6 +14,7 @@ _LOSS = Loss(
     curvature=lambda r: r.new_zeros(r.shape),
     curvature_bound=math.inf,
     convex=True,
+    closed=Closed(constant=-1.0, knee=1.0),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from margincast.recipe.loss import Loss
+from margincast.recipe.loss import Closed, Loss
 from margincast.recipe.losses import LOSSES
 
 
@@ -16,6 +16,7 @@ def ipo(beta: float) -> Loss:
         curvature=lambda r: r.new_full(r.shape, 2 / beta**2),
         curvature_bound=2 / beta**2,
         convex=True,
+        closed=Closed(line=2 / beta**2, center=0.5),
         parameters={"beta": beta},
         single_token=True,
     )

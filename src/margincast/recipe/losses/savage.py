@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from margincast.recipe.loss import Loss
+from margincast.recipe.loss import Closed, Loss
 from margincast.recipe.losses import LOSSES
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _LOSS = Loss(
     curvature=_savage_curvature,
     curvature_bound=2 * _S**2 * (1 - _S) * (2 - 3 * _S),
     convex=False,
+    closed=Closed(skew=-2.0),
 )
 
 

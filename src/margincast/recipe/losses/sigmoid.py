@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from margincast.recipe.loss import Loss, bell, softplus
+from margincast.recipe.loss import Closed, Loss, bell, softplus
 from margincast.recipe.losses import LOSSES
 
 _LOSS = Loss(
@@ -12,7 +12,7 @@ _LOSS = Loss(
     curvature=bell,
     curvature_bound=0.25,
     convex=True,
-    logistic=True,
+    closed=Closed(logistic=-1.0),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from margincast.recipe.loss import Loss
+from margincast.recipe.loss import Closed, Loss
 from margincast.recipe.losses import LOSSES
 
 _LOSS = Loss(
@@ -12,6 +12,7 @@ _LOSS = Loss(
     curvature=lambda r: 2 * (r < 1).to(r.dtype),
     curvature_bound=2.0,
     convex=True,
+    closed=Closed(line=2.0, center=1.0, knee=1.0),
 )
 
 
