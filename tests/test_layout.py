@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipe": BASE,
     "data": BASE | {"runs"},
     "models": BASE | {"processes", "recipe", "runs"},
-    "passes": BASE | {"models", "processes"},
+    "passes": BASE | {"models", "processes", "runs"},
     "features": BASE | {"models", "passes", "processes", "runs"},
     "structure": BASE,
     "frozen": BASE | {"recipe", "models", "passes", "features", "runs"},

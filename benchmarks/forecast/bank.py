@@ -34,8 +34,7 @@ from margincast.features import features_of
 from margincast.models import LoadedModel
 from margincast.models.adapter import add_adapter
 from margincast.models.load import default_cache_dir
-from margincast.passes.budgets import BUDGETS
-from margincast.passes.packing import plan_packs
+from margincast.passes.plan import packs_of
 from margincast.passes.response_pass import response_pass
 from margincast.passes.tokenize import Encoded, Encoding, encode
 from margincast.recipe.recipe import Recipe
@@ -90,7 +89,7 @@ def read(network: Any, rows: Sequence[Encoded]) -> Tensor:
     """Log-ratio of chosen to rejected of `rows`, (pairs,) float64."""
     network.eval()
     logratio = torch.zeros(len(rows), dtype=torch.float64)
-    for members in plan_packs([row.inputs for row in rows], BUDGETS.pack_tokens, True):
+    for members in packs_of(network, [row.inputs for row in rows]):
         result = response_pass(network, [rows[index] for index in members])
         logratio[members] = (result.chosen - result.rejected).double()
     return logratio

@@ -22,9 +22,10 @@ from transformers.models.mpt import MptConfig
 from transformers.models.opt import OPTConfig
 from transformers.models.qwen2 import Qwen2Config
 
-from margincast.passes import response_pass as passes
+from margincast.passes import arguments
+from margincast.passes.arguments import attention_mask
 from margincast.passes.packing import pack
-from margincast.passes.response_pass import attention_mask, check_logits, packing_problem, response_pass
+from margincast.passes.response_pass import check_logits, packing_problem, response_pass
 from margincast.passes.tokenize import Encoded
 from tests.oracles import response_logp
 from tests.tiny import VOCABULARY, randomised
@@ -169,7 +170,7 @@ def test_the_window_bites_and_the_self_check_would_notice(family: str, monkeypat
     short = [Encoded((first, first + 1), (50,), (51,)) for first in range(10, 40)]
     batch = [*short, BATCH[1]]
     assert packing_problem(model, batch) is None
-    monkeypatch.setattr(passes, "attention_mask", lambda model, trie: trie.mask(model.dtype))
+    monkeypatch.setattr(arguments, "attention_mask", lambda model, trie: trie.mask(model.dtype))
     assert packing_problem(model, short) is None
     reason = packing_problem(model, batch)
     assert reason is not None

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
+from margincast.passes.arguments import attention_mask
 from margincast.passes.packing import pack
-from margincast.passes.response_pass import attention_mask, packing_problem, response_pass
+from margincast.passes.response_pass import packing_problem, response_pass
 from tests.passes.test_families import BATCH, FAMILIES, WINDOW
 from tests.tiny import randomised
 from tests.tolerances import TOLERANCE, error

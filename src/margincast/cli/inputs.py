@@ -39,7 +39,8 @@ class Inputs:
     notes: tuple[str, ...]
 
     def sections(self) -> Json:
-        """The `data`, `model` and `device` parts of a summary."""
+        """The `data`, `model`, `device`, `dtype` and `packs` parts of a summary."""
+        from margincast.passes.plan import plan_of
         from margincast.runs.save import data_summary
 
         data = data_summary(self.encoding.pairs, self.train, self.heldout, self.data)
@@ -50,7 +51,13 @@ class Inputs:
             "responses_cut_at_max_length": self.encoding.truncated,
         }
         model = {"id": self.loaded.name, "revision": self.options.revision, "hash": self.loaded.hash}
-        return {"data": data, "model": model, "device": self.loaded.device, "dtype": self.loaded.dtype}
+        return {
+            "data": data,
+            "model": model,
+            "device": self.loaded.device,
+            "dtype": self.loaded.dtype,
+            "packs": plan_of(self.loaded.model).summary(),
+        }
 
 
 @dataclass(frozen=True)

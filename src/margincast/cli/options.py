@@ -52,6 +52,13 @@ class InputOptions:
         choices=lambda: DTYPES,
     )
     device: str = option("auto", "cpu, cuda, cuda:1, mps ...; auto is the first there is of cuda, mps, cpu", INPUT)
+    pack_tokens: int | None = option(
+        None,
+        "Distinct tokens of a packed pass, at most [default: 2048 on a CPU; as many as fit, measured, on a GPU]",
+        INPUT,
+        least=1,
+        setting=False,
+    )
     merge_adapter: bool = option(
         False, "Merge the model's LoRA adapter into its weights, so that the reference has it too", INPUT
     )
@@ -83,8 +90,9 @@ class InputOptions:
     def loaded(self) -> LoadedModel:
         """The model. Raises what `load_model` raises."""
         from margincast.models import load_model
+        from margincast.passes.plan import set_plan
 
-        return load_model(
+        loaded = load_model(
             self.model,
             revision=self.revision,
             dtype=self.dtype,
@@ -93,6 +101,8 @@ class InputOptions:
             trust_remote_code=self.trust_remote_code,
             cache_dir=self.cache,
         )
+        set_plan(loaded.model, self.pack_tokens, self.cache)
+        return loaded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ from margincast.models.digest import config_digest, weights_digest
 from margincast.models.load import LoadedModel
 from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.passes.finite import not_finite
-from margincast.passes.packing import distinct_tokens, plan_packs
+from margincast.passes.packing import distinct_tokens
+from margincast.passes.plan import agreed_packs, where_it_fits
 from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoded, Encoding
 from margincast.processes import everyone, process, processes
@@ -128,11 +129,14 @@ def _extract(
 ) -> dict[str, Tensor]:
     from tqdm import tqdm
 
+    def compute(members: Sequence[int]) -> dict[str, Tensor]:
+        return kept.lines(loaded.model, [rows[index] for index in members], packed, budgets)
+
     rank, count, packed = process(), processes(), cache.key.packed
     offsets = [0, *accumulate(map(kept.height, rows))]
     done = everyone(_lines_of(cache.load_parts() if rank == 0 else []))[0]
     todo = [index for index in range(len(rows)) if offsets[index] not in done]
-    plan = plan_packs([rows[index].inputs for index in todo], budgets.pack_tokens, packed)
+    plan = agreed_packs(loaded.model, [rows[index].inputs for index in todo], packed, budgets)
     share = [[todo[k] for k in members] for members in plan[rank::count]]
     tokens = [distinct_tokens([ids for index in members for ids in rows[index].inputs]) for members in share]
     fresh: list[dict[str, Tensor]] = []
@@ -144,10 +148,10 @@ def _extract(
             if time.monotonic() - last_saved > budgets.save_seconds and fresh:
                 _save_part(cache, fresh)
                 fresh, last_saved = [], time.monotonic()
-            where = torch.cat([torch.arange(offsets[index], offsets[index + 1]) for index in members])
-            lines = kept.lines(loaded.model, [rows[index] for index in members], packed, budgets)
-            _refuse_infinite(loaded, lines, [(rows[index], pairs[index]) for index in members], kept)
-            fresh.append({"rows": where, **lines})
+            for fitting, lines in where_it_fits(loaded.model, members, lambda row: rows[row].inputs, packed, compute):
+                where = torch.cat([torch.arange(offsets[index], offsets[index + 1]) for index in fitting])
+                _refuse_infinite(loaded, lines, [(rows[index], pairs[index]) for index in fitting], kept)
+                fresh.append({"rows": where, **lines})
             bar.update(tokens[number])
     if rank > 0 and fresh:
         _save_part(cache, fresh)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CPU_PACK_TOKENS = 2048  # distinct tokens of a pack, the fastest on SmolLM2
+
 
 @dataclass(frozen=True)
 class Budgets:
-    """pack_tokens: distinct tokens of a pack, the fastest on SmolLM2
+    """pack_tokens: distinct tokens of a pack, if fewer than the plan of the model's device has (`passes.plan`)
 
     logit_keep: logits that a batch may keep for its backward pass, 512 MiB in float32. A batch with more of them makes
     them twice, `logit_block` at a time (64 MiB): 1.8 times the time of keeping them (1,500 positions x 49,152 tokens,
@@ -17,7 +19,7 @@ class Budgets:
     save_seconds: of an extraction, after which finished features are put on disk
     """
 
-    pack_tokens: int = 2048
+    pack_tokens: int | None = None
     logit_keep: int = 1 << 27
     logit_block: int = 1 << 24
     softmax_keep: int = 1 << 26

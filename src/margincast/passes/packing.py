@@ -19,11 +19,21 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-# What a forward pass of n nodes costs is near PASS_NODES + n + n^2 / MASK_NODES, in units of one node without the mask:
-# measured on the shape of SmolLM2, 32 to 2,000 nodes on one core (2.8 ms a node at 128, 3.3 at 1,000, 4.4 at 2,000).
-# A backward pass adds up every weight's gradient once a pack, which is why PASS_NODES is twice what a forward asks for.
-PASS_NODES = 32
-MASK_NODES = 3000
+
+@dataclass(frozen=True)
+class Costs:
+    """What a pass over n nodes costs: near `fixed + n + n^2 / mask`, in units of one node without the mask.
+
+    As it stands measured on the shape of SmolLM2, 32 to 2,000 nodes on one core (2.8 ms a node at 128, 3.3 at 1,000,
+    4.4 at 2,000). A backward pass adds up every weight's gradient once a pack, which is why `fixed` is twice what a
+    forward pass asks for. On a GPU `passes.calibrate` measures both.
+    """
+
+    fixed: float = 32
+    mask: float = 3000
+
+
+CPU_COSTS = Costs()
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,9 @@ def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:
     return sum(map(len, ordered)) - shared
 
 
-def plan_packs(units: Sequence[Sequence[Sequence[int]]], budget: int, packed: bool = True) -> list[list[int]]:
+def plan_packs(
+    units: Sequence[Sequence[Sequence[int]]], budget: int, packed: bool = True, costs: Costs = CPU_COSTS
+) -> list[list[int]]:
     """Group `units` (each a few sequences that belong together) into packs of at most `budget` distinct tokens.
 
     Units are taken in lexicographic order of their first sequence, so that neighbours share prefixes. A pack is closed
@@ -123,10 +135,10 @@ def plan_packs(units: Sequence[Sequence[Sequence[int]]], budget: int, packed: bo
     again. Without `packed` nothing is shared: units are taken by length, and padding counts. A unit larger than the
     budget gets a pack of its own.
     """
-    return _plan_shared(units, budget) if packed else _plan_padded(units, budget)
+    return _plan_shared(units, budget, costs) if packed else _plan_padded(units, budget)
 
 
-def _plan_shared(units: Sequence[Sequence[Sequence[int]]], budget: int) -> list[list[int]]:
+def _plan_shared(units: Sequence[Sequence[Sequence[int]]], budget: int, costs: Costs) -> list[list[int]]:
     order = sorted(range(len(units)), key=lambda index: tuple(units[index][0]))
     packs: list[list[int]] = []
     size = 0
@@ -136,8 +148,8 @@ def _plan_shared(units: Sequence[Sequence[Sequence[int]]], budget: int) -> list[
         alone = len(first) + sum(len(other) - common_prefix(first, other) for other in others)
         shared = common_prefix(previous, first) if packs else 0
         joined = size + alone - shared
-        # The average cost of a node, (PASS_NODES + shared) / n + 1 + n / MASK_NODES, is least where this turns.
-        if not packs or joined > budget or joined**2 / MASK_NODES > PASS_NODES + shared:
+        # The average cost of a node, (fixed + shared) / n + 1 + n / mask, is least where this turns.
+        if not packs or joined > budget or joined**2 / costs.mask > costs.fixed + shared:
             packs.append([])
             joined = alone
         packs[-1].append(index)

@@ -8,6 +8,7 @@ Logits are made only where a response token is predicted, a block of them at a t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from margincast.errors import InputError
+from margincast.passes.arguments import trie_arguments
 from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.passes.finite import not_finite
 from margincast.passes.hooks import keep_one, layer_outputs, unembedding_input, unwrapped
-from margincast.passes.packing import Pack, common_prefix, pack, plan_packs
+from margincast.passes.packing import common_prefix, pack
+from margincast.passes.plan import packs_of, plan_of, where_it_fits
 from margincast.passes.tokenize import Encoded
 
 SELF_CHECK_PAIRS = 3
@@ -71,22 +74,37 @@ def response_pass(
 
     `model` may be a `DistributedDataParallel`, which then is called once, however many passes there are.
 
-    Without gradients a pair whose numbers are not finite leaves those of the others as they are (`_apart`).
+    Without gradients a pair whose numbers are not finite leaves those of the others as they are (`_apart`), and a pack
+    that memory does not suffice for is computed in halves. With them, where activations of every pack are kept, it is
+    the caller who goes on with smaller packs (`training.step.gradients`).
     """
-    plan = plan_packs([pair.inputs for pair in batch], budgets.pack_tokens, packed)
+    # Weights that processes share are gathered pass by pass, and the next one must not begin before the backward pass:
+    # the caller makes packs (`passes.plan.in_step`).
+    whole = isinstance(model, FSDPModule)
+    plan = [[*range(len(batch))]] if whole else packs_of(model, [pair.inputs for pair in batch], packed, budgets)
     predicted = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
     recompute = predicted * _vocabulary(model) > budgets.logit_keep
     # Each pass through a DistributedDataParallel talks to the other processes, whose batch may be another number of
     # packs: one pass prepares it for the backward pass, the others go to the model itself.
     models = [model] + [unwrapped(model)] * (len(plan) - 1)
     parts = [
-        _apart(each, [batch[index] for index in members], packed, recompute, layers, budgets, pooled)
+        _halved(each, [batch[index] for index in members], packed, recompute, layers, budgets, pooled)
         for each, members in zip(models, plan, strict=True)
     ]
-    whole = _joined(parts)
-    place = torch.argsort(torch.tensor([index for members in plan for index in members])).to(whole.hidden.device)
-    inner = None if whole.layers is None else whole.layers[place]
-    return PassResult(whole.chosen[place], whole.rejected[place], whole.hidden[place], inner)
+    return _in_order(parts, plan)
+
+
+def _halved(model: Any, batch: Sequence[Encoded], packed: bool, *how: Any) -> PassResult:
+    """`_apart`, of halves of the batch where memory does not suffice for it and no gradients are kept."""
+    if torch.is_grad_enabled():
+        return _apart(model, batch, packed, *how)
+
+    def compute(members: list[int]) -> PassResult:
+        return _apart(model, [batch[index] for index in members], packed, *how)
+
+    whole = range(len(batch))
+    fitting = list(where_it_fits(model, whole, lambda index: batch[index].inputs, packed, compute))
+    return _in_order([part for _, part in fitting], [members for members, _ in fitting])
 
 
 def _apart(model: Any, batch: Sequence[Encoded], packed: bool, *how: Any) -> PassResult:
@@ -104,6 +122,16 @@ def _apart(model: Any, batch: Sequence[Encoded], packed: bool, *how: Any) -> Pas
 def finite_pairs(result: PassResult) -> Tensor:
     """(pairs,) whether log-probabilities and features of a pair are all finite."""
     return result.chosen.isfinite() & result.rejected.isfinite() & result.hidden.isfinite().all(dim=1)
+
+
+def _in_order(parts: Sequence[PassResult], members: Sequence[Sequence[int]]) -> PassResult:
+    """Parts of a batch, whose pairs are `members` of it, as one."""
+    if len(parts) == 1 and list(members[0]) == sorted(members[0]):
+        return parts[0]
+    whole = _joined(parts)
+    place = torch.argsort(torch.tensor([index for each in members for index in each])).to(whole.hidden.device)
+    inner = None if whole.layers is None else whole.layers[place]
+    return PassResult(whole.chosen[place], whole.rejected[place], whole.hidden[place], inner)
 
 
 def _joined(parts: Sequence[PassResult]) -> PassResult:
@@ -190,14 +218,12 @@ def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
     sequences = [sequence for pair in batch for sequence in pair.inputs]
     device = next(model.parameters()).device
     inputs: dict[str, Any]
+    attention: AbstractContextManager[None] = nullcontext()
     if packed:
         trie = pack(sequences).to(device)
         paths = trie.paths
-        inputs = {
-            "input_ids": trie.tokens[None],
-            "position_ids": trie.depth[None],
-            "attention_mask": attention_mask(model, trie),
-        }
+        attention, arguments = trie_arguments(model, trie)
+        inputs = {"input_ids": trie.tokens[None], "position_ids": trie.depth[None], **arguments}
     else:
         width = max(map(len, sequences))
         ids = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -216,33 +242,13 @@ def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
             target.append(torch.tensor(ids_of_side))
             response.append(torch.full((len(ids_of_side),), 2 * index + side))
     rows = Rows(torch.cat(row), torch.cat(target), torch.cat(response), torch.stack(first))
-    with unembedding_input(model) as seen_by_head:
+    with unembedding_input(model) as seen_by_head, attention:
         output = model(**inputs, use_cache=False, **keep_one(model))
     hidden = seen_by_head[0].flatten(0, -2)
     if isinstance(model, FSDPModule) and output.logits.requires_grad and not hidden.requires_grad:
         # FSDP sums gradients once the backward pass has met an output of the model: below a frozen backbone, this one.
         hidden = hidden + 0.0 * output.logits.sum().to(hidden.dtype)
     return hidden, rows
-
-
-def attention_mask(model: Any, trie: Pack) -> Any:
-    """The mask of `trie` as `model` takes it: additive or, for FlexAttention, by blocks; one, or one per kind of layer.
-
-    Sequences within the sliding window need no window. Beyond it, a configuration that names no kinds of layers has one
-    kind (Mistral), and one that names several takes a mask for each (Gemma 2).
-    """
-    config = unwrapped(model).config.get_text_config()
-
-    def mask(window: int | None) -> Any:
-        flex = config._attn_implementation == "flex_attention"
-        return trie.block_mask(window) if flex else trie.mask(unwrapped(model).dtype, window)
-
-    window = getattr(config, "sliding_window", None)
-    if not window or int(trie.depth.max()) < window:
-        return mask(None)
-    kinds = dict.fromkeys(getattr(config, "layer_types", None) or ["sliding_attention"])
-    masks = {kind: mask(window if kind == "sliding_attention" else None) for kind in kinds}
-    return masks if len(masks) > 1 else masks.popitem()[1]
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
@@ -272,9 +278,18 @@ def packing_problem(model: Any, batch: Sequence[Encoded]) -> str | None:
     """Why `model` cannot be given packed batches, or None when it can.
 
     Compares packed with padded log-probabilities on a few pairs of `batch`, the one with the longest sequence among
-    them: a model that ignores the mask, the position ids or its window is found out here, not in the results.
+    them: a model that ignores the mask, the position ids or its window is found out here, not in the results. An
+    attention kernel with which they differ is refused, and the next one tried.
     """
     sample = _telling_pairs(batch)
+    while True:
+        problem = _difference(model, sample)
+        if problem is None or not plan_of(model).attention.drop(problem):
+            return problem
+
+
+def _difference(model: Any, sample: Sequence[Encoded]) -> str | None:
+    """Why packed log-probabilities of `sample` are not to be had, or how far from padded ones they are."""
     try:
         packed = _apart(model, sample, True)
     except Exception as error:  # whatever a model does with what it cannot take

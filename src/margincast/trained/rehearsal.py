@@ -22,6 +22,7 @@ from margincast.errors import InputError, StatedFailure
 from margincast.models.adapter import merged_model, with_adapter
 from margincast.models.load import LoadedModel
 from margincast.passes.evaluate import Evaluator
+from margincast.passes.plan import share_plan
 from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoding
 from margincast.recipe.recipe import Recipe
@@ -96,6 +97,7 @@ def rehearsed_logps(
     """Held-out log-probabilities (chosen, rejected), (pairs,) each, after a step on each of `batches`, which are rows
     of the training pairs, with its learning rate."""
     model = copy.deepcopy(loaded.model)
+    share_plan(loaded.model, model)
     model = with_adapter(model, recipe) if recipe.train == "lora" else merged_model(model)
     rows, heldout = encoding.select(features.train.pairs).rows, encoding.select(features.heldout.pairs).rows
     packed = packing_problem(model, rows) is None

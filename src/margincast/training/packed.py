@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 
 from margincast.passes.budgets import BUDGETS, Budgets
-from margincast.passes.packing import plan_packs
+from margincast.passes.plan import packs_of
 from margincast.passes.response_pass import Rows, hidden_states, logits_of
 from margincast.passes.tokenize import Encoded
 
@@ -202,7 +202,7 @@ def _passes(model: Any, batch: CompactBatch, budgets: Budgets) -> Iterator[tuple
     """Of every pack: where its response tokens are in the compact batch, (2, tokens) row and column before; the hidden
     states that predict them, each once; which of these predicts each token; and its `Rows`."""
     half = len(batch.pairs)
-    for members in plan_packs([pair.inputs for pair in batch.pairs], budgets.pack_tokens):
+    for members in packs_of(model, [pair.inputs for pair in batch.pairs], budgets=budgets):
         pairs = [batch.pairs[index] for index in members]
         hidden, rows = hidden_states(model, pairs)
         used, position = torch.unique(rows.row, return_inverse=True)

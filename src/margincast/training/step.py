@@ -9,19 +9,22 @@ batches, clipping and schedule are carried out by transformers' Trainer in this 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from margincast.passes.budgets import BUDGETS
+from margincast.passes.plan import plan_of
 from margincast.passes.response_pass import PassResult, response_pass
 from margincast.passes.tokenize import Encoded
 from margincast.recipe.loss import Loss
 from margincast.recipe.optimizer import Optimizer
 from margincast.recipe.recipe import Recipe
 
+T = TypeVar("T")
 # What transformers' Trainer keeps from decaying, by its patterns.
 UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
@@ -76,6 +79,41 @@ def torch_optimizer(model: nn.Module, rule: Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
+def pack_by_pack(
+    model: Any,
+    batches: Sequence[Sequence[Encoded]],
+    packed: bool,
+    one: Callable[[int, list[int], bool], T],
+    restart: Callable[[], None],
+    done: int = 0,
+) -> list[T]:
+    """`one(batch, members, last)` for every pack of `batches`, with the number of the batch and the pack's pairs in it.
+
+    A pack's forward pass is followed by its backward pass, so that no more than one pack's activations are in memory.
+    Where that does not suffice, the packs are made smaller (`PackPlan.shrink`) and, after `restart()`, which forgets
+    the gradients that were added up, all batches are gone through again.
+
+    done: batches whose gradients are there already. Raises `StatedFailure` where one pair alone does not fit.
+    """
+    plan = plan_of(model)
+    while True:
+        results: list[T] = []
+        failed: list[Encoded] = []
+        try:
+            for number in range(done, len(batches)):
+                packs = plan.packs([pair.inputs for pair in batches[number]], packed, BUDGETS)
+                for count, members in enumerate(packs, start=1):
+                    failed = [batches[number][index] for index in members]
+                    results.append(one(number, members, count == len(packs)))
+            return results
+        except torch.OutOfMemoryError:
+            pass  # out of the handler, whose exception holds on to all that the pass had made
+        results.clear()
+        restart()
+        plan.shrink([pair.inputs for pair in failed], next(model.parameters()).device)
+        done = 0
+
+
 def take_step(
     model: Any,
     optimizer: torch.optim.Optimizer,
@@ -88,14 +126,19 @@ def take_step(
     packed: bool,
 ) -> None:
     """One step of `model` along the mean gradient of `batches`, with their `references`; same: as of `rewards`"""
+
+    def one(number: int, members: list[int], last: bool) -> None:
+        batch = batches[number]
+        reference = (references[number][0][members], references[number][1][members])
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
+            result = response_pass(model, [batch[index] for index in members], packed)
+            found = rewards(result, reference, recipe.loss, recipe.beta, same)
+            loss = recipe.loss.value(found.margins).sum() / (len(batch) * len(batches))
+        torch.autograd.backward(loss)
+
     model.train()
     optimizer.zero_grad()
-    for batch, reference in zip(batches, references, strict=True):
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
-            result = response_pass(model, batch, packed)
-            found = rewards(result, reference, recipe.loss, recipe.beta, same)
-            loss = recipe.loss.value(found.margins).mean() / len(batches)
-        torch.autograd.backward(loss)
+    pack_by_pack(model, batches, packed, one, optimizer.zero_grad)
     if recipe.max_grad_norm > 0.0:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)

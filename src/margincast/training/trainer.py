@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
+from margincast.errors import StatedFailure
+from margincast.passes.arguments import attended_throughout
+from margincast.passes.plan import in_step, packs_of
 from margincast.passes.response_pass import response_pass
 from margincast.passes.tokenize import Encoded
 from margincast.recipe.recipe import Recipe
 from margincast.training.checkpoints import KEPT
-from margincast.training.step import decaying, rewards
+from margincast.training.step import decaying, pack_by_pack, rewards
 
 # transformers renamed the setting between 5.15 and 5.23, and warns of the old name.
 RENAMED = "activation_checkpointing"
@@ -101,7 +105,9 @@ class MarginTrainer(Trainer):
         self.packed = packed
         self.from_reference = from_reference
         self.model_accepts_loss_kwargs = False
-        self._metrics: dict[str, list[float]] = {}
+        self._metrics: list[dict[str, float]] = []  # of every batch since the last log
+        self._update: list[dict[str, Any]] = []  # batches of this step, the first of which is the `_before`th above
+        self._before = 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader = super().get_train_dataloader()
@@ -114,20 +120,71 @@ class MarginTrainer(Trainer):
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         return decaying(model)
 
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The gradient of a batch is the sum of its packs': each is carried back before the next one goes forward."""
+        step = super().training_step
+        if self.is_fsdp_enabled:
+            return self._sharded_step(model, self._part(inputs), lambda part: step(model, part, num_items_in_batch))
+        if not self._update:
+            self._before = len(self._metrics)
+        self._update.append(inputs)
+        parts = [self._part(each) for each in self._update]
+
+        def one(number: int, members: list[int], last: bool) -> tuple[int, Tensor]:
+            if len(self._metrics) == self._before + number:
+                self._metrics.append({})
+            # Processes meet in the last backward pass of a batch, which sends all that was added up.
+            alone = nullcontext() if last else self.accelerator.no_sync(model)
+            try:
+                with alone:
+                    return number, step(model, _some(parts[number], members), num_items_in_batch)
+            except torch.OutOfMemoryError as error:
+                if last and self.args.world_size > 1:
+                    raise StatedFailure(
+                        "memory does not suffice for a pack, and other processes wait for its gradients; give smaller "
+                        "ones by pack_tokens"
+                    ) from error
+                raise
+
+        def restart() -> None:
+            model.zero_grad()
+            del self._metrics[self._before :]
+
+        with attended_throughout(model):
+            pairs = [part["pairs"] for part in parts]
+            losses = pack_by_pack(model, pairs, self.packed, one, restart, done=len(parts) - 1)
+        if self.accelerator.sync_gradients:
+            self._update.clear()
+        return torch.stack([loss for number, loss in losses if number == len(parts) - 1]).sum()
+
+    def _sharded_step(self, model: Any, part: dict[str, Any], step: Callable[[dict[str, Any]], Tensor]) -> Tensor:
+        """Of a process that shares weights with others: all make the same number of passes, some with no weight."""
+        self._metrics.append({})
+        packs, idle = in_step(packs_of(model, [pair.inputs for pair in part["pairs"]], self.packed))
+        nothing = {**_some(part, [0]), "weight": 0.0}
+        return torch.stack(
+            [step(each) for each in (*(_some(part, members) for members in packs), *[nothing] * idle)]
+        ).sum()
+
+    def _part(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """This process's share of a batch.
+
+        Gradients and metrics are averaged over processes. One that has no share (the last batch of an epoch can be that
+        small) takes part with any pair, at no weight.
+        """
+        whole = len(inputs["pairs"])
+        mine = share(inputs["pairs"], self.args.process_index, self.args.world_size)
+        return {**_some(inputs, mine or [0]), "weight": self.args.world_size / whole if mine else 0.0}
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        whole = inputs["pairs"]
-        mine = share(whole, self.args.process_index, self.args.world_size)
-        # Gradients and metrics are averaged over processes. One that has no share (the last batch of an epoch can be
-        # that small) takes part with any pair, at no weight.
-        weight = self.args.world_size / len(whole) if mine else 0.0
-        mine = mine or [0]
-        result = response_pass(model, [whole[index] for index in mine], self.packed)
-        reference = inputs["ref_chosen_logps"][mine], inputs["ref_rejected_logps"][mine]
+        """Of some pairs of a batch, each with the weight that a pair has in it."""
+        result = response_pass(model, inputs["pairs"], self.packed)
+        reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         same = self.from_reference and self.state.global_step == 0
         found = rewards(result, reference, self.recipe.loss, self.recipe.beta, same)
-        margins = found.margins
+        margins, sums = found.margins, self._metrics[-1]
         for name, values in {
             "rewards/chosen": found.chosen,
             "rewards/rejected": found.rejected,
@@ -136,18 +193,25 @@ class MarginTrainer(Trainer):
             "logps/chosen": result.chosen,
             "logps/rejected": result.rejected,
         }.items():
-            self._metrics.setdefault(name, []).append(weight * float(values.detach().sum()))
-        return weight * self.recipe.loss.value(margins).sum()
+            sums[name] = sums.get(name, 0.0) + inputs["weight"] * float(values.detach().sum())
+        total: Tensor = inputs["weight"] * self.recipe.loss.value(margins).sum()
+        return total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            means = torch.tensor(
-                [sum(values) / len(values) for values in self._metrics.values()], device=self.args.device
-            )
-            means = self.accelerator.reduce(means, "mean")
-            logs = logs | dict(zip(self._metrics, means.tolist(), strict=True))
+            names = list(self._metrics[0])
+            means = torch.tensor([[sums[name] for name in names] for sums in self._metrics]).mean(dim=0)
+            means = self.accelerator.reduce(means.to(self.args.device), "mean")
+            logs = logs | dict(zip(names, means.tolist(), strict=True))
             self._metrics.clear()
         super().log(logs, *args, **kwargs)
+
+
+def _some(inputs: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """A batch of these rows of `inputs`."""
+    pairs = [inputs["pairs"][row] for row in rows]
+    references = {name: inputs[name][rows] for name in ("ref_chosen_logps", "ref_rejected_logps")}
+    return {**inputs, **references, "pairs": pairs}
 
 
 def share(batch: Sequence[Encoded], process: int, processes: int) -> list[int]:
