@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -133,6 +133,14 @@ def test_concepts_without_two_clusters_of_two_are_left_out() -> None:
     assert found.gram.shape == (2, 2)
     one_sided = [k for k, pair in enumerate(pairs) if pair.chosen == " Yes"]
     assert estimate_clusters(points[one_sided], PairSet(tuple(pairs[k] for k in one_sided))) is None
+
+
+def test_responses_that_do_not_repeat_are_no_clusters() -> None:
+    """Chat: the same points, but every pair has responses of its own, so that the alphabet parts them at random."""
+    points, pairs = plant(noise=0.1, size=4).draw(0)
+    own = [replace(pair, chosen=f"{pair.chosen} {k}", rejected=f"{pair.rejected} {k}") for k, pair in enumerate(pairs)]
+    assert estimate_clusters(points, pairs) is not None
+    assert estimate_clusters(points, PairSet(tuple(own))) is None
 
 
 def sharing(*rows: tuple[str, tuple[int, ...], tuple[int, ...]], flipped: frozenset[int] = frozenset()):

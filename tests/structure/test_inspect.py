@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from margincast.records import PairSet
+from margincast.report.tables import structure_rows
 from margincast.structure import inspect_features
 from margincast.structure.cosines import centred, mean_cosines, membership
 from tests.problems import make_features, make_pairs
@@ -41,3 +42,15 @@ def test_one_concept_has_nothing_between() -> None:
     object.__setattr__(features.heldout, "pairs", PairSet(one.pairs[4:]))
     structure = inspect_features(features)
     assert math.isnan(structure.mean_between(structure.raw["both"]))
+
+
+def test_what_there_is_not_has_no_row() -> None:
+    lengths = dict.fromkeys(("shared_norm", "noise", "noise_energy", "effective_dimension"), math.nan)
+    cosines = {"mean_cosine_raw": 0.9, "mean_cosine_centred": -0.1}
+    results = {**cosines, **lengths, "concept_lengths": None, "max_token_count": 4, "interacting_concepts": 3}
+    assert structure_rows(results) == [
+        ["mean cosine between concepts, raw", "0.9"],
+        ["mean cosine between concepts, centred", "-0.1"],
+        ["Z, concepts that use one token", "4"],
+        ["largest number of interacting concepts", "3"],
+    ]

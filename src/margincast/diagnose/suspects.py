@@ -254,4 +254,5 @@ def shown(pair: Any) -> str:
     text = " ".join(prompt.split())
     if len(text) > 160:
         text = f"{text[:100]} … {text[-55:]}"
-    return f"{text} [{chosen.strip()[:40]} > {rejected.strip()[:40]}]"
+    openings = (" ".join(response.split())[:40] for response in (chosen, rejected))
+    return f"{text} [{' > '.join(openings)}]"

@@ -14,11 +14,11 @@ def read_inspection(results: Mapping[str, Any]) -> list[str]:
     texts = []
     raw, centred = results["mean_cosine_raw"], results["mean_cosine_centred"]
     if raw is not None:
+        whose = "the statements that match two different concepts" if results["concept_lengths"] else "they"
         share = "almost everything" if raw > 0.9 else "a large part" if raw > 0.5 else "little"
         texts.append(
             f"Embeddings of two different concepts have a cosine of {raw:.2f} on average: they share {share}. "
-            "Once the shared part is taken away, the statements that match two different concepts have a cosine of "
-            f"{_two(centred)}. "
+            f"Once the shared part is taken away, {whose} have a cosine of {_two(centred)}. "
             "The closer this is to zero, the less training on one concept moves another."
         )
     if results["shared_norm"] is not None:

@@ -76,12 +76,15 @@ def details_of(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     results = summary["results"]
+    both = {"both": "All statements together."}
     captions = {
         "matching": "Matching side: pairs whose chosen response is the later one in the alphabet, Yes of Yes and No "
         "(the paper's Figures 1 and 3).",
         "non-matching": "The other side: pairs whose chosen response is the earlier one.",
-        "both": "All statements together.",
+        **both,
     }
+    clustered = results["concept_lengths"] is not None
+    unit = "Lengths are in units where the mean half-distance between a concept's two clusters is 1."
     return [
         Section(
             title="Structure of the embeddings",
@@ -92,11 +95,11 @@ def inspection_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
             reading=read_inspection(results),
             figures=[
                 PageFigure(folder / "figures" / f"cosines-{side}.svg", f"Average cosine between concepts. {caption}")
-                for side, caption in captions.items()
+                for side, caption in (captions if clustered else both).items()
             ],
             tables=[
                 PageTable(
-                    "Lengths are in units where the mean half-distance between a concept's two clusters is 1.",
+                    unit if clustered else "No concept has two clusters that lie apart, so that nothing has a length.",
                     tables.STRUCTURE_HEADER,
                     tables.structure_rows(results),
                 ),

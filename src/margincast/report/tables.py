@@ -81,8 +81,6 @@ def sweep_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Rows:
 
 STRUCTURE_HEADER = ("quantity", "value")
 STRUCTURE_QUANTITIES = (
-    ("mean cosine between concepts, raw", "mean_cosine_raw"),
-    ("mean cosine between concepts, centred, matching side", "mean_cosine_centred"),
     ("l_b, length of the shared component", "shared_norm"),
     ("v, noise per coordinate", "noise"),
     ("d v^2, noise energy", "noise_energy"),
@@ -93,7 +91,11 @@ STRUCTURE_QUANTITIES = (
 
 
 def structure_rows(results: Mapping[str, Any]) -> Rows:
-    return [[name, number(results[key])] for name, key in STRUCTURE_QUANTITIES]
+    """A row per quantity that there is: data without two clusters a concept have no lengths, one concept no cosines."""
+    centred = "mean cosine between concepts, centred" + (", matching side" if results["concept_lengths"] else "")
+    cosines = (("mean cosine between concepts, raw", "mean_cosine_raw"), (centred, "mean_cosine_centred"))
+    rows = [[name, number(results[key])] for name, key in (*cosines, *STRUCTURE_QUANTITIES)]
+    return [row for row in rows if row[1] != "-"]
 
 
 CONDITION_HEADER = ("condition", "left side", "right side", "holds")

@@ -46,10 +46,14 @@ class ClusterEstimate:
 
 
 def estimate_clusters(embeddings: Tensor, pairs: PairSet) -> ClusterEstimate | None:
-    """Estimates from (pairs, hidden) embeddings; None when no concept has two clusters of at least two pairs."""
+    """Estimates from (pairs, hidden) embeddings; None when no concept has two clusters of at least two pairs.
+
+    Clusters are of pairs that have the same two responses: where nearly every pair has responses of its own, as in chat
+    data, which of them is first in the alphabet says nothing.
+    """
     wide = embeddings.double()
     plus, minus = (membership(pairs, pairs.concepts, side) for side in (1, -1))
-    both = (plus.sum(dim=1) >= 2) & (minus.sum(dim=1) >= 2)
+    both = (plus.sum(dim=1) >= 2) & (minus.sum(dim=1) >= 2) & _repeating(pairs)
     if not bool(both.any()):
         return None
     plus, minus = plus[both], minus[both]
@@ -82,6 +86,15 @@ def estimate_clusters(embeddings: Tensor, pairs: PairSet) -> ClusterEstimate | N
         midpoint_spread=float((midpoints - shared).square().sum(dim=1).mean().sqrt()) / unit,
         smallest_cluster=int(torch.cat([counts_plus, counts_minus]).min()),
     )
+
+
+def _repeating(pairs: PairSet) -> Tensor:
+    """Which concepts have on average two pairs or more of the same two responses, in either order, (concepts,)."""
+    responses: dict[str, set[frozenset[str]]] = {concept: set() for concept in pairs.concepts}
+    for pair in pairs:
+        responses[pair.concept].add(frozenset((str(pair.chosen), str(pair.rejected))))
+    counts = Counter(pair.concept for pair in pairs)
+    return torch.tensor([2 * len(different) <= counts[concept] for concept, different in responses.items()])
 
 
 def _within(wide: Tensor, groups: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:

@@ -53,7 +53,7 @@ def _results(structure: Structure) -> Json:
         "hidden": structure.hidden,
         **cosines,
         "mean_cosine_raw": structure.mean_between(structure.raw["both"]),
-        "mean_cosine_centred": structure.mean_between(structure.centred_["matching"]),
+        "mean_cosine_centred": structure.mean_between(structure.centred_["matching" if clusters else "both"]),
         "shared_norm": clusters.shared_norm if clusters else nothing,
         "noise": clusters.noise if clusters else nothing,
         "noise_energy": clusters.noise_energy if clusters else nothing,
