@@ -19,7 +19,7 @@ UNDERSTOOD = (
     "'rejected', 'question' + 'chosen' + 'rejected', 'chosen' + 'rejected'; name yours with --prompt_column, "
     "--chosen_column and --rejected_column"
 )
-FILES = ".jsonl, .json, .parquet, .arrow, .csv, .tsv, each also .gz or .zst"
+FILES = ".jsonl, .json, .parquet, .arrow, .csv, .tsv, each also .gz, .zst, .xz, .bz2"
 
 
 @pytest.mark.parametrize(
