@@ -16,10 +16,10 @@ UNDERSTOOD = (
     "'answer_not_matching_behavior', 'input' + 'preferred_output' + 'non_preferred_output', "
     "'conversations' + 'chosen' + 'rejected', "
     "'messages' + 'chosen' + 'rejected', 'messages' + 'rejected_response', 'instruction' + 'chosen' + "
-    "'rejected', 'question' + 'chosen' + 'rejected', 'chosen' + 'rejected'; name yours with --prompt_column, "
-    "--chosen_column and --rejected_column"
+    "'rejected', 'prompt' + 'answers', 'question' + 'chosen' + 'rejected', 'chosen' + 'rejected'; "
+    "name yours with --prompt_column, --chosen_column and --rejected_column"
 )
-FILES = ".jsonl, .json, .parquet, .arrow, .csv, .tsv, each also .gz or .zst"
+FILES = ".jsonl, .json, .parquet, .arrow, .csv, .tsv, each also .gz, .zst, .xz, .bz2"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The same rows come out of every format, compression and encoding, and what is wrong with a file is said."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
@@ -59,7 +61,7 @@ TEXTS = {
 }
 TABLES = {"table.parquet": _table("parquet"), "file.arrow": _table("feather"), "stream.arrow": _table("stream")}
 FILES = {name: text.encode() for name, text in TEXTS.items()} | TABLES
-COMPRESSED = {"": bytes, ".gz": gzip.compress, ".zst": _zst}
+COMPRESSED = {"": bytes, ".gz": gzip.compress, ".zst": _zst, ".xz": lzma.compress, ".bz2": bz2.compress}
 
 
 def texts(data: object) -> list[tuple[object, ...]]:
@@ -123,6 +125,8 @@ def test_a_cell_may_be_long(tmp_path):
         ("a.jsonl.gz", b"no gzip", "a.jsonl.gz: cannot be read: "),
         ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-9], "a.jsonl.gz: cannot be decompressed: "),
         ("a.jsonl.zst", b"no zstd", "a.jsonl.zst: cannot be read: "),
+        ("a.jsonl.xz", b"no xz at all", "a.jsonl.xz: cannot be decompressed: "),
+        ("a.jsonl.bz2", b"no bz2 at all", "a.jsonl.bz2: cannot be read: "),
         ("a.arrow", b"nothing", "a.arrow: cannot be read as Arrow: "),
         ("a.parquet.gz", gzip.compress(b"nothing", mtime=0), "a.parquet.gz: cannot be read as Parquet: "),
         ("a.tsv", b"", "a.tsv: no rows; its first line must be a header"),

@@ -43,7 +43,8 @@ def positions_again(job: Job, folder: Path, summary: Json, cache_dir: Path | Non
             raise InputError(f"{config['data']} has other pairs than when {folder} was made of it; run it again")
     loaded = read.loaded
     refuse_trained_adapter(loaded.model, loaded.name)
-    if loaded.hash != summary["model"]["hash"]:
+    before, *_ = summary["model"]["hash"].split(", ")  # a run of `train` adds what it was trained in
+    if loaded.hash != before:
         raise InputError(f"{loaded.name} has other weights than when {folder} was made with it; run it again")
     features = token_features(
         loaded, read.encoding, read.train, read.heldout, cache_dir=inputs.cache, progress=job.progress, say=job.say

@@ -38,7 +38,7 @@ def load_pairs(
     """Read preference pairs from `data`, in order of files and rows.
 
     data: `traits`, `persona:NAME[,NAME…]` (also `persona:k1` … `persona:k16`, `persona:all`), a .jsonl, .json,
-        .parquet, .arrow, .csv or .tsv file (also .gz or .zst), a folder of them or of `save_to_disk`,
+        .parquet, .arrow, .csv or .tsv file (also .gz, .zst, .xz or .bz2), a folder of them or of `save_to_disk`,
         `owner/name[:split]` on the Hub, or a table in memory. The shapes of rows are those of `shapes`.
     heldout: held-out pairs of one's own, as `data`; those of `data` are then for training
     dataset_test_split: the part of `data` that is held out, by its name; without it the files `test` (or

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from margincast.errors import InputError
 if TYPE_CHECKING:
     from importlib.abc import Traversable  # where it lies depends on the version of Python
 
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 
 
 def compressed(file: Traversable) -> bool:
@@ -31,13 +33,17 @@ def opened(file: Traversable, name: str) -> Iterator[io.BufferedReader]:
             yield io.BufferedReader(stream)
     except OSError as error:
         raise InputError(f"{name}: cannot be read: {error.strerror or first_line(error)}") from error
-    except (EOFError, zlib.error) as error:
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{name}: cannot be decompressed: {first_line(error)}") from error
 
 
 def _decompressed(name: str, raw: IO[bytes]) -> Any:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw)
+    if name.endswith(".xz"):
+        return lzma.LZMAFile(raw)
+    if name.endswith(".bz2"):
+        return bz2.BZ2File(raw)
     if name.endswith(".zst"):
         import pyarrow  # type: ignore[import-untyped]
 

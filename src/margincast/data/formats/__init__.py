@@ -45,7 +45,7 @@ def file_source(file: Traversable, name: str, label: str) -> Source:
     suffix = suffix_of(file.name).lower()
     if not suffix:
         unknown = Path(file.name).suffix.lower()
-        kinds = f"{', '.join(READERS)}, each also {' or '.join(COMPRESSIONS)}"
+        kinds = f"{', '.join(READERS)}, each also {', '.join(COMPRESSIONS)}"
         raise InputError(f"{name}: unknown extension {unknown!r}; data files are {kinds}")
     if not name.isprintable() and name != name.encode(errors="replace").decode():
         raise InputError(f"{name.encode(errors='backslashreplace').decode()}: the file's name is not UTF-8; rename it")

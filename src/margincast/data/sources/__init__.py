@@ -62,6 +62,6 @@ def find_sources(data: object, where: Where) -> list[Source]:
             return kind.find(named, where)
     raise InputError(
         f"{shorten(named)}: no such file or folder; data are 'traits', 'persona:NAME[,NAME…]', "
-        f"a {', '.join(READERS)} file (also {' or '.join(COMPRESSIONS)}) or a folder of them, "
+        f"a {', '.join(READERS)} file (also {', '.join(COMPRESSIONS)}) or a folder of them, "
         "or 'owner/name[:split]' on the Hub"
     )
