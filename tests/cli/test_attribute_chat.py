@@ -118,5 +118,5 @@ def test_a_fitted_forecast_is_attributed_through_the_head_from_data_and_model_ag
     write_rows(data, conversations()[1:])
     refused(run("attribute", tmp_path / "run", "--out", tmp_path / "late"), "has other pairs than when", "run it again")
     data.unlink()
-    refused(run("attribute", tmp_path / "run", "--out", tmp_path / "late"), "talk.jsonl")
+    refused(run("attribute", tmp_path / "run", "--out", tmp_path / "late"), "no such file or folder")
     assert not (tmp_path / "late").exists()

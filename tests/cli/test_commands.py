@@ -294,7 +294,8 @@ def test_an_interrupted_training_goes_on_where_it_stopped(
 
     def counted(stop_at: int) -> Callable[..., Any]:
         def compute(self: Any, *arguments: Any, **named: Any) -> Any:
-            batches.append(self.state.global_step)
+            if self.state.global_step not in batches:  # one call for every pack
+                batches.append(self.state.global_step)
             if self.state.global_step == stop_at:
                 raise KeyboardInterrupt
             return compute_loss(self, *arguments, **named)
