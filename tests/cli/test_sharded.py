@@ -11,6 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from margincast.errors import InputError
+from margincast.recipe.recipe import Recipe
+from margincast.training.run import refuse_several_batches
 from tests.cli.helpers import run
 from tests.conftest import REPOSITORY
 
@@ -31,7 +34,7 @@ def sharded(*words: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("what", WEIGHTS)
 def test_sharded_weights_train_and_are_saved_as_whole_ones(what: str, tmp_path: Path) -> None:
     train = (*TRAIN, "--train", what, *(("--lora_dropout", 0) if what == "lora" else ()))
-    # Packs so small that the two processes need different numbers of them.
+    # Packs so small that the two processes would need different numbers of them.
     done = sharded(*train, "--per_device_train_batch_size", 4, "--pack_tokens", 60, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr[:2000]
     alone = run(*train, "--per_device_train_batch_size", 8, "--out", tmp_path / "one")
@@ -45,3 +48,9 @@ def test_sharded_weights_train_and_are_saved_as_whole_ones(what: str, tmp_path: 
     assert set(there) == set(here)
     for name, weight in here.items():  # that AdamW moved by about 2e-3
         torch.testing.assert_close(there[name], weight, rtol=0.0, atol=5e-5, msg=name)
+
+
+def test_a_step_of_several_batches_is_refused() -> None:
+    with pytest.raises(InputError, match="gradient_accumulation_steps 2 does not work where FSDP shards"):
+        refuse_several_batches(Recipe(gradient_accumulation_steps=2))
+    refuse_several_batches(Recipe())

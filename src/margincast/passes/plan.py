@@ -127,16 +127,6 @@ def agreed_packs(
     return min(plans, key=lambda each: each[0])[1]
 
 
-def in_step(packs: Sequence[list[int]]) -> tuple[list[list[int]], int]:
-    """`packs`, as many as the process with most of them has, and how many passes are still missing where there are
-    fewer pairs than that: weights laid over processes are gathered pass by pass, by all."""
-    found, most = list(packs), max(everyone(len(packs)))
-    while len(found) < most and len(largest := max(found, key=len)) > 1:
-        found.remove(largest)
-        found += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
-    return found, most - len(found)
-
-
 def where_it_fits(
     model: Any,
     members: Sequence[int],

@@ -76,10 +76,10 @@ def response_pass(
 
     Without gradients a pair whose numbers are not finite leaves those of the others as they are (`_apart`), and a pack
     that memory does not suffice for is computed in halves. With them, where activations of every pack are kept, it is
-    the caller who goes on with smaller packs (`training.step.gradients`).
+    the caller who goes on with smaller packs (`training.step.pack_by_pack`).
     """
-    # Weights that processes share are gathered pass by pass, and the next one must not begin before the backward pass:
-    # the caller makes packs (`passes.plan.in_step`).
+    # Weights that FSDP lays over processes are gathered pass by pass, by all of them: each makes one. Several passes
+    # before a backward pass, or several of these in a step, found the head's weights freed (torch 2.13, on a CPU).
     whole = isinstance(model, FSDPModule)
     plan = [[*range(len(batch))]] if whole else packs_of(model, [pair.inputs for pair in batch], packed, budgets)
     predicted = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)

@@ -86,6 +86,8 @@ def train_model(
         recording = Recording(evaluator, state, recorded, features.heldout.pairs, begun)
         recorder = Recorder(recording, recipe, features, stop_after)
         trainer = trainer_of(model, rows, features, recipe, state, packed)
+        if trainer.is_fsdp_enabled:
+            refuse_several_batches(recipe)
         for callback in [recorder, *([ProgressBar()] if progress else [])]:
             trainer.add_callback(callback)
         recorder.trainer = trainer
@@ -134,6 +136,15 @@ def prepared(loaded: LoadedModel, recipe: Recipe) -> Any:
         # A small step of the unembedding moves its entries, and logits, by less than float32 can hold.
         head.to(torch.float64).weight.requires_grad_(True)
     return loaded.model
+
+
+def refuse_several_batches(recipe: Recipe) -> None:
+    """Raises `InputError` for a step of several batches: with FSDP the second one crashed (torch 2.13, on a CPU)."""
+    if recipe.gradient_accumulation_steps > 1:
+        raise InputError(
+            f"gradient_accumulation_steps {recipe.gradient_accumulation_steps} does not work where FSDP shards the "
+            "weights; give 1 and a larger per_device_train_batch_size"
+        )
 
 
 def finish(trainer: MarginTrainer, loaded: LoadedModel, folder: Path, save_model: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from transformers import Trainer, TrainingArguments
 
 from margincast.errors import StatedFailure
 from margincast.passes.arguments import attended_throughout
-from margincast.passes.plan import in_step, packs_of
 from margincast.passes.response_pass import response_pass
 from margincast.passes.tokenize import Encoded
 from margincast.recipe.recipe import Recipe
@@ -123,8 +122,10 @@ class MarginTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The gradient of a batch is the sum of its packs': each is carried back before the next one goes forward."""
         step = super().training_step
-        if self.is_fsdp_enabled:
-            return self._sharded_step(model, self._part(inputs), lambda part: step(model, part, num_items_in_batch))
+        if self.is_fsdp_enabled:  # whose processes take every pass together: one, of whatever size
+            self._metrics.append({})
+            whole: Tensor = step(model, self._part(inputs), num_items_in_batch)
+            return whole
         if not self._update:
             self._before = len(self._metrics)
         self._update.append(inputs)
@@ -156,15 +157,6 @@ class MarginTrainer(Trainer):
         if self.accelerator.sync_gradients:
             self._update.clear()
         return torch.stack([loss for number, loss in losses if number == len(parts) - 1]).sum()
-
-    def _sharded_step(self, model: Any, part: dict[str, Any], step: Callable[[dict[str, Any]], Tensor]) -> Tensor:
-        """Of a process that shares weights with others: all make the same number of passes, some with no weight."""
-        self._metrics.append({})
-        packs, idle = in_step(packs_of(model, [pair.inputs for pair in part["pairs"]], self.packed))
-        nothing = {**_some(part, [0]), "weight": 0.0}
-        return torch.stack(
-            [step(each) for each in (*(_some(part, members) for members in packs), *[nothing] * idle)]
-        ).sum()
 
     def _part(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """This process's share of a batch.
