@@ -18,6 +18,7 @@ BASE = {"errors", "records", "registry", "results", "shown"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"version"},
     "errors": set(),
+    "hub": set(),
     "intervals": {"errors"},
     "processes": {"errors"},
     "records": {"errors", "results", "splitting"},
@@ -26,8 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "shown": set(),
     "splitting": {"errors"},
     "recipe": BASE,
-    "data": BASE | {"runs"},
-    "models": BASE | {"processes", "recipe", "runs"},
+    "data": BASE | {"hub", "runs"},
+    "models": BASE | {"hub", "processes", "recipe", "runs"},
     "passes": BASE | {"models", "processes", "runs"},
     "features": BASE | {"models", "passes", "processes", "runs"},
     "structure": BASE,

@@ -57,15 +57,16 @@ def model_size(inputs: InputOptions) -> tuple[ModelSize, Any]:
 
     from margincast.errors import StatedFailure
     from margincast.models.load import first_line
-    from margincast.models.place import locate
+    from margincast.models.place import fetching, locate
 
     options = {"revision": inputs.revision, "trust_remote_code": inputs.trust_remote_code}
-    place = locate(inputs.model).base
-    try:
-        described = AutoConfig.from_pretrained(place, **options)
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
-        raise StatedFailure(f"model {inputs.model!r} cannot be found: {first_line(error)}") from error
+    place = locate(inputs.model)
+    with fetching(place):
+        try:
+            described = AutoConfig.from_pretrained(place.base, **options)
+            tokenizer = AutoTokenizer.from_pretrained(place.base, **options)
+        except (OSError, ValueError) as error:
+            raise StatedFailure(f"model {inputs.model!r} cannot be found: {first_line(error)}") from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(described)  # type: ignore[no-untyped-call]
     described = described.get_text_config()

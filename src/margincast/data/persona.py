@@ -18,6 +18,7 @@ from pathlib import Path
 from margincast.data.formats import file_source
 from margincast.data.readers import Source, first_line, shorten
 from margincast.errors import InputError, StatedFailure
+from margincast.hub import cache_where_unreachable
 
 _REPOSITORY = "Anthropic/model-written-evals"
 _FOLDER_HINT = "give a folder that holds the persona files with --persona-dir or $MARGINCAST_PERSONA_DIR"
@@ -66,14 +67,15 @@ def _in_folder(requested: Sequence[str], folder: Path) -> dict[str, Path]:
 
 
 def _on_hub(requested: Sequence[str], revision: str | None) -> dict[str, Path]:
-    names = _expand(requested, _names_on_hub(revision) if "all" in requested else ())
-    for name in names:
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise InputError(f"{shorten(name)} is not the name of a persona")
-    return {name: _download(name, revision) for name in names}
+    with cache_where_unreachable() as alone:
+        names = _expand(requested, _names_on_hub(revision, alone) if "all" in requested else ())
+        for name in names:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise InputError(f"{shorten(name)} is not the name of a persona")
+        return {name: _download(name, revision, alone) for name in names}
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, alone: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -87,17 +89,17 @@ def _download(name: str, revision: str | None) -> Path:
         # A file that is "not found locally" was looked for without a connection: it may well exist.
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise InputError(f"no persona file {shorten(name)} in {_REPOSITORY} on the Hub") from error
-        reason = f"persona file {shorten(name)} could not be fetched from {_REPOSITORY}: {first_line(error)}"
+        reason = f"persona file {shorten(name)} could not be fetched from {_REPOSITORY}: {first_line(error)}{alone}"
         raise StatedFailure(f"{reason}; {_FOLDER_HINT}") from error
 
 
-def _names_on_hub(revision: str | None) -> list[str]:
+def _names_on_hub(revision: str | None, alone: str) -> list[str]:
     import huggingface_hub
 
     try:
         files = huggingface_hub.HfApi().list_repo_files(_REPOSITORY, repo_type="dataset", revision=revision)
     except Exception as error:  # as in _download
-        reason = f"the persona files of {_REPOSITORY} could not be listed: {first_line(error)}"
+        reason = f"the persona files of {_REPOSITORY} could not be listed: {first_line(error)}{alone}"
         raise StatedFailure(f"{reason}; {_FOLDER_HINT}") from error
     paths = [Path(file) for file in files]
     return sorted(path.stem for path in paths if path.parent == Path("persona") and path.suffix == ".jsonl")

@@ -17,7 +17,7 @@ from margincast.models.checks import in_memory_pair, refuse_infinite_weights, re
 from margincast.models.device import AUTO, DTYPES, resolve_device, resolve_dtype
 from margincast.models.digest import config_digest, tokenizer_digest, weights_digest
 from margincast.models.gguf import MANIFEST
-from margincast.models.place import Place, adapter_on_hub, default_cache_dir, locate
+from margincast.models.place import Place, adapter_on_hub, default_cache_dir, fetching, locate
 from margincast.runs.store import file_sha256, key_of
 
 __all__ = ["LoadedModel", "default_cache_dir", "load_model", "opened"]
@@ -86,9 +86,11 @@ def load_model(
     name = str(name)
     cache = None if cache_dir is None else Path(cache_dir)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    place, config, tokenizer = _described(name, locate(name, cache, revision), options, cache)
-    device = resolve_device(device)
-    model = _weights(name, place, config, dtype, device, options)
+    place = locate(name, cache, revision)
+    with fetching(place):
+        place, config, tokenizer = _described(name, place, options, cache)
+        device = resolve_device(device)
+        model = _weights(name, place, config, dtype, device, options)
     commit = getattr(model.config, "_commit_hash", None)
     identity = str(commit) if commit else _files_hash(Path(place.base))
     if place.adapter is not None:

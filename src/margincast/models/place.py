@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from margincast.errors import InputError
+from margincast.errors import InputError, StatedFailure
+from margincast.hub import cache_where_unreachable
 from margincast.models.gguf import gguf_folder
 from margincast.models.smollm2 import smollm2_folder
 from margincast.models.tiny import tiny_folder
@@ -59,6 +60,22 @@ def locate(name: str, cache_dir: Path | None = None, revision: str | None = None
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip() or path.suffix.lower() == ".gguf":
         raise InputError(f"model folder {name!r} does not exist; give smollm2, a local folder or a Hub id")
     return Place(name)
+
+
+@contextmanager
+def fetching(place: Place) -> Iterator[None]:
+    """Inside, files of a model are read: what is here as it is, the Hub's from its cache where it does not answer.
+
+    A `StatedFailure` inside then says so, and which folder is not there.
+    """
+    if Path(place.base).is_dir():
+        yield
+        return
+    with cache_where_unreachable() as alone:
+        try:
+            yield
+        except StatedFailure as error:
+            raise StatedFailure(f"{error}{alone}; nor is there a folder {Path(place.base).absolute()}") from error
 
 
 def read_object(path: Path, name: str) -> dict[str, Any]:
