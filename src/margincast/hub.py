@@ -1,4 +1,4 @@
-"""Does the Hugging Face Hub answer? Its library asks again and again, half a minute for every file, before it says no."""
+"""Does the Hugging Face Hub answer? Its library asks again and again, half a minute a file, before it says no."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_single_tokens(name: str) -> None:
         there = replace(features, device=device)
         recipe = options(name, STEPS.get(name, 5))
         run = forecast_frozen(there, recipe, dtype=torch.float64)
-        _, heldout = token_spaces(there, recipe.beta, torch.float64)
+        _, heldout = token_spaces(there, recipe, torch.float64)
         whole = attribute(there, recipe)[recipe.steps]
         top = whole.top(heldout, 3)
         known = sensitivity(there, recipe)
