@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 
 from margincast import hub
 from margincast.data import load_pairs
@@ -36,7 +35,7 @@ def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Session:
     found = Session(OSError("no route"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: found)
+    monkeypatch.setattr(utils, "get_session", lambda: found)
     monkeypatch.chdir(tmp_path)
     return found
 
