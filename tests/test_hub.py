@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, utils
 
 from margincast import hub
 from margincast.data import load_pairs
@@ -30,13 +29,17 @@ class Session:
             raise self.outcome
         return self.outcome
 
+    def get(self, *_: object, **__: object) -> object:
+        """Of older libraries, which look at HF_HUB_OFFLINE when a session is made."""
+        raise ConnectionError("no route")
+
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Session:
     found = Session(OSError("no route"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: found)
+    monkeypatch.setattr(utils, "get_session", lambda: found)
     monkeypatch.chdir(tmp_path)
     return found
 

@@ -141,7 +141,7 @@ CASES = {
     "launched": (
         LAUNCHED,
         {"train": "all", "num_train_epochs": 2.0, "learning_rate": 1e-6, "lr_scheduler_type": "linear", "lora_r": 16},
-        "env num_processes mixed_precision datasets test_split_size deepspeed lora_r loss_weights padding_free "
+        "env num_processes mixed_precision test_split_size deepspeed lora_r loss_weights padding_free "
         "precompute_ref_log_probs",
         ("num_processes (unknown)",),
     ),

@@ -16,7 +16,8 @@ UNDERSTOOD = (
     "'answer_not_matching_behavior', 'input' + 'preferred_output' + 'non_preferred_output', "
     "'conversations' + 'chosen' + 'rejected', "
     "'messages' + 'chosen' + 'rejected', 'messages' + 'rejected_response', 'instruction' + 'chosen' + "
-    "'rejected', 'prompt' + 'answers', 'question' + 'chosen' + 'rejected', 'chosen' + 'rejected'; "
+    "'rejected', 'prompt' + 'completion' + 'label', 'prompt' + 'answers', 'question' + 'chosen' + 'rejected', "
+    "'chosen' + 'rejected'; "
     "name yours with --prompt_column, --chosen_column and --rejected_column"
 )
 FILES = ".jsonl, .json, .parquet, .arrow, .csv, .tsv, each also .gz, .zst, .xz, .bz2"

@@ -55,6 +55,7 @@ def write_gguf(folder: Path, path: Path) -> Path:
     writer.add_token_list(words)
     writer.add_token_types([3 if word == "<|end|>" else 1 for word in words])
     writer.add_token_merges([" ".join(merge) for merge in pieces["merges"]])
+    writer.add_bos_token_id(words.index("<|end|>"))  # without one transformers 5.15 cannot read the other, eos
     writer.add_eos_token_id(words.index("<|end|>"))
     writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"])
     writer.add_tensor("output_norm.weight", state["model.norm.weight"])

@@ -17,6 +17,7 @@ from margincast.recipe.losses import LOSSES
 from margincast.recipe.optimizers.sgd import SGD
 from margincast.recipe.recipe import STEPS, Recipe, departures
 from margincast.recipe.trl import SAME, TRL_LOSSES
+from margincast.recipe.yaml_file import read_yaml, settings_in
 
 
 def test_every_field_says_what_it_is() -> None:
@@ -183,3 +184,22 @@ def test_departures_from_trl_are_said_where_they_are_in_use() -> None:
     assert f"max_steps {STEPS} (TRL: 3 epochs)" in departures(Recipe())
     own = Recipe(beta=0.2, learning_rate=1e-6, per_device_train_batch_size=8, lr_scheduler_type="linear", max_steps=9)
     assert departures(own) == ""
+
+
+@pytest.mark.parametrize(
+    ("entry", "data"),
+    [
+        ("{path: a/b}", "a/b"),
+        ("{path: a/b, split: train_prefs, columns: [chosen, rejected]}", "a/b:train_prefs"),
+        ("{path: a/b, fraction: 0.5}", "a/b"),  # shares are of the mixture, and this is all of it
+        ("{path: a/b, name: math}", None),
+        ("{path: json, data_files: x.jsonl}", None),
+        ("{path: a/b}, {path: c/d}", None),
+    ],
+)
+def test_a_mixture_of_one_data_set_is_that_data_set(entry: str, data: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "dpo.yaml"
+    file.write_text(f"model_name_or_path: m\ndatasets: [{entry}]\n")
+    settings, unused = settings_in(file, read_yaml(file), ["model", "data", "beta"])
+    assert settings.get("data") == data
+    assert ("datasets" in unused) == (data is None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from margincast.data.hints import advice, advice_on_unused, refuse_headless
 from margincast.data.readers import Row, Source, shorten
-from margincast.data.shapes import UnknownShapeError, UnusedError, read_texts
+from margincast.data.shapes import Shape, UnknownShapeError, UnusedError, read_texts, recognise
 from margincast.data.sources import Where, find_sources
 from margincast.data.splits import TRL_DEFAULT
 from margincast.data.texts import RowError, Texts, check_string
@@ -78,7 +78,7 @@ def load_pairs(
     columns.refuse_missing(_named(data), read.columns_found)
     if read.bad and (on_bad_row == "fail" or not read.pairs):
         raise InputError(_bad_rows(read.bad, usable=len(read.pairs)))
-    notes = [describe(read.texts), *(note for source in sources for note in source.notes)]
+    notes = [describe(read.texts), *(note for source in sources for note in source.notes), *read.notes]
     if unsplit:
         notes.append(f"no split {dataset_test_split!r} in {_named(data)}: held-out pairs are drawn")
     return PairSet(tuple(read.pairs), _duplicates(read.pairs), tuple(read.bad), tuple(notes))
@@ -123,28 +123,54 @@ class Columns:
 
 @dataclass
 class ReadRows:
-    """Rows read so far: pairs and, row by row, their texts; the reasons of bad ones; and every column met."""
+    """Rows read so far: pairs and, row by row, their texts; the reasons of bad ones; every column met; notes on rows
+    that are in no pair.
+    """
 
     columns: Columns
     pairs: list[Pair] = field(default_factory=list)
     texts: list[Texts] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     columns_found: dict[str, None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def read(self, source: Source) -> None:
-        """The rows of one source. Raises `InputError` when it has none."""
+        """The rows of one source. Raises `InputError` when it has none, or none that make a pair."""
         line = 0
+        apart: dict[str, tuple[Shape, list[Row]]] = {}
         for row in source.rows():
             line = row.line
             self.columns_found.update(dict.fromkeys(row.columns))
-            try:
-                texts = self._texts(row, source)
-                self.pairs.append(self._pair(row, texts, source))
-                self.texts.append(texts)
-            except RowError as error:
-                self.bad.append(f"{source.name}, {source.unit} {row.line}: {error}")
+            found = recognise(row.columns)
+            if found and found[1].gather:
+                apart.setdefault(found[0], (found[1], []))[1].append(row)
+            else:
+                self._read(row, source)
         if line == 0:
             raise InputError(f"{source.name}: no rows")
+        for shape, rows in apart.values():
+            self._gather(shape, rows, source)
+
+    def _gather(self, shape: Shape, rows: list[Row], source: Source) -> None:
+        assert shape.gather
+        gathered, alone = shape.gather(rows)
+        if not gathered:
+            raise InputError(
+                f"{source.name}: of {len(rows)} rows of {shape.title} none makes a pair with another: no prompt has "
+                "both labels"
+            )
+        if alone:
+            self.notes.append(f"{source.name}: {alone} of {len(rows)} rows of {shape.title} have no partner: left out")
+        for row in gathered:
+            self._read(row, source)
+
+    def _read(self, row: Row, source: Source) -> None:
+        try:
+            texts = self._texts(row, source)
+            self.pairs.append(self._pair(row, texts, source))
+            self.texts.append(texts)
+        except RowError as error:
+            self.bad.append(f"{source.name}, {source.unit} {row.line}: {error}")
 
     def _texts(self, row: Row, source: Source) -> Texts:
         if row.problem:

@@ -84,6 +84,8 @@ def read_text(name: str, value: object, notes: list[str] | None = None) -> Text:
         value = _by_message(value)
     if not isinstance(value, (list, tuple)):
         raise RowError(f"{name} must be a string or a list of messages, got {shorten(value)}")
+    if len(value) > 1 and all(isinstance(each, str) for each in value):
+        raise RowError(f"{name} is a list of {len(value)} texts, and a pair has one; write a row for each")
     return tuple(_read_message(f"message {k} of {name}", message, notes) for k, message in enumerate(value, start=1))
 
 

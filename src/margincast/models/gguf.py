@@ -51,7 +51,8 @@ def dequantise(gguf: Path, target: Path, source: str, name: str) -> Path:
         raise InputError(f"{gguf} cannot be read as a GGUF model: {reason}") from error
     # save_pretrained refuses a model loaded from GGUF, so the same weights go into a model that never knew of it.
     config = quantised.config
-    del config.quantization_config
+    if hasattr(config, "quantization_config"):  # transformers 5.15 leaves none
+        del config.quantization_config
     config._name_or_path = name
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     model.load_state_dict(quantised.state_dict())

@@ -139,7 +139,11 @@ def from_trl_names(values: Mapping[str, Any], ours: set[str]) -> tuple[Settings,
         if name in ours and value is not None:
             out[name] = value
     unused += [f"dtype {where.pop('dtype')}" for where in (given, out) if where.get("dtype") == "auto"]
-    split = given.get("dataset_train_split", "train")
+    mixed = _one_of_mixture(given)
+    if mixed and "data" in ours:
+        del given["datasets"]
+        out["data"] = mixed
+    split = "train" if mixed else given.get("dataset_train_split", "train")
     if split != "train" and isinstance(out.get("data"), str) and not Path(out["data"]).exists():
         out["data"] = f"{out['data']}:{given.pop('dataset_train_split')}"
     if isinstance(given.get("eval_steps"), float):
@@ -172,6 +176,22 @@ def from_trl_names(values: Mapping[str, Any], ours: set[str]) -> tuple[Settings,
         given["report_to"] = trl.tracker(given["report_to"])
     out = {name: value for name, value in out.items() if name in ours}
     return {**out, **given}, [*unused, *more]
+
+
+def _one_of_mixture(given: Settings) -> str | None:
+    """The one data set of TRL's `datasets:` list, as DATA here; like TRL, it is read in place of dataset_name.
+
+    None for a mixture of several or a part of one (data_files, data_dir, a configuration): DATA says what to read.
+    """
+    listed = given.get("datasets")
+    if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
+        return None
+    one = {name: value for name, value in listed[0].items() if value is not None}
+    path, split = one.pop("path", None), one.pop("split", "train")
+    one.pop("columns", None)  # those of a pair: others would be refused by TRL's trainer or not be read
+    if one.pop("fraction", 1.0) <= 0 or one or not isinstance(path, str) or not isinstance(split, str):
+        return None
+    return path if split == "train" or Path(path).exists() else f"{path}:{split}"
 
 
 def _word(value: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from margincast.data.readers import shorten
+from margincast.data.readers import Row, shorten
 from margincast.data.texts import RowError, Texts
 from margincast.records import Text
 from margincast.registry import Registry
@@ -37,6 +37,7 @@ class Shape:
     rank: of two shapes that a row has, the one with the lower rank is meant
     title: whose shape it is, in people's words; its name where it is empty
     also: columns that it reads where they are there, None for whatever is there;  unless: those of another shape
+    gather: where several rows make a pair, the rows that `read` is to read, and how many rows found no partner
     """
 
     columns: tuple[str, ...]
@@ -45,6 +46,7 @@ class Shape:
     title: str = ""
     also: tuple[str, ...] | None = None
     unless: tuple[str, ...] = ()
+    gather: Callable[[Sequence[Row]], tuple[list[Row], int]] | None = None
 
     def has(self, columns: Mapping[str, object]) -> bool:
         return set(self.columns) <= columns.keys() and not set(self.unless) & columns.keys()
