@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
-from benchmarks.harness import Row, compare
-from benchmarks.packing import JOBS, STEPS, TRL, Job, token_counts, train
-from benchmarks.peers.turns import Side
+from benchmarks.harness import Row
+from benchmarks.packing import JOBS, TRL, Job, beside, token_counts, train
 
 TARGETS = {"persona": (">= 4", ">= 3"), "hh": (">= 1.5", ">= 1.2")}
 
@@ -27,21 +25,12 @@ def step(name: str, settings: str, target: str) -> Row:
     """A step of full fine-tuning, with the peak memory of the two processes."""
     job: Job = JOBS[name]
     command = [sys.executable, "-m", "benchmarks.packed_trl"]
-    ours, theirs = (Side([*command, trainer, settings, name]) for trainer in ("packed", "plain"))
-    row = compare(
+    return beside(
         f"PackedDPOTrainer, {job.data} batch {job.batch} ({token_counts(job)} tokens)",
         f"DPOTrainer, {TRL[settings]}",
-        ours.step,
-        theirs.step,
+        ([*command, "packed", settings, name], [*command, "plain", settings, name]),
         target,
-        agrees=None,
-        repeats=STEPS - 1,
     )
-    ours.close()
-    theirs.close()
-    losses = zip(ours.losses, theirs.losses, strict=True)
-    agrees = all(abs(mine - other) <= 1e-4 * abs(other) for mine, other in losses)
-    return replace(row, agrees=agrees, peak_memory_ours=ours.peak, peak_memory_peer=theirs.peak)
 
 
 if __name__ == "__main__":

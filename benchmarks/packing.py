@@ -24,6 +24,7 @@ from transformers import TrainingArguments
 from benchmarks.flops import forward_flops
 from benchmarks.harness import Row, close, compare, seconds, seconds_once
 from benchmarks.peers import bucketed, one_at_a_time
+from benchmarks.peers.settings import step_by_step
 from benchmarks.peers.turns import Side, Turns
 from margincast.data import load_pairs
 from margincast.features import features_of
@@ -118,7 +119,7 @@ class Extraction:
     def __init__(self, loaded: LoadedModel, encoding: Encoding) -> None:
         self.loaded, self.encoding = loaded, encoding
         pairs = encoding.pairs
-        self.train, self.heldout = PairSet(pairs[:-1]), PairSet(pairs[-1:])
+        self.train, self.heldout = pairs[:-1], pairs[-1:]
         prompts = [row.prompt for row in encoding.rows]
         self.trie = pack(prompts)
         self.distinct = len(self.trie)
@@ -156,26 +157,30 @@ def against_ceiling(work: Extraction, repeats: int) -> Row:
 def training(name: str, side: str) -> Iterator[Row]:
     """A step of full fine-tuning, then the peak memory of the two processes (the ratio is ours over theirs)."""
     job, target = JOBS[name], dict(zip(TRL, JOBS[name].targets, strict=True))[side]
-    ours, theirs = (Side([sys.executable, "-m", "benchmarks.packing", one, name]) for one in ("ours", side))
-    row = compare(
+    command = [sys.executable, "-m", "benchmarks.packing"]
+    row = beside(
         f"training step, {job.data} batch {job.batch} ({token_counts(job)} tokens)",
         TRL[side],
-        ours.step,
-        theirs.step,
+        ([*command, "ours", name], [*command, side, name]),
         target,
-        agrees=None,
-        repeats=STEPS - 1,
     )
+    yield row
+    ratio = (row.peak_memory_ours or 0) / (row.peak_memory_peer or 1)
+    yield replace(
+        row, name=f"peak memory, {job.data} batch {job.batch}", target="<= 1",
+        ratio_median=ratio, ratio_low=ratio, ratio_high=ratio,
+    )  # fmt: skip
+
+
+def beside(name: str, peer: str, commands: tuple[list[str], list[str]], target: str) -> Row:
+    """Steps of two trainers in turn, ours first, whether their losses agree, and the peak memory of each."""
+    ours, theirs = map(Side, commands)
+    row = compare(name, peer, ours.step, theirs.step, target, agrees=None, repeats=STEPS - 1)
     ours.close()
     theirs.close()
     losses = zip(ours.losses, theirs.losses, strict=True)
-    peaks = {"peak_memory_ours": ours.peak, "peak_memory_peer": theirs.peak}
-    yield replace(row, agrees=all(abs(mine - other) <= 1e-4 * abs(other) for mine, other in losses), **peaks)
-    ratio = ours.peak / theirs.peak
-    yield replace(
-        row, name=f"peak memory, {job.data} batch {job.batch}", target="<= 1",
-        ratio_median=ratio, ratio_low=ratio, ratio_high=ratio, **peaks,
-    )  # fmt: skip
+    agrees = all(abs(mine - other) <= 1e-4 * abs(other) for mine, other in losses)
+    return replace(row, agrees=agrees, peak_memory_ours=ours.peak, peak_memory_peer=theirs.peak)
 
 
 def training_rows(job: Job, loaded: LoadedModel) -> Encoding:
@@ -184,7 +189,7 @@ def training_rows(job: Job, loaded: LoadedModel) -> Encoding:
     pairs = personas(job.data) if local is None else load_pairs(str(local), on_bad_row="skip")
     drawn = random.Random(SEED).sample(pairs.pairs, 2 * STEPS * job.batch)
     encoding = encode(PairSet(tuple(drawn)), loaded.tokenizer, eos=True, on_bad_row="skip")
-    return encoding.select(PairSet(encoding.pairs[: STEPS * job.batch]))
+    return encoding.select(encoding.pairs[: STEPS * job.batch])
 
 
 def token_counts(job: Job) -> str:
@@ -206,20 +211,7 @@ def train(side: str, job: Job, *, packed_trl: bool = False) -> None:
     turns, loaded = Turns(), model()
     encoding = training_rows(job, loaded)
     with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "output_dir": folder,
-            "max_steps": STEPS,
-            "per_device_train_batch_size": job.batch,
-            "train_sampling_strategy": "sequential",
-            "learning_rate": LEARNING_RATE,
-            "lr_scheduler_type": "constant",
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "bf16": False,
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
+        settings = step_by_step(folder, STEPS, job.batch, LEARNING_RATE) | {"bf16": False, "use_cpu": True}
         if side == "ours":
             train_ours(loaded, encoding, turns, settings)
         else:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback, Tra
 
 from benchmarks.flops import forward_flops
 from benchmarks.gpu.tokens import JOBS, MAX_LENGTH, STEPS, VOCABULARY, batches, tokenizer_of_ids
+from benchmarks.peers.settings import step_by_step
 from benchmarks.peers.turns import own_stdout
 from margincast.passes.packing import pack
 from margincast.passes.response_pass import packing_problem, response_pass
@@ -110,20 +111,8 @@ class Clock(TrainerCallback):
 
 
 def settings(folder: str, batch: int, shape: Shape, device: str) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "max_steps": STEPS,
-        "per_device_train_batch_size": batch,
-        "train_sampling_strategy": "sequential",
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": device == "cuda" and not shape.bf16_weights,
-        "use_cpu": device == "cpu",
-        "disable_tqdm": True,
-    }
+    precision = {"bf16": device == "cuda" and not shape.bf16_weights, "use_cpu": device == "cpu"}
+    return step_by_step(folder, STEPS, batch, LEARNING_RATE) | precision
 
 
 def measure(side: str, shape: Shape, job: str, device: str) -> Measured:

@@ -34,7 +34,7 @@ class Environment:
 # What these two releases fail at. Tried without margincast, a tiny Llama and four rows in memory: TRL 1.0 makes the
 # reference of a model in memory from its name, which is empty, precomputed or not (OSError: no configuration
 # of ''; a model from a folder works). TRL 1.8 with precompute_ref_log_probs reads back a cache file that is not there
-# for rows in memory (FileNotFoundError: /tmp/hf_datasets-*/cache-*.arrow, in _precompute_ref_logps, called by
+# for rows in memory (FileNotFoundError of a temporary .arrow file in _precompute_ref_logps, called by
 # DPOTrainer.__init__), with a model from a folder too. Prompt tuning was not tried so.
 IN_TRL = ("tests/training/test_callback.py", "tests/training/test_packed_trl.py")
 IN_TRL += ("-k", "not precomputed and not PROMPT_TUNING")
