@@ -225,7 +225,7 @@ def train(side: str, job: Job, *, packed_trl: bool = False) -> None:
 def train_ours(loaded: LoadedModel, encoding: Encoding, turns: Turns, settings: dict[str, Any]) -> None:
     pairs = encoding.pairs
     with tempfile.TemporaryDirectory() as folder:
-        features = features_of(loaded, encoding, pairs, PairSet(pairs[:1]), cache_dir=Path(folder))
+        features = features_of(loaded, encoding, pairs, pairs[:1], cache_dir=Path(folder))
     MarginTrainer(
         model=loaded.model,
         args=TrainingArguments(**settings, remove_unused_columns=False, dataloader_pin_memory=False),

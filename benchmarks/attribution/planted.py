@@ -35,8 +35,7 @@ def persona_features(data: str) -> Features:
     pairs = personas(data)
     for name in pairs.concepts:
         encoding = encode(PairSet(tuple(pair for pair in pairs if pair.concept == name)), loaded.tokenizer)
-        train, heldout = encoding.pairs.split(0.1, 1234)
-        found.append(features_of(loaded, encoding, train, heldout, cache_dir=cache()))
+        found.append(features_of(loaded, encoding, *encoding.pairs.split(0.1, 1234), cache_dir=cache()))
     train, heldout = (joined([getattr(each, split) for each in found]) for split in ("train", "heldout"))
     return replace(found[0], train=train, heldout=heldout)
 

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
-from scipy.stats import t
+from scipy.stats import sem, t
 from torch import Tensor
 
 from benchmarks.attribution.chat import SETS, SHARE, features_of, turned, with_flips
@@ -142,9 +143,9 @@ def rows() -> Iterator[Row]:
             yield _row(f"hh-helpful, {labels}: held-out {measure}", "harm out - random out", gain)
 
 
-def _row(name: str, way: str, values: Sequence[float]) -> Row:
+def _row(name: str, way: str, values: Sequence[float] | NDArray[np.float64]) -> Row:
     middle = float(np.mean(values))
-    half = float(np.std(values, ddof=1) / len(values) ** 0.5 * t.ppf(0.975, len(values) - 1))
+    half = float(sem(values) * t.ppf(0.975, np.size(values) - 1))
     return Row(name, way, None, middle, middle - half, middle + half, "", float("nan"))
 
 

@@ -206,7 +206,7 @@ def settings_of(run: Run) -> Recipe:
 
 def keep_features(run: Run, loaded: LoadedModel) -> None:
     _, features = inputs_of(run, loaded)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, split in (("train", features.train), ("heldout", features.heldout)):
         assert split.layers is not None
         tensors |= {name: split.hidden, f"layers_{name}": split.layers.half()}

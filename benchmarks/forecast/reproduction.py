@@ -36,7 +36,8 @@ def pairs_of_runs(folder: Path) -> list[tuple[int, Any, Any]]:
         if missing:
             print(f"not there: {', '.join(missing)}")
         else:
-            found.append((made.K, *map(load_run, paths)))
+            forecast, run = map(load_run, paths)
+            found.append((made.K, forecast, run))
     if not found:
         raise SystemExit(
             f"{folder} has no run with its forecast; give the folder of `margincast reproduce all --scale cpu`"

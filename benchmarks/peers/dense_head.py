@@ -23,7 +23,7 @@ def train(
     for _ in range(steps):
         optimizer.zero_grad()
         loss = -logsigmoid(beta * (log_ratio(weight) - reference)).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     with torch.no_grad():
         return beta * (log_ratio(weight) - reference)

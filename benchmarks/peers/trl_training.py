@@ -10,14 +10,14 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
 from margincast.records import PairSet
 from margincast.trl import PackedDPOTrainer
 
 # "Reducing memory usage" and the configuration's own page name these two; padding-free batches need FlashAttention, and
 # kernels a GPU. Attention is torch's scaled dot product in all of them, the default.
-BEST = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
+BEST: dict[str, Any] = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
 
 
 def train(

@@ -52,6 +52,7 @@ class Side:
 
     def __init__(self, command: list[str]) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
+        self.command = command
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
@@ -76,7 +77,7 @@ class Side:
         if not line:
             self.errors.seek(0)
             status, said = self.process.wait(), self.errors.read()[-2000:]
-            raise RuntimeError(f"the training process {self.process.args} ended with status {status}: {said}")
+            raise RuntimeError(f"the training process {self.command} ended with status {status}: {said}")
         answer: dict[str, Any] = json.loads(line)
         self.peak = answer["peak"]
         return answer

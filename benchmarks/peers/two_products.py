@@ -21,6 +21,6 @@ def logistic_regression(features: Tensor, sign: Tensor, beta: float, rate: float
     for _ in range(steps):
         optimizer.zero_grad()
         loss = softplus(-2 * beta * sign * (features @ weight)).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return (2 * beta * sign * (features @ weight)).detach()
