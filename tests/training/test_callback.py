@@ -22,6 +22,7 @@ from margincast.intervals import Estimate
 from margincast.records import PairSet, SplitTrajectory, Trajectory
 from tests.cli.helpers import run
 from tests.problems import make_pairs
+from tests.quiet import QUIET
 from tests.tiny import tiny_model, tiny_tokenizer
 
 STEPS, BATCH, BETA = 4, 4, 0.1
@@ -45,12 +46,7 @@ def trl(callback: MarginCallback, folder: Path, model: Any = None, **changes: An
         "eval_steps": 2,
         "per_device_eval_batch_size": len(HELDOUT),
         "logging_steps": 10,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
         **OWN,
         **changes,
     }
@@ -100,6 +96,13 @@ def test_margins_are_those_trl_evaluates(tmp_path: Path, changes: dict[str, Any]
     parts = [last[f"eval_concept-{k}_rewards/margins"] * n for k, n in ((0, 4), (1, 3))]
     assert sum(parts) / 7 == pytest.approx(last["eval_rewards/margins"], abs=1e-12)
     assert not (folder / "state").exists()
+
+
+def test_under_the_trainers_autocast_passes_are_packed_too(tmp_path: Path) -> None:
+    """The check of the model is in its own float32; under bfloat16 packed and padded are further apart than that."""
+    callback = MarginCallback(heldout=HELDOUT, train=TRAIN)
+    trl(callback, tmp_path, bf16=True, max_steps=1, eval_strategy="no").train()
+    assert callback.recording.evaluator.packed
 
 
 def test_another_loss_is_trls_too(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from margincast.training.packed import compact, logit_outputs, token_outputs
 from margincast.trl import MarginCallback, PackedDPOTrainer
 from tests.conftest import REPOSITORY
 from tests.problems import make_pairs
+from tests.quiet import QUIET
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tolerances import TOLERANCE, error
 from tests.training.test_callback import metrics
@@ -50,12 +51,7 @@ def build(kind: type[DPOTrainer], folder: Path, model: Any = None, config: type 
         "per_device_train_batch_size": BATCH,
         "learning_rate": 1e-3,
         "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
+        **QUIET,
         **changes,
     }
     return kind(

@@ -23,6 +23,25 @@ def unwrapped(model: Any) -> Any:
 
 
 @contextmanager
+def own_precision(model: Any) -> Iterator[None]:
+    """The model in the precision of its weights, whatever autocast is on, and evaluating.
+
+    `accelerate` puts its autocast into the model's `forward`, and keeps the model's own as `_original_forward`.
+    """
+    was_training, wrapped = model.training, vars(model).get("_original_forward") and model.forward
+    model.eval()
+    if wrapped:
+        model.forward = model._original_forward
+    try:
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        if wrapped:
+            model.forward = wrapped
+        model.train(was_training)
+
+
+@contextmanager
 def unembedding_input(model: Any) -> Iterator[list[Tensor]]:
     """Collects what the unembedding is called with; the unembedding itself sees only the last position."""
     received: list[Tensor] = []

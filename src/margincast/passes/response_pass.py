@@ -21,7 +21,7 @@ from margincast.errors import InputError
 from margincast.passes.arguments import trie_arguments
 from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.passes.finite import not_finite
-from margincast.passes.hooks import keep_one, layer_outputs, unembedding_input, unwrapped
+from margincast.passes.hooks import keep_one, layer_outputs, own_precision, unembedding_input, unwrapped
 from margincast.passes.packing import common_prefix, pack
 from margincast.passes.plan import packs_of, plan_of, where_it_fits
 from margincast.passes.tokenize import Encoded
@@ -279,11 +279,13 @@ def packing_problem(model: Any, batch: Sequence[Encoded]) -> str | None:
 
     Compares packed with padded log-probabilities on a few pairs of `batch`, the one with the longest sequence among
     them: a model that ignores the mask, the position ids or its window is found out here, not in the results. An
-    attention kernel with which they differ is refused, and the next one tried.
+    attention kernel with which they differ is refused, and the next one tried. Both are in the model's own precision:
+    under autocast they are further apart than float32 weights say.
     """
     sample = _telling_pairs(batch)
     while True:
-        problem = _difference(model, sample)
+        with own_precision(model):
+            problem = _difference(model, sample)
         if problem is None or not plan_of(model).attention.drop(problem):
             return problem
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
-from types import MethodType
 from typing import Any
 
 import torch
@@ -134,7 +133,7 @@ class PackedPasses(Trainer):  # type: ignore[misc]
             drops = _dropout(model)
             if drops:
                 yield f"dropout ({drops}), which packed passes would draw once for tokens that are computed once"
-            problem = _checked(model, batch)
+            problem = packing_problem(model, batch.pairs)
             if problem:
                 yield f"{type(model).__name__}: {problem}"
 
@@ -152,18 +151,3 @@ def _dropout(model: Any) -> str:
         if share or (isinstance(attention, float) and attention):
             return f"{share or attention} in {name}"
     return ""
-
-
-def _checked(model: Any, batch: CompactBatch) -> str | None:
-    """`packing_problem` of the model as its class has it: in its own precision, outside the trainer's autocast."""
-    was_training, forward = model.training, vars(model).get("forward")
-    model.eval()
-    model.forward = MethodType(type(model).forward, model)
-    try:
-        with torch.autocast(model.device.type, enabled=False):
-            return packing_problem(model, batch.pairs)
-    finally:
-        del model.forward
-        if forward is not None:
-            model.forward = forward
-        model.train(was_training)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Call:
     window: int | None = None
 
 
+@lru_cache(maxsize=1)  # asked for the same pack when it is planned and when it is laid out
 def segments(trie: Pack) -> list[Segment]:
     """The segments of `trie`, in the order of its nodes."""
     depth, end = trie.depth.tolist(), trie.end.tolist()
