@@ -77,6 +77,13 @@ def positions_of(data: str) -> Positions:
     return features_of(*read(data))
 
 
+def scored_by_others(data: str) -> Positions:
+    """With the held-out pairs that no run is judged by: harm looks at the labels of those it is given."""
+    positions = positions_of(data)
+    others = torch.arange(HELDOUT, len(positions.heldout_pairs))
+    return replace(positions, heldout=positions.heldout.select(others), heldout_pairs=positions.heldout_pairs[HELDOUT:])
+
+
 def arm_pairs(data: str, seed: int, arm: str) -> PairSet:
     """The pairs that a run trains on. Random pairs are others by every seed; harmful ones depend on the flips alone."""
     labels, _, out = arm.partition(", ")
@@ -86,7 +93,7 @@ def arm_pairs(data: str, seed: int, arm: str) -> PairSet:
     if out == "random out":
         removed = drawn(len(pairs), SHARE, 1000 + seed)
     elif out == "harm out":
-        positions, _ = with_flips(positions_of(data), flips)
+        positions, _ = with_flips(scored_by_others(data), flips)
         scores = torch.tensor([row["harm_score"] for row in find_issues(positions).issues])
         removed[scores.argsort(descending=True, stable=True)[: round(SHARE * len(pairs))]] = True
     return PairSet(
