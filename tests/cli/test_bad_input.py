@@ -210,14 +210,14 @@ def test_an_out_that_is_a_file(data_folder: Path, model_folder: Path, here: Path
     assert Path("file").read_text() == "mine\n"
 
 
-def test_responses_of_many_tokens_cannot_be_divided_by_their_length(
+def test_a_loss_that_averages_over_tokens_where_sizes_are_known_of_sums(
     model_folder: Path, data_folder: Path, here: Path
 ) -> None:
     rows = [{"prompt": f"Is it {k}?", "chosen": " Yes, it is", "rejected": " Not at all"} for k in range(10)]
     path = write_rows(Path("many.jsonl"), rows)
-    for command, trains in (("forecast", "all"), ("train", "all"), ("train", "head")):
-        words = (command, path, "--train", trains, "--model", model_folder, "--loss_type", "ipo", "--out", "out")
-        refused(run(*words), "more than one token")
+    for pilot in ("0", "0.1", "2"):
+        words = (path, "--model", model_folder, "--loss_type", "ipo", "--pilot", pilot, "--out", "out")
+        refused(run("forecast", *words), "loss_type 'ipo' divides log-ratios by the length of the response")
     assert not Path("out/summary.json").exists()
     assert run("forecast", data_folder, "--model", model_folder, "--max_steps", 1, "--out", "out").status == 0
 

@@ -262,7 +262,7 @@ def test_what_is_taken_is_a_function_of_the_margin_at_the_lengths_it_says(loss: 
     change = float(trl_loss(loss.name, one, **given) - trl_loss(loss.name, other, **given))
     assert change == pytest.approx(0.0, abs=1e-12)
     longer = float(trl_loss(loss.name, one, tokens=3, **given) - trl_loss(loss.name, other, tokens=3, **given))
-    assert (abs(longer) > 1e-3) == loss.single_token
+    assert (abs(longer) > 1e-3) == loss.averaged
 
 
 def test_a_loss_of_ones_own_equals_the_built_in_one() -> None:

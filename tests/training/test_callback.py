@@ -114,6 +114,17 @@ def test_another_loss_is_trls_too(tmp_path: Path) -> None:
     assert load_run(folder).summary["config"]["label_smoothing"] == 0.1
 
 
+def test_of_a_loss_that_averages_the_margins_are_means_over_tokens(tmp_path: Path) -> None:
+    """TRL logs sums of rewards, and the loss of the means."""
+    folder = tmp_path / "run"
+    trainer = trl(MarginCallback(HELDOUT, folder), tmp_path / "trl", loss_type="ipo")
+    trainer.train()
+    evaluated = {row["step"]: row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row}
+    ours = metrics(folder)
+    assert {step: ours[step]["eval_loss"] for step in (2, 4)} == pytest.approx(evaluated, rel=1e-5)
+    assert abs(evaluated[4] - evaluated[2]) > 1e-4 * evaluated[4]
+
+
 def test_a_run_of_ours_with_the_same_settings_has_the_same_margins(tmp_path: Path) -> None:
     """The whole way: two folders, one from `margincast train`, one from TRL, compared and reported from the CLI."""
     data, model = tmp_path / "pairs.jsonl", tmp_path / "model"
@@ -191,7 +202,6 @@ def test_a_model_that_is_not_the_reference_is_refused(tmp_path: Path) -> None:
     [
         ({"loss_type": ["sigmoid", "sft"]}, "records one loss"),
         ({"loss_type": "apo_zero"}, "not a function of the margin"),
-        ({"loss_type": "ipo"}, "single-token"),
         ({"ld_alpha": 0.5}, "ld_alpha=0.5"),
         ({"f_divergence_type": "js_divergence"}, "f_divergence_type='js_divergence'"),
         ({"use_weighting": True}, "use_weighting=True"),

@@ -97,11 +97,11 @@ def load_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> PairInp
 def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
     """Load, encode and split.
 
-    loss: that of a run; refused here where responses have more tokens than it can have, minutes of extraction earlier
-    than the run itself would
+    loss: that of a forecast of all weights or an adapter; refused here where responses have more tokens than it can
+    have, minutes of extraction earlier than the forecast itself would
     """
     from margincast.data import load_pairs
-    from margincast.recipe.losses import refuse_length_normalized
+    from margincast.recipe.losses import refuse_averaged
 
     options = reading.options
     pairs = load_pairs(
@@ -127,7 +127,7 @@ def read_inputs(job: Job, reading: Reading, loss: Loss | None = None) -> Inputs:
         reading.pairs.holdout, reading.seed, allow_leakage=reading.pairs.allow_leakage
     )
     if loss is not None:
-        refuse_length_normalized(loss, encoding.single_token)
+        refuse_averaged(loss, encoding.single_token, "the forecast of a run that moves the backbone")
     inputs = Inputs(reading.data, options, loaded, encoding, train, heldout, notes)
     if unnamed:
         inputs = with_topics(job, reading, inputs)

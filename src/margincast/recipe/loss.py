@@ -39,8 +39,7 @@ class Loss:
     value, slope, curvature: f, f' and f''; where f has a kink, the derivatives are those PyTorch's autodiff gives
     curvature_bound: sup |f''|, the Lipschitz constant of the slope; inf where there is none
     parameters: what f was made with beside the margin: `get_loss(name, **parameters)` makes it again
-    single_token: f is of a margin whose log-ratios are divided by the length of their response, which is the sum that
-    others take at length 1 only
+    averaged: f is of a margin whose log-ratios are divided by the length of their response, where others take sums
     reference_free: r leaves the reference out, r = beta * [log pi(chosen) - log pi(rejected)]
     closed: f' once more, as the compiled kernel takes it, where it is of that form; else the kernel asks `slope`
     """
@@ -52,7 +51,7 @@ class Loss:
     curvature_bound: float
     convex: bool
     parameters: Mapping[str, float] = field(default_factory=dict)
-    single_token: bool = False
+    averaged: bool = False
     reference_free: bool = False
     closed: Closed | None = None
 
@@ -81,7 +80,7 @@ def tilted(
         curvature_bound=0.25,
         convex=True,
         parameters=parameters,
-        single_token=reference_free,
+        averaged=reference_free,
         reference_free=reference_free,
         closed=Closed(constant=tilt, target=target, logistic=-1.0),
     )

@@ -22,6 +22,7 @@ from margincast.records import Features, PairSet, SplitTrajectory, Trajectory
 from margincast.runs.metrics import concept_rows
 from margincast.trained.constants import Constants, constants_of, package_constants
 from margincast.trained.inputs import (
+    check_lengths,
     check_recipe,
     check_start,
     deep_spaces,
@@ -119,6 +120,7 @@ def forecast_trained(
     """
     check_recipe(recipe)
     check_start(features, recipe)
+    check_lengths(features, recipe)
     known = constants_of(constants)
     recipe = recipe.for_pairs(len(features.train.pairs))
     plan = plan_of(recipe, len(features.train.pairs))

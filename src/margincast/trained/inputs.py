@@ -13,6 +13,7 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.frozen.engine.spaces import start_margins, token_spaces
 from margincast.frozen.engine.state import TokenSpace
+from margincast.recipe.losses import refuse_averaged
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, Trajectory
 from margincast.trained.laws import PilotMargins, Plan, Responses
@@ -39,6 +40,11 @@ def check_start(features: Features, recipe: Recipe) -> None:
             f"{features.model} comes with a trained adapter, and forecasts of train lora know fresh ones alone: "
             "merge it (--merge_adapter) for a fresh one on top"
         )
+
+
+def check_lengths(features: Features, recipe: Recipe) -> None:
+    """Raises `InputError` for a loss of averages over the tokens of longer responses: sizes are known of sums."""
+    refuse_averaged(recipe.loss, single_token(features), "the forecast of a run that moves the backbone")
 
 
 def plan_of(recipe: Recipe, pairs: int) -> Plan:

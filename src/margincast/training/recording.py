@@ -19,6 +19,7 @@ from margincast.passes.evaluate import Evaluator
 from margincast.recipe.losses import Loss, get_loss
 from margincast.records import PairSet, SplitTrajectory, Trajectory
 from margincast.runs.store import write_json, write_tensors
+from margincast.training.step import counted_lengths
 
 MARKER = "run.json"
 
@@ -84,12 +85,15 @@ class Recording:
         steps = [_step(path) for path in self._paths()]
         tensors = [self._read(step) for step in steps]
         # Step 0 went through the same packs as every other step: against it, rounding of the reference cancels.
-        referred = 0.0 if get_loss(loss_type, beta, without_reference=True).reference_free else 1.0
-        chosen = beta * torch.stack([item["chosen"] - referred * tensors[0]["chosen"] for item in tensors])
-        rejected = beta * torch.stack([item["rejected"] - referred * tensors[0]["rejected"] for item in tensors])
-        if self.begun is not None:
-            chosen = chosen + referred * beta * self.begun[0]
-            rejected = rejected + referred * beta * self.begun[1]
+        loss = get_loss(loss_type, beta, without_reference=True)
+        referred = 0.0 if loss.reference_free else 1.0
+        rewards = []
+        for number, side in enumerate(("chosen", "rejected")):
+            ratios = torch.stack([item[side] - referred * tensors[0][side] for item in tensors])
+            if self.begun is not None:
+                ratios = ratios + referred * self.begun[number]
+            rewards.append(beta * ratios / counted_lengths(self.evaluator.rows, loss)[number])
+        chosen, rejected = rewards
         margins, cut = chosen - rejected, len(self.train)
         return Trajectory(
             steps=tuple(steps),

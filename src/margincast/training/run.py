@@ -24,7 +24,6 @@ from margincast.passes.evaluate import Evaluator
 from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoded, Encoding
 from margincast.processes import by_first, everyone, process, processes
-from margincast.recipe.losses import refuse_length_normalized
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, PairSet, Trajectory
 from margincast.runs.layout import LOCK, STATE
@@ -63,13 +62,11 @@ def train_model(
     then calls `forget_state`;  say: gets a line for every checkpoint that could not be used,
     and where an adapter that was there trains on
 
-    Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not that of `features`, when
-    another process trains in `folder`, and when the loss divides log-ratios by the length of responses that are longer
-    than one token.
+    Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not that of `features`, and
+    when another process trains in `folder`.
     """
     folder, recipe = Path(folder), recipe.for_pairs(len(features.train.pairs))
     recipe.check_trainable()
-    refuse_length_normalized(recipe.loss, features.train.single_token and features.heldout.single_token)
     dtype = loaded.model.get_output_embeddings().weight.dtype
     if recipe.train == "lora" and has_adapter(loaded.model):
         say(f"the adapter of {loaded.name} trains on as it is: its own rank, scale and modules, and no dropout")

@@ -1,9 +1,10 @@
 """What happens to a weight in one training step? The same for real runs and for rehearsals.
 
 The loss is f(r) of the margin r = beta [(log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)], without the
-reference where the loss leaves it out. Its gradient, averaged over the batches of a step, is cut to `max_grad_norm`
-(0: never), and the optimizer takes it with the scheduled learning rate; norms and biases do not decay. A real run's
-batches, clipping and schedule are carried out by transformers' Trainer in this same order.
+reference where the loss leaves it out, each log-ratio over the tokens of its response where the loss averages. Its
+gradient, averaged over the batches of a step, is cut to `max_grad_norm` (0: never), and the optimizer takes it with the
+scheduled learning rate; norms and biases do not decay. A real run's batches, clipping and schedule are carried out by
+transformers' Trainer in this same order.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\
 
 @dataclass(frozen=True)
 class Rewards:
-    """Of the pairs of a batch: beta (log pi - log pi_ref) of both responses, (pairs,) each."""
+    """Of the pairs of a batch: beta (log pi - log pi_ref) of both responses, (pairs,) each, a mean over tokens where
+    the loss averages."""
 
     chosen: Tensor
     rejected: Tensor
@@ -41,7 +43,14 @@ class Rewards:
         return self.chosen - self.rejected
 
 
-def rewards(result: PassResult, reference: tuple[Tensor, Tensor], loss: Loss, beta: float, same: bool) -> Rewards:
+def rewards(
+    result: PassResult,
+    pairs: Sequence[Encoded],
+    reference: tuple[Tensor, Tensor],
+    loss: Loss,
+    beta: float,
+    same: bool,
+) -> Rewards:
     """reference: (pairs,) log-probabilities of chosen and rejected responses;  same: the policy still is the reference,
     as before the first update of a model without a trained adapter"""
     if loss.reference_free:
@@ -50,7 +59,15 @@ def rewards(result: PassResult, reference: tuple[Tensor, Tensor], loss: Loss, be
         # From the same pass, so that margins are exactly 0.
         reference = result.chosen.detach(), result.rejected.detach()
     chosen, rejected = (side.to(result.chosen.device) for side in reference)
-    return Rewards(beta * (result.chosen - chosen), beta * (result.rejected - rejected))
+    counted = [each.to(chosen) for each in counted_lengths(pairs, loss)]
+    return Rewards(beta * (result.chosen - chosen) / counted[0], beta * (result.rejected - rejected) / counted[1])
+
+
+def counted_lengths(pairs: Sequence[Encoded], loss: Loss) -> tuple[Tensor, Tensor]:
+    """What `loss` divides log-ratios of chosen and rejected responses by, (pairs,) float64 each: their tokens, or 1."""
+    lengths = torch.tensor([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=torch.float64)
+    chosen, rejected = (lengths if loss.averaged else torch.ones_like(lengths)).unbind(dim=1)
+    return chosen, rejected
 
 
 def decaying(model: nn.Module) -> list[str]:
@@ -131,8 +148,9 @@ def take_step(
         batch = batches[number]
         reference = (references[number][0][members], references[number][1][members])
         with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
-            result = response_pass(model, [batch[index] for index in members], packed)
-            found = rewards(result, reference, recipe.loss, recipe.beta, same)
+            pairs = [batch[index] for index in members]
+            result = response_pass(model, pairs, packed)
+            found = rewards(result, pairs, reference, recipe.loss, recipe.beta, same)
             loss = recipe.loss.value(found.margins).sum() / (len(batch) * len(batches))
         torch.autograd.backward(loss)
 

@@ -175,7 +175,7 @@ class MarginTrainer(Trainer):
         result = response_pass(model, inputs["pairs"], self.packed)
         reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         same = self.from_reference and self.state.global_step == 0
-        found = rewards(result, reference, self.recipe.loss, self.recipe.beta, same)
+        found = rewards(result, inputs["pairs"], reference, self.recipe.loss, self.recipe.beta, same)
         margins, sums = found.margins, self._metrics[-1]
         for name, values in {
             "rewards/chosen": found.chosen,

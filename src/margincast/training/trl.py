@@ -106,11 +106,6 @@ class MarginCallback(TrainerCallback):
         limit = sys.maxsize if args.max_length is None else args.max_length
         both = PairSet(self.train.pairs + self.heldout.pairs)
         encoding = encode(both, kwargs["processing_class"], eos=True, max_length=limit)
-        if self.loss.single_token and not encoding.single_token:
-            raise InputError(
-                f"loss_type {self.loss.name!r} divides log-ratios by the length of the response, so it is a function "
-                "of the margin for single-token responses only; MarginCallback cannot record it"
-            )
         packed = packing_problem(model, encoding.rows) is None
         self.recording = Recording(
             Evaluator(encoding.rows, packed, frozen_backbone=False), self.out / "state", self.train, self.heldout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def loaded() -> LoadedModel:
 
 
 def both(
-    loaded: LoadedModel, pairs: PairSet, eos: bool, optimizer: str, folder: Path, **more: float
+    loaded: LoadedModel, pairs: PairSet, eos: bool, optimizer: str, folder: Path, **more: Any
 ) -> tuple[Trajectory, Trajectory]:
     """Forecast by the full matrix, and real training of the unembedding, with the same settings."""
     train, heldout = PairSet(pairs.pairs[:-6]), PairSet(pairs.pairs[-6:])
@@ -119,10 +120,12 @@ def both(
         ("adamw", {"learning_rate": 1e-2, "weight_decay": 0.1}),
         ("sgd", {"learning_rate": 1.0, "momentum": 0.9, "nesterov": True, "max_grad_norm": 0.05}),
         ("gd", {"learning_rate": 1.0, "gradient_accumulation_steps": 1}),
+        ("sgd", {"learning_rate": 3.0, "loss_type": "ipo"}),
+        ("adamw", {"learning_rate": 1e-2, "loss_type": "simpo", "simpo_gamma": 0.2}),
     ],
 )
 def test_margins_and_rewards_are_those_of_head_training(
-    optimizer: str, more: dict[str, float], loaded: LoadedModel, tmp_path: Path
+    optimizer: str, more: dict[str, Any], loaded: LoadedModel, tmp_path: Path
 ) -> None:
     ours, real = both(loaded, multi_token(26), True, optimizer, tmp_path, **more)
     assert ours.steps == real.steps == (0, 3, 6, 7)

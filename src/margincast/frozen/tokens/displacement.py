@@ -148,7 +148,7 @@ def displacements(positions: Positions, recipe: Recipe, *, word: Words = str, pr
     Raises what `forecast_positions` raises.
     """
     recipe = recipe.for_pairs(len(positions.train_pairs))
-    positions = positions.averaged(recipe.loss.single_token)
+    positions = positions.averaged(recipe.loss.averaged)
     # float32: three times as fast, and the changes it is after are far above its rounding.
     recorded = replace(recipe, eval_steps=recipe.steps)
     forecast = forecast_positions(positions, recorded, dtype=torch.float32, progress=progress)

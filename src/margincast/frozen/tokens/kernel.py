@@ -19,7 +19,7 @@ from margincast.frozen.engine.pairspace import PairSpace
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.tokens.decomposition import distributions
 from margincast.recipe.batches import Batch
-from margincast.recipe.losses import Loss, refuse_length_normalized
+from margincast.recipe.losses import Loss, refuse_averaged
 from margincast.recipe.optimizer import Optimizer
 
 
@@ -55,7 +55,7 @@ def linearised_margins(
     Exact in the limit of small changes of W only, and without weight decay. Raises `InputError` for a loss that divides
     by the length of the response.
     """
-    refuse_length_normalized(loss, single_token=False)
+    refuse_averaged(loss, False, "the kernel of sequence margins")
     space = PairSpace(train, beta)
     states = torch.stack(list(simulate(space, optimizer, batches, unembedding=space.zeros(), loss=loss)))
     return beta * states @ train.T, beta * states @ heldout.T

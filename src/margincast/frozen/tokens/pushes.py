@@ -106,7 +106,7 @@ def decompose(positions: Positions, pair: str, recipe: Recipe, *, word: Words = 
 
     Raises `InputError` for an id that no pair has.
     """
-    positions = positions.averaged(recipe.loss.single_token)
+    positions = positions.averaged(recipe.loss.averaged)
     there = positions.there()
     splits = (
         ("train", positions.train_pairs, positions.train),

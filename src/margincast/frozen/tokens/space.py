@@ -200,7 +200,7 @@ def head_space(
     # The model's own log-probabilities are of this arithmetic only where all of it is float32.
     alike = features.hidden.dtype == unembedding.dtype == dtype == torch.float32
     reference = features.reference.to(dtype) if alike and features.reference is not None else None
-    averaged, free = (False, False) if loss is None else (loss.single_token, loss.reference_free)
+    averaged, free = (False, False) if loss is None else (loss.averaged, loss.reference_free)
     features = replace(features, hidden=features.hidden.to(dtype), reference=reference, averaged=averaged)
     bias = None if bias is None else bias.detach().to(dtype)
     return HeadSpace(features, unembedding.detach().to(dtype), beta, bias, budgets, free)

@@ -19,7 +19,7 @@ from margincast.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LOSSES", "LOSS_PARAMETERS", "Loss", "custom_loss", "get_loss", "refuse_length_normalized"]
+__all__ = ["LOSSES", "LOSS_PARAMETERS", "Loss", "custom_loss", "get_loss", "refuse_averaged"]
 
 LOSSES: Registry[Callable[..., Loss]] = Registry("loss_type", "margincast.recipe.losses", "margincast.losses")
 """The losses by name. `LOSSES.register(name)` enters a function of the parameters it takes that gives a `Loss`."""
@@ -73,12 +73,12 @@ def loss_parameters(name: str) -> tuple[str, ...]:
     return tuple(each for each in inspect.signature(LOSSES.get(name)).parameters if each != "beta")
 
 
-def refuse_length_normalized(loss: Loss, single_token: bool) -> None:
-    """Raises `InputError` for a loss that is a function of the margin for single-token responses only, given others."""
-    if loss.single_token and not single_token:
+def refuse_averaged(loss: Loss, single_token: bool, what: str) -> None:
+    """Raises `InputError` for a loss that averages over tokens of which responses have several: `what` knows sums."""
+    if loss.averaged and not single_token:
         raise InputError(
-            f"loss_type {loss.name!r} divides log-ratios by the length of the response, so it is a function of the "
-            "margin for single-token responses only, and a response here has more than one token"
+            f"loss_type {loss.name!r} divides log-ratios by the length of the response, and {what} knows margins as "
+            "sums over its tokens; `train`, and all that is of train head, take it"
         )
 
 

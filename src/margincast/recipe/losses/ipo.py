@@ -18,5 +18,5 @@ def ipo(beta: float) -> Loss:
         convex=True,
         closed=Closed(line=2 / beta**2, center=0.5),
         parameters={"beta": beta},
-        single_token=True,
+        averaged=True,
     )

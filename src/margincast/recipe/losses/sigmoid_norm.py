@@ -7,7 +7,7 @@ from dataclasses import replace
 from margincast.recipe.loss import Loss
 from margincast.recipe.losses import LOSSES
 
-_LOSS = replace(LOSSES.get("sigmoid")(), name="sigmoid_norm", single_token=True)
+_LOSS = replace(LOSSES.get("sigmoid")(), name="sigmoid_norm", averaged=True)
 
 
 @LOSSES.register("sigmoid_norm")
