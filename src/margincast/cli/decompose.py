@@ -85,6 +85,8 @@ def decompose_pair(job: Job, inputs: PositionInputs, recipe: Recipe, name: str) 
         rate = results["rates"][side]
         title = f"Training tokens that push the {side} response of {name}, whose reward moves at {rate:.3g}"
         job.table(title, shown.TOKEN_HEADER, shown.token_rows(rows))
+    for sentence in shown.read_start(results):
+        job.say(sentence)
     job.table("Training pairs that do", shown.PAIR_HEADER, shown.pair_rows(results["training_pairs"]))
     job.say(f"Its text, coloured token by token: {job.out / 'report.html'}")
     return summary
