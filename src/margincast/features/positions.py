@@ -110,7 +110,8 @@ class TokenFeatures:
     def _changed(self, change: Callable[[Tensor], Tensor]) -> TokenFeatures:
         """With `change` of every tensor in its place."""
         held = {each.name: getattr(self, each.name) for each in fields(self)}
-        return replace(self, **{name: change(each) for name, each in held.items() if isinstance(each, Tensor)})
+        changed: dict[str, Any] = {name: change(each) for name, each in held.items() if isinstance(each, Tensor)}
+        return replace(self, **changed)
 
     def as_single(self, pairs: PairSet) -> FeatureSet:
         """The same as features of one position, where every response of `pairs`, which these are of, is one token."""
