@@ -27,7 +27,9 @@ def positions_of(shape: Shape, pairs: int, device: str) -> Positions:
     for split in splits:
         sides = [ids_of(side, shape.max_length) for pair in split for side in (pair.chosen, pair.rejected)]
         hidden = torch.randn(sum(map(len, sides)), shape.hidden, generator=generator)
-        features.append(replace(laid_out(sides, hidden, hidden[:, 0].double(), 1.0), reference=None))
+        features.append(
+            replace(laid_out(sides, {"hidden": hidden, "reference": hidden[:, 0].double()}, 1.0), reference=None)
+        )
     unembedding = torch.randn(shape.vocabulary, shape.hidden, generator=generator) / shape.hidden**0.5
     return Positions(features[0], features[1], splits[0], splits[1], unembedding, None, "random", device=device)
 

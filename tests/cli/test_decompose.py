@@ -98,11 +98,15 @@ def test_the_worst_are_left_out_or_given_less_weight(inputs: Words, tmp_path: Pa
     worst = json.loads(run(*flags, tmp_path / "a", "--export", left).out)["results"]["exported"]["worst"]
     assert 0 < len(worst) <= 3
     kept = read(left)
-    assert [row["id"] for row in kept] == [f"talk:{k}" for k in range(1, 21) if f"talk:{k}" not in worst]
+    heldout = {row["id"] for row in read(left.with_suffix(".heldout.jsonl"))}
+    assert len(heldout) == 6 and not heldout & set(worst)
+    assert [row["id"] for row in kept] == [f"talk:{k}" for k in range(1, 21) if f"talk:{k}" not in {*worst, *heldout}]
     assert all(row["chosen"] == conversations()[int(row["id"].split(":")[1]) - 1]["chosen"] for row in kept)
     assert run(*flags, tmp_path / "b", "--export", weighted, "--down_weight", 0.25).status == 0
     weights = {row["id"]: row["weight"] for row in read(weighted)}
-    assert weights == {f"talk:{k}": 0.25 if f"talk:{k}" in worst else 1.0 for k in range(1, 21)}
+    assert weights == {
+        f"talk:{k}": 0.25 if f"talk:{k}" in worst else 1.0 for k in range(1, 21) if f"talk:{k}" not in heldout
+    }
     # TRL's own reader of preference data takes the file as it is.
     from datasets import load_dataset
     from trl import extract_prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from margincast.passes.evaluate import Evaluator
 from margincast.passes.tokenize import encode
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet
+from margincast.trained.forecast import TrainedForecast
 from margincast.trained.inputs import start_of
 from margincast.trained.rehearsal import rehearse
+from margincast.trained.trained_run import TrainedRun
 from margincast.training.run import train_model
 from tests.models.test_adapters import HELDOUT, TRAIN, adapted
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -192,7 +195,7 @@ def test_a_run_begins_at_the_log_ratios_and_keeps_its_reference(train: str, tmp_
         assert error(run.heldout.margins, forecast_frozen(found, recipe).heldout.margins) <= near
 
 
-def test_a_fitted_forecast_begins_there_and_knows_fresh_adapters_alone(features: Features, tmp_path: Path) -> None:
+def test_a_fitted_forecast_begins_there_says_so_and_rehearses_what_train_trains(features: Features) -> None:
     recipe = Recipe(max_steps=4, beta=BETA, per_device_train_batch_size=4, learning_rate=1e-5)
     loaded = LoadedModel("adapted", "adapted", adapted(trained=True).eval(), tiny_tokenizer())
     encoding = encode(type(TRAIN)(TRAIN.pairs + HELDOUT.pairs), loaded.tokenizer)
@@ -200,10 +203,35 @@ def test_a_fitted_forecast_begins_there_and_knows_fresh_adapters_alone(features:
     start = BETA * (policy[0] - heldout.reference_chosen - policy[1] + heldout.reference_rejected)
     rehearsal = rehearse(loaded, encoding, features, replace(recipe, learning_rate=1e-9), 2, 4)
     assert float(rehearsal.heldout.abs().max()) <= 1e-4  # of a run that hardly moves: how far it moves, not where it is
-    for given in (None, rehearse(loaded, encoding, features, recipe, 2, 4)):
-        found = forecast(features, recipe, rehearsal=given)
-        assert error(found.heldout.margins[0], start) <= DOUBLE
-    lora = replace(recipe, train="lora")
-    for call in (lambda: forecast(features, lora), lambda: rehearse(loaded, encoding, features, lora, 2, 4)):
-        with pytest.raises(InputError, match=r"trained adapter.*fresh.*--merge_adapter"):
-            call()
+    ratios = features.train.start_log_ratios
+    assert ratios is not None
+    pull = torch.sigmoid(-BETA * (ratios[0] - ratios[1])).mean() / 0.5
+    for train in ("all", "lora"):
+        run = replace(recipe, train=train)
+        for given in (None, rehearse(loaded, encoding, features, run, 2, 4)):
+            found = forecast(features, run, rehearsal=given)
+            assert isinstance(found, TrainedForecast) and found.begun is not None
+            assert error(found.heldout.margins[0], start) <= DOUBLE
+            assert (found.begun.lowest, found.begun.highest) == pytest.approx((float(start.min()), float(start.max())))
+            assert found.begun.pull == pytest.approx(float(pull))
+            assert found.begun.trains_on == (train == "lora")
+    with pytest.raises(InputError, match=r"trained on.*fresh.*merged"):
+        TrainedRun(features, replace(recipe, train="lora"), forecast(features, recipe))
+
+
+@pytest.mark.parametrize("train", ["all", "lora"])
+def test_a_rehearsal_of_every_step_is_the_run(train: str, tmp_path: Path) -> None:
+    """As many steps of the same pairs: it trains what `train` trains, from there, against the same reference."""
+    tokenizer, policy = tiny_tokenizer(), adapted(trained=True).eval()
+    found = extract_features((policy, tokenizer), TRAIN, HELDOUT, cache_dir=tmp_path / "cache")
+    encoding = encode(type(TRAIN)(TRAIN.pairs + HELDOUT.pairs), tokenizer)
+    whole = len(TRAIN)
+    recipe = Recipe(train=train, **{**SHORT, "learning_rate": 1e-2, "per_device_train_batch_size": whole})
+    loaded = load_model((policy, tokenizer))
+    rehearsal = rehearse(loaded, encoding, found, recipe, recipe.max_steps or 0, whole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = train_model(load_model((copy.deepcopy(policy), tokenizer)), encoding, found, recipe, tmp_path / "run")
+    change = run.heldout.margins[-1] - run.heldout.margins[0]
+    assert error(rehearsal.heldout, change) <= 1e-3
+    assert error(change, torch.zeros_like(change)) > 0.01

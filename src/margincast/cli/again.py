@@ -31,7 +31,6 @@ def positions_again(job: Job, folder: Path, summary: Json, cache_dir: Path | Non
     Raises `InputError` where its data or its model are gone, or are others by now, and what `token_features` raises.
     """
     from margincast.features.positions import Positions, head_of, token_features
-    from margincast.models.adapter import refuse_trained_adapter
 
     config = summary["config"]
     job.say(f"{folder} keeps no features of its response positions; they are taken from {config['data']} again.")
@@ -42,7 +41,6 @@ def positions_again(job: Job, folder: Path, summary: Json, cache_dir: Path | Non
         if part.fingerprint != summary["data"]["fingerprint"][name]:
             raise InputError(f"{config['data']} has other pairs than when {folder} was made of it; run it again")
     loaded = read.loaded
-    refuse_trained_adapter(loaded.model, loaded.name)
     before, *_ = summary["model"]["hash"].split(", ")  # a run of `train` adds what it was trained in
     if loaded.hash != before:
         raise InputError(f"{loaded.name} has other weights than when {folder} was made with it; run it again")

@@ -27,7 +27,9 @@ class DecomposeOptions:
 
     pair: str | None = option(None, "Id of a pair: what moves the rewards of its tokens", WHAT)
     all: bool = option(False, "Of every pair: will its likelihoods fall?", WHAT)
-    export: Path | None = option(None, "With --all: a .jsonl file of the pairs without the worst, for TRL", WHAT)
+    export: Path | None = option(
+        None, "With --all: a .jsonl file of the training pairs without the worst, for TRL", WHAT
+    )
     worst: float = option(0.1, "Share of training pairs that --export drops", WHAT)
     down_weight: float | None = option(None, "Keep the worst, with this `weight`; others have 1", WHAT, least=0.0)
 
@@ -85,6 +87,8 @@ def decompose_pair(job: Job, inputs: PositionInputs, recipe: Recipe, name: str) 
         rate = results["rates"][side]
         title = f"Training tokens that push the {side} response of {name}, whose reward moves at {rate:.3g}"
         job.table(title, shown.TOKEN_HEADER, shown.token_rows(rows))
+    for sentence in shown.read_start(results):
+        job.say(sentence)
     job.table("Training pairs that do", shown.PAIR_HEADER, shown.pair_rows(results["training_pairs"]))
     job.say(f"Its text, coloured token by token: {job.out / 'report.html'}")
     return summary
@@ -109,8 +113,12 @@ def rank_displacement(job: Job, inputs: PositionInputs, recipe: Recipe, options:
     job.table(title, shown.BLAME_HEADER, shown.blame_rows(results["worst_pairs"]))
     job.table("Training tokens that do", shown.BLAME_TOKEN_HEADER, shown.blame_token_rows(results["worst_tokens"]))
     job.say(shown.read_displacement(results))
-    if found.exported:
+    if found.exported and options.export:
         done = "left out" if options.down_weight is None else f"given weight {options.down_weight:g}"
         dropped = len(found.exported.worst)
-        job.say(f"{options.export}: {dropped} training pairs {done}, of {len(everything)} pairs")
+        beside = options.export.with_suffix(".heldout.jsonl").name
+        job.say(
+            f"{options.export}: the training pairs, {dropped} of {len(inputs.train)} {done}. {beside}: the held-out "
+            "pairs, as they were."
+        )
     return summary

@@ -205,14 +205,11 @@ def keep_for_attribution(job: Job, inputs: Inputs) -> None:
     position itself, and say how much that is, or why it is left out."""
     from margincast.features.extract import known_logits
     from margincast.features.kept import bytes_of_positions
-    from margincast.models.adapter import adapter_trained
 
     needed = bytes_of_positions(inputs.loaded, inputs.encoding)
     logits = known_logits(inputs.loaded, inputs.encoding.rows, inputs.options.cache)
-    trained = adapter_trained(inputs.loaded.model)
-    if needed > KEPT_BYTES or logits != "linear" or trained:
+    if needed > KEPT_BYTES or logits != "linear":
         why = f"the logits are {logits}" if logits != "linear" else f"they would take {needed / 1e9:.0f} GB"
-        why = "they are of a trained adapter" if trained else why
         job.say(f"`attribute` will refuse this run: features of its response positions are not kept, as {why}")
         return
     job.say(f"for `attribute`, features of all response positions are kept in the cache: {needed / 1e6:.0f} MB")

@@ -99,13 +99,16 @@ def write_without_worst(
 ) -> Displacements:
     """Write `pairs` without the training pairs that push falling chosen responses down most; `found`, saying so.
 
+    Those that `found` holds out are in `NAME.heldout.jsonl` beside it, so that nothing is trained on them.
+
     share: of training pairs that go at most;  weight: keep them, with this `weight`, where others have 1
     """
+    path, heldout = Path(path), {pair.id for pair in found.heldout_pairs}
     worst = tuple(pair.id for pair in found.worst(share))
-    if weight is None:
-        write_pairs(path, [pair for pair in pairs if pair.id not in worst])
-    else:
-        write_pairs(path, pairs, [weight if pair.id in worst else 1.0 for pair in pairs])
+    train = [pair for pair in pairs if pair.id not in heldout and (weight is not None or pair.id not in worst)]
+    weights = None if weight is None else [weight if pair.id in worst else 1.0 for pair in train]
+    write_pairs(path, train, weights)
+    write_pairs(path.with_suffix(".heldout.jsonl"), [pair for pair in pairs if pair.id in heldout])
     return replace(found, exported=Exported(str(path), worst))
 
 

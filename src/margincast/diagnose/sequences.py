@@ -174,7 +174,8 @@ def lengths_of(features: TokenFeatures) -> Tensor:
 
 def reference_of(features: TokenFeatures) -> Tensor | None:
     """Log-probability of every response under the model, (pairs, 2) float64, where it is known."""
-    return None if features.reference is None else features.per_response(features.reference.double())
+    logps = features.policy_logps
+    return None if logps is None else features.per_response(logps.double())
 
 
 def _difference(sides: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def _positions(rows: list[Json], tensors: Tensors, head: Tensors, said: dict[str
         ids = [row[side] for row in rows if row["split"] == name for side in ("chosen_ids", "rejected_ids")]
         lines = slice(start, start + sum(map(len, ids)))
         start = lines.stop
-        features = laid_out(ids, tensors["hidden"][lines], tensors["reference"][lines], scale)
+        features = laid_out(ids, {each: tensors[each][lines] for each in tensors}, scale)
         splits.append((PairSet(tuple(pair_of(rows[k]) for k in index)), features))
     (train_pairs, train), (heldout_pairs, heldout) = splits
     if not len(train_pairs) or not len(heldout_pairs):

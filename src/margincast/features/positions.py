@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.features.extract import known_logits
 from margincast.features.extraction import Kept, kept_tensors, rows_in_full
-from margincast.models.adapter import refuse_trained_adapter
+from margincast.models.adapter import adapter_trained, without_adapter
 from margincast.models.checks import refuse_unknown_ids
 from margincast.models.device import AUTO, forecast_device
 from margincast.models.load import LoadedModel, default_cache_dir, opened
@@ -34,7 +34,9 @@ class TokenFeatures:
     hidden: (P, hidden) the features g, already times the factor that the model puts on its logits
     target: (P,) the token that comes there;  response: (P,) 2i for the chosen, 2i + 1 for the rejected
     response of pair i;  pairs: how many pairs there are
-    reference: (P,) float64 log-probabilities under the model, where known
+    reference: (P,) float64 log-probabilities under the reference, where known
+    start: (P,) float64 the same under the policy, the model that the features are of, where that is not the reference:
+    one with a trained adapter, whose reference is the model without it
     averaged: rewards of responses are means over their tokens, not sums
     turn: (P,) the message of its response that a token is of, from 0; None where every response is one message
     """
@@ -46,6 +48,7 @@ class TokenFeatures:
     reference: Tensor | None = None
     turn: Tensor | None = None
     averaged: bool = False
+    start: Tensor | None = None
 
     @property
     def pair(self) -> Tensor:
@@ -63,6 +66,18 @@ class TokenFeatures:
     def sign(self) -> Tensor:
         """(P,) `share` at positions of chosen responses, minus that at those of rejected ones."""
         return (1 - 2 * (self.response % 2)) * self.share
+
+    @property
+    def policy_logps(self) -> Tensor | None:
+        """(P,) float64 log-probabilities under the policy before training, where known."""
+        return self.reference if self.start is None else self.start
+
+    @property
+    def start_log_ratios(self) -> Tensor | None:
+        """(P,) float64 log(pi / pi_ref) before training; None where the policy is its own reference."""
+        if self.start is None or self.reference is None:
+            return None
+        return self.start.double() - self.reference.double()
 
     def select(self, pairs: Tensor) -> TokenFeatures:
         """The positions of `pairs`, (n,) indices, which are numbered anew in that order. Positions keep their order."""
@@ -86,24 +101,24 @@ class TokenFeatures:
 
     def positions(self, places: Tensor) -> TokenFeatures:
         """The positions at `places`, a mask (P,) or indices; pairs keep their numbers."""
-        reference = None if self.reference is None else self.reference[places]
-        turn = None if self.turn is None else self.turn[places]
-        return TokenFeatures(
-            self.hidden[places], self.target[places], self.response[places], self.pairs, reference, turn, self.averaged
-        )
+        return self._changed(lambda each: each[places])
 
     def to(self, device: torch.device) -> TokenFeatures:
         """The same with tensors on `device`."""
-        reference = None if self.reference is None else self.reference.to(device)
-        turn = None if self.turn is None else self.turn.to(device)
-        hidden, target, response = self.hidden.to(device), self.target.to(device), self.response.to(device)
-        return replace(self, hidden=hidden, target=target, response=response, reference=reference, turn=turn)
+        return self._changed(lambda each: each.to(device))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> TokenFeatures:
+        """With `change` of every tensor in its place."""
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
+        changed: dict[str, Any] = {name: change(each) for name, each in held.items() if isinstance(each, Tensor)}
+        return replace(self, **changed)
 
     def as_single(self, pairs: PairSet) -> FeatureSet:
         """The same as features of one position, where every response of `pairs`, which these are of, is one token."""
         reference = torch.zeros(len(self.target), dtype=torch.float64) if self.reference is None else self.reference
         order = torch.argsort(self.response, stable=True).view(-1, 2)
         ids, sums = self.target[order].tolist(), reference[order]
+        start = (None, None) if self.start is None else self.start[order].unbind(1)
         return FeatureSet(
             pairs=pairs,
             hidden=self.hidden[order[:, 0]],
@@ -111,6 +126,8 @@ class TokenFeatures:
             rejected_ids=tuple((rejected,) for _, rejected in ids),
             reference_chosen=sums[:, 0],
             reference_rejected=sums[:, 1],
+            start_chosen=start[0],
+            start_rejected=start[1],
         )
 
     def per_response(self, values: Tensor) -> Tensor:
@@ -176,7 +193,10 @@ def extract_positions(
     cache_dir: str | Path | None = None,
     progress: bool = False,
 ) -> Positions:
-    """`extract_features` at every response position, cached as it is. Raises what `token_features` raises."""
+    """`extract_features` at every response position, cached as it is, of a model with an adapter too.
+
+    Raises what `token_features` raises.
+    """
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir)
     loaded = opened(model, cache)
     both = PairSet(train.pairs + heldout.pairs)
@@ -208,9 +228,8 @@ def token_features(
 ) -> tuple[TokenFeatures, TokenFeatures]:
     """Features at every response position of both splits, cached, continued and packed as `features_of` does.
 
-    Raises `InputError` for a model whose logits are not linear in the unembedding, and for one with a trained adapter.
+    Raises `InputError` for a model whose logits are not linear in the unembedding.
     """
-    refuse_trained_adapter(loaded.model, loaded.name)
     refuse_unknown_ids(loaded, rows_in_full(encoding.rows))
     logits = known_logits(loaded, encoding.rows, cache_dir)
     if logits != "linear":
@@ -225,20 +244,23 @@ def token_features(
         sides = [side for row in rows for side in (row.chosen, row.rejected)]
         lines = slice(start, start + sum(map(len, sides)))
         start = lines.stop
-        features = laid_out(sides, tensors["hidden"][lines], tensors["reference"][lines], scale)
+        features = laid_out(sides, {name: each[lines] for name, each in tensors.items()}, scale)
         splits.append(replace(features, turn=_turns(part, rows, loaded.tokenizer)))
     return splits[0], splits[1]
 
 
-def laid_out(sides: Sequence[Sequence[int]], hidden: Tensor, reference: Tensor, scale: float) -> TokenFeatures:
+def laid_out(sides: Sequence[Sequence[int]], lines: Mapping[str, Tensor], scale: float) -> TokenFeatures:
     """Features of responses with the token ids `sides`, a chosen one before its rejected one.
 
-    hidden, reference: of their positions, one after the other;  scale: the factor that the model puts on its logits
+    lines: what `POSITIONS` keeps of their positions, one after the other;  scale: the factor that the model puts on its
+    logits
     """
     lengths = torch.tensor([len(side) for side in sides])
     response = torch.repeat_interleave(torch.arange(len(sides)), lengths)
     target = torch.tensor([token for side in sides for token in side])
-    return TokenFeatures(hidden if scale == 1.0 else hidden * scale, target, response, len(sides) // 2, reference)
+    hidden = lines["hidden"] if scale == 1.0 else lines["hidden"] * scale
+    reference, start = lines["reference"], lines.get("start")
+    return TokenFeatures(hidden, target, response, len(sides) // 2, reference, start=start)
 
 
 def _turns(pairs: PairSet, rows: Sequence[Encoded], tokenizer: Any) -> Tensor | None:
@@ -253,17 +275,29 @@ def _turns(pairs: PairSet, rows: Sequence[Encoded], tokenizer: Any) -> Tensor | 
 
 
 def _position_lines(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> dict[str, Tensor]:
+    """Of a model with a trained adapter, features and `start` are read with it, the reference without."""
+    hidden, logps = _hidden_and_logps(model, batch, packed, budgets)
+    if not adapter_trained(model):
+        return {"hidden": hidden, "reference": logps}
+    with without_adapter(model):
+        _, reference = _hidden_and_logps(model, batch, packed, budgets)
+    return {"hidden": hidden, "reference": reference, "start": logps}
+
+
+def _hidden_and_logps(model: Any, batch: Sequence[Encoded], packed: bool, budgets: Budgets) -> tuple[Tensor, Tensor]:
+    """At every response position what the unembedding multiplies, (P, hidden), and the log-probability, (P,) float64,
+    of the token that comes there."""
     hidden, where = hidden_states(model, batch, packed)
     if len(batch) > 1 and not bool(hidden.isfinite().all()):
         # As in `response_pass`: what is not finite in one pair stays in it.
-        alone = [_position_lines(model, [pair], packed, budgets) for pair in batch]
-        return {name: torch.cat([lines[name] for lines in alone]) for name in alone[0]}
+        alone = [_hidden_and_logps(model, [pair], packed, budgets) for pair in batch]
+        return torch.cat([each[0] for each in alone]), torch.cat([each[1] for each in alone])
     order = torch.argsort(where.response, stable=True)
     mine, target = hidden[where.row[order]], where.target[order]
     height = max(1, budgets.logit_block // len(head_weight(model)))
     blocks = [slice(start, start + height) for start in range(0, len(mine), height)]
-    reference = [_logps(logits_of(model, mine[rows]), target[rows].to(mine.device)) for rows in blocks]
-    return {"hidden": mine.cpu(), "reference": torch.cat(reference).cpu().double()}
+    logps = [_logps(logits_of(model, mine[rows]), target[rows].to(mine.device)) for rows in blocks]
+    return mine.cpu(), torch.cat(logps).cpu().double()
 
 
 def _logps(logits: Tensor, target: Tensor) -> Tensor:

@@ -103,15 +103,6 @@ def adapter_trained(model: Any) -> bool:
     return has_adapter(model) and not adapter_idle(model)
 
 
-def refuse_trained_adapter(model: Any, name: str) -> None:
-    """Raises `InputError` for an adapter that adds something: features of many tokens know no other reference."""
-    if adapter_trained(model):
-        raise InputError(
-            f"{name} comes with a trained adapter, and its reference is the model without it, from which exact numbers "
-            "of responses of many tokens cannot start; merge it: --merge_adapter, load_model(..., merge_adapter=True)"
-        )
-
-
 def refuse_adapter(model: Any, name: str) -> None:
     """Raises `InputError` for an adapter that the features cannot be read through."""
     config = next(iter(model.peft_config.values()))

@@ -108,7 +108,8 @@ def coloured(caption: str, tokens: Sequence[Mapping[str, Any]], largest: float) 
     for token in tokens:
         strength = min(1.0, abs(token["total"]) / largest) if largest else 0.0
         parts = [f"{label} {number(token[name])}" for name, label in FACTORS.items() if name in token]
-        title = ", ".join([*parts, f"total {number(token['total'])}"])
+        before = [f"reward before training {number(token['start'])}"] if token.get("start") else []
+        title = ", ".join([*parts, f"total {number(token['total'])}", *before])
         words.append(Colour(token["text"], "up" if token["total"] > 0 else "down", round(0.75 * strength, 3), title))
     return ColouredText(caption, words)
 
@@ -139,7 +140,8 @@ def pair_sections(folder: Path, results: Mapping[str, Any]) -> list[Section]:
                 f"The reward of the chosen response {'rises' if rates['chosen'] > 0 else 'falls'} at "
                 f"{number(rates['chosen'])}, that of the rejected one {'rises' if rates['rejected'] > 0 else 'falls'} "
                 f"at {number(rates['rejected'])}, so the margin "
-                f"{'grows' if rates['chosen'] > rates['rejected'] else 'shrinks'}."
+                f"{'grows' if rates['chosen'] > rates['rejected'] else 'shrinks'}.",
+                *read_start(results),
             ],
             coloured=texts,
             figures=[PageFigure(folder / "figures" / "pushes.svg", "Training tokens that push most, by factor.")],
@@ -153,6 +155,17 @@ def pair_sections(folder: Path, results: Mapping[str, Any]) -> list[Section]:
             tables=[PageTable("Rates that single training pairs add", PAIR_HEADER, pair_rows(trained))],
             coloured=sources,
         ),
+    ]
+
+
+def read_start(results: Mapping[str, Any]) -> list[str]:
+    """Where the rewards are before training, in a sentence; none where they are at 0."""
+    start = results.get("start")  # which a run of an earlier version does not have
+    if not start or not (start["chosen"] or start["rejected"]):
+        return []
+    return [
+        f"Before training the reward of the chosen response is {number(start['chosen'])}, that of the rejected one "
+        f"{number(start['rejected'])}, the margin {number(start['margin'])}."
     ]
 
 

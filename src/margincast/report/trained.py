@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from margincast.report.figures import INK, TRAIN, finish_curves, legend_height, new_figure, styles
@@ -69,6 +70,7 @@ def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> Json:
         "path": {"length": forecast.length, "tested": list(forecast.tested), "beyond": forecast.beyond},
         **({} if known == package_constants() else {"constants": known.fitted_on}),
         **({} if forecast.order is None else {"order": forecast.order}),
+        **({} if forecast.begun is None else {"begun": asdict(forecast.begun)}),
         **({"from_rehearsal_alone": True} if forecast.order is None and forecast.spectrum is None else {}),
     }
 
@@ -83,6 +85,8 @@ def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
             f"Untested: the learning rates of this run add up to {path['length']:.2g}, {known}. Intervals may be far "
             "too narrow."
         )
+    if "begun" in results:
+        texts.append(_about_start(results["begun"]))
     if "order" in results:
         texts.append(
             "Of responses of many tokens little is tested: the order of pairs had a rank correlation of "
@@ -122,3 +126,15 @@ def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
         near = [f"{name} in {shares[name]:.0%}" for name in others if shares[name] >= shares[first] / 2]
         texts.append(f"{text}, {', '.join(near)}." if near else f"{text}.")
     return texts
+
+
+def _about_start(begun: Mapping[str, Any]) -> str:
+    """Where margins start that an adapter has moved already."""
+    on = ", and that adapter trains on" if begun["trains_on"] else ""
+    fresh = ", with fresh adapters" if begun["trains_on"] else ""
+    return (
+        f"Untested: held-out margins start at {begun['mean']:.3g} on average ({begun['lowest']:.3g} to "
+        f"{begun['highest']:.3g}), where the model's adapter has put them, and the loss pulls "
+        f"{begun['pull']:.0%} as hard as at 0{on}. "
+        f"The runs behind the constants started at 0{fresh}; intervals are as wide as theirs."
+    )

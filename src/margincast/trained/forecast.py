@@ -22,9 +22,10 @@ from margincast.records import Features, PairSet, SplitTrajectory, Trajectory
 from margincast.runs.metrics import concept_rows
 from margincast.trained.constants import Constants, constants_of, package_constants
 from margincast.trained.inputs import (
+    Begun,
+    begun_of,
     check_lengths,
     check_recipe,
-    check_start,
     deep_spaces,
     pilot_margins_in,
     plan_of,
@@ -61,6 +62,7 @@ class TrainedForecast(Trajectory):
     length: of the path, the sum of learning rates;  tested: the shortest and longest of the runs behind the constants
     constants: of the forecast;  order: of responses of many tokens from features alone, the rank correlation of margins
     with those of runs that it was tested on
+    begun: where margins start, of a model with a trained adapter
     """
 
     bands: Mapping[str, Band] = field(kw_only=True)
@@ -73,6 +75,7 @@ class TrainedForecast(Trajectory):
     tested: tuple[float, float] = field(kw_only=True)
     constants: Constants = field(kw_only=True, repr=False)
     order: float | None = field(kw_only=True, default=None)
+    begun: Begun | None = field(kw_only=True, default=None)
 
     @property
     def beyond(self) -> bool:
@@ -110,16 +113,16 @@ def forecast_trained(
 ) -> TrainedForecast:
     """What training by `recipe` will do to margins, at step 0, every `eval_steps` and the last.
 
-    features: of the untrained model;  rehearsal: of this run (`rehearse`), None forecasts from features alone
+    features: of the untrained model, whose margins start at its log-ratios where it comes with a trained adapter
+    rehearsal: of this run (`rehearse`), None forecasts from features alone
     pilot: some first steps of this run as trained, its last recorded one at most the last of the run
     constants: of another model, from `fit_constants` or the file that they were saved in; None: those of the package
 
-    Raises `InputError` for settings that a path length does not describe, a trained adapter that trains on, a pilot of
-    other pairs, constants that are none, or that know no such run, and for an adapter or other constants than the
-    package's where responses have several tokens and there is no rehearsal.
+    Raises `InputError` for settings that a path length does not describe, a pilot of other pairs, constants that are
+    none, or that know no such run, and for an adapter or other constants than the package's where responses have
+    several tokens and there is no rehearsal.
     """
     check_recipe(recipe)
-    check_start(features, recipe)
     check_lengths(features, recipe)
     known = constants_of(constants)
     recipe = recipe.for_pairs(len(features.train.pairs))
@@ -194,6 +197,7 @@ def _with_intervals(
         length=sum(plan.learning_rates),
         tested=tested,
         constants=constants,
+        begun=begun_of(features, recipe),
         **vars(drawn),
     )
 

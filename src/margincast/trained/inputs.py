@@ -5,7 +5,7 @@ Margins are over beta here, in nats, so that runs of different beta compare.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,13 +33,30 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def check_start(features: Features, recipe: Recipe) -> None:
-    """Raises `InputError` for a run that goes on with a trained adapter: adapters are known from their beginning."""
-    if recipe.train == "lora" and features.train.start_log_ratios is not None:
-        raise InputError(
-            f"{features.model} comes with a trained adapter, and forecasts of train lora know fresh ones alone: "
-            "merge it (--merge_adapter) for a fresh one on top"
-        )
+@dataclass(frozen=True)
+class Begun:
+    """Where a run from a trained adapter begins, which no run behind the constants did.
+
+    lowest, mean, highest: of held-out margins before training
+    pull: the mean of f' at the training margins there, over f'(0);  trains_on: whether the adapter itself trains
+    """
+
+    lowest: float
+    mean: float
+    highest: float
+    pull: float
+    trains_on: bool
+
+
+def begun_of(features: Features, recipe: Recipe) -> Begun | None:
+    """None where margins start as those of the runs behind the constants do: at 0, or without a reference."""
+    train, heldout = (start_margins(split, recipe) for split in (features.train, features.heldout))
+    if train is None or heldout is None:
+        return None
+    at_zero = recipe.loss.slope(torch.zeros(1, dtype=torch.float64))
+    pull = float(recipe.loss.slope(train).mean() / at_zero)
+    lowest, mean, highest = float(heldout.min()), float(heldout.mean()), float(heldout.max())
+    return Begun(lowest, mean, highest, pull, recipe.train == "lora")
 
 
 def check_lengths(features: Features, recipe: Recipe) -> None:

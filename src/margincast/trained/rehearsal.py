@@ -27,7 +27,7 @@ from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoding
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet
-from margincast.trained.inputs import check_lengths, check_start
+from margincast.trained.inputs import check_lengths
 from margincast.trained.time import learning_rates, merged
 from margincast.training.step import take_step, torch_optimizer
 
@@ -69,7 +69,6 @@ def rehearse(
     Raises `InputError` for settings that a path length does not describe, `StatedFailure` when the rehearsal diverges.
     """
     recipe = recipe.for_pairs(len(features.train.pairs))
-    check_start(features, recipe)
     check_lengths(features, recipe)
     if not recipe.rule.path_known or recipe.train == "head":
         raise InputError("a rehearsal is of all weights or an adapter trained by adamw or adam")

@@ -16,7 +16,7 @@ from margincast.errors import InputError
 from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, PairSet, Trajectory
-from margincast.trained.inputs import check_lengths, check_recipe, check_start, heldout_nats, single_token
+from margincast.trained.inputs import check_lengths, check_recipe, heldout_nats, single_token
 from margincast.trained.rehearsal import Rehearsal, rehearse, size_of
 
 # Log-probabilities of the same model in memory and from disk differ by rounding, of 16 bits at most; others by nats.
@@ -44,8 +44,12 @@ class TrainedRun:
 
     def __post_init__(self) -> None:
         check_recipe(self.recipe)
-        check_start(self.features, self.recipe)
         check_lengths(self.features, self.recipe)
+        if self.recipe.train == "lora" and self.features.train.start_log_ratios is not None:
+            raise InputError(
+                f"{self.features.model} comes with a trained adapter, which trained on: constants of train lora are of "
+                "runs whose adapters are fresh; give one of the model without it, or with it merged"
+            )
         object.__setattr__(self, "recipe", self.recipe.for_pairs(len(self.features.train.pairs)))
         heldout, steps = self.features.heldout, self.trajectory.steps
         object.__setattr__(self, "data", self.data or ", ".join(heldout.pairs.concepts))

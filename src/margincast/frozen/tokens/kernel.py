@@ -47,15 +47,19 @@ def linearised_margins(
     batches: Iterable[Batch],
     loss: Loss,
     beta: float,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Margins after every step if gradients of sequence margins stayed what they are at W0: (steps, pairs) each.
 
     train: (N, N) `sequence_kernel` of the training pairs;  heldout: (M, N), held-out against training pairs
+    start: (N,) and (M,) margins before training, of a model with a trained adapter; None: 0
 
     Exact in the limit of small changes of W only, and without weight decay. Raises `InputError` for a loss that divides
     by the length of the response.
     """
     refuse_averaged(loss, False, "the kernel of sequence margins")
-    space = PairSpace(train, beta)
+    first = (None, None) if start is None else start
+    space = PairSpace(train, beta, first[0])
     states = torch.stack(list(simulate(space, optimizer, batches, unembedding=space.zeros(), loss=loss)))
-    return beta * states @ train.T, beta * states @ heldout.T
+    moved = beta * states @ train.T, beta * states @ heldout.T
+    return moved if start is None else (moved[0] + start[0], moved[1] + start[1])

@@ -12,7 +12,7 @@ from torch import Tensor
 from margincast.errors import InputError
 from margincast.features.positions import Positions, TokenFeatures
 from margincast.frozen.tokens.decomposition import Contributions, Factors, contributions
-from margincast.frozen.tokens.space import first_pull
+from margincast.frozen.tokens.space import first_pull, head_space
 from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet
 from margincast.results import Result
@@ -24,7 +24,7 @@ Words = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Rates:
-    """d/dt of the rewards of both responses."""
+    """d/dt of the rewards of both responses, or the rewards themselves."""
 
     chosen: float
     rejected: float
@@ -36,9 +36,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class TokenRate:
-    """A token of the pair, and the rate of its reward by factor; `total` is their sum."""
+    """A token of the pair: the rate of its reward by factor, `total` their sum, and its reward before training."""
 
     text: str
+    start: float
     cooccurrence: float
     probability: float
     correlation: float
@@ -82,6 +83,8 @@ class Decomposition(Result):
     """What moves the rewards of one pair at the start of training the unembedding, per unit of t = rate x steps.
 
     pair, split: its id, and "train" or "heldout";  tokens: each of its tokens in order, by side
+    start: the rewards before training, which those of the tokens add up to: 0, but of a model with a trained adapter,
+    whose reference is the model without it, and of losses without a reference
     training_tokens: by side of the pair those that push its response up most and down most, most up first
     training_pairs: likewise, those that push its margin
     """
@@ -90,6 +93,7 @@ class Decomposition(Result):
 
     pair: str
     split: str
+    start: Rates
     rates: Rates
     tokens: dict[str, tuple[TokenRate, ...]]
     training_tokens: dict[str, tuple[TrainingToken, ...]]
@@ -125,12 +129,15 @@ def decompose(positions: Positions, pair: str, recipe: Recipe, *, word: Words = 
     weights = first_pull(there.train, unembedding, recipe.loss, recipe.beta, there.bias)
     target_there = target.to(unembedding.device)
     parts = contributions(there.train, target_there, unembedding, weights, recipe.beta, there.bias).cpu()
+    space = head_space(target_there, unembedding, recipe.beta, there.bias, unembedding.dtype, loss=recipe.loss)
+    start = space.first_rewards().cpu()
     chosen, rejected = parts.by_position.total.sum(0).tolist()
     return Decomposition(
         pair=pair,
         split=split,
+        start=Rates(*target.per_response(start)[0].tolist()),
         rates=Rates(chosen, rejected),
-        tokens=_target_tokens(target, parts, word),
+        tokens=_target_tokens(target, start, parts, word),
         training_tokens=_training_tokens(train, parts, word),
         training_pairs=_training_pairs(train, positions.train_pairs, parts, word),
     )
@@ -141,8 +148,11 @@ def _factor_values(factors: Factors) -> dict[str, Tensor]:
     return {name: getattr(factors, name) for name in ("cooccurrence", "probability", "correlation", "total")}
 
 
-def _target_tokens(target: TokenFeatures, parts: Contributions, word: Words) -> dict[str, tuple[TokenRate, ...]]:
+def _target_tokens(
+    target: TokenFeatures, start: Tensor, parts: Contributions, word: Words
+) -> dict[str, tuple[TokenRate, ...]]:
     values = {name: value.sum(0).tolist() for name, value in _factor_values(parts.by_pair).items()}
+    values["start"] = start.tolist()
     rows: dict[str, list[TokenRate]] = {side: [] for side in SIDES}
     for place, (token, response) in enumerate(zip(target.target.tolist(), target.response.tolist(), strict=True)):
         rows[SIDES[response]].append(TokenRate(word(token), **{name: value[place] for name, value in values.items()}))

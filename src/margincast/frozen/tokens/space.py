@@ -30,9 +30,9 @@ LARGE = 40.0
 class HeadSpace:
     """Pairs with responses of any length as seen by the state dW, (V, hidden). A `frozen.engine.state.Space`.
 
-    features: their `reference`, where they have it, is in the dtype of all else
     unembedding: (V, hidden) W0, in the dtype of the features;  bias: (V,), which does not move
     reference_free: rewards are beta log pi, not beta log pi / pi_ref
+    same_arithmetic: log-probabilities that the features have are W0's in this dtype; else those are made again
     """
 
     features: TokenFeatures
@@ -41,6 +41,7 @@ class HeadSpace:
     bias: Tensor | None
     budgets: Budgets = BUDGETS
     reference_free: bool = False
+    same_arithmetic: bool = False
 
     def check(self) -> None:
         """Raises `InputError` for features that are not finite."""
@@ -60,12 +61,14 @@ class HeadSpace:
         return self.features.per_response(self.token_rewards([state])[0])
 
     def first_rewards(self) -> Tensor:
-        """(P,) what every response position adds to its reward at W0: 0, or beta log pi where there is no reference."""
-        if not self.reference_free:
+        """(P,) what every response position adds to its reward at W0: 0; beta log pi / pi_ref of a policy that is not
+        its reference; beta log pi where there is no reference."""
+        if self.reference_free:
+            return self.beta * self.features.share * self._first_logps
+        ratios = self.features.start_log_ratios
+        if ratios is None:
             return torch.zeros_like(self.features.hidden[:, 0])
-        known = self._known.reference
-        assert known is not None
-        return self.beta * self.features.share * known
+        return self.beta * self.features.share * ratios.to(self.features.hidden)
 
     def token_rewards(self, states: Sequence[Tensor]) -> Tensor:
         """(K, P) what every response position adds to its sequence reward at W0 + each of K `states`.
@@ -117,7 +120,7 @@ class HeadSpace:
 
     def _push(self, weight: Tensor, loss: Loss, batch: Batch, buffers: Tensor) -> Push:
         """buffers: of `blocks`, which hold softmax rows that are kept, where all of them fit"""
-        part = self._known.select(batch.rows)
+        part = self._counted.select(batch.rows)
         kept: list[tuple[slice, Tensor]] = []
         keep = len(part.hidden) * len(weight) <= self.budgets.softmax_keep
         logps = torch.empty_like(part.hidden[:, 0])
@@ -126,23 +129,32 @@ class HeadSpace:
             alone = len(block.probability) == len(part.hidden)  # no next block overwrites it
             if alone or keep:
                 kept.append((block.rows, block.probability if alone else block.probability.clone()))
-        assert part.reference is not None
-        ratios = logps if self.reference_free else logps - part.reference
+        ratios = logps if part.reference is None else logps - part.reference
         rewards = self.beta * part.per_response(part.share * ratios)
         margins = rewards[:, 0] - rewards[:, 1]
         slopes = loss.slope(margins) * batch.weights.to(rewards) * self.beta
         return Push(part, weight, self.bias, margins, logps, slopes, kept, self.budgets)
 
     @cached_property
-    def _known(self) -> TokenFeatures:
-        """The features with log-probabilities at W0. Margins of a batch ask for them, rewards do not."""
-        part = self.features
-        if part.reference is not None:
-            return part
+    def _counted(self) -> TokenFeatures:
+        """The features with, as `reference`, the log-probabilities that rewards are counted from, in the dtype of all
+        else. Margins of a batch ask for them, rewards do not."""
+        if self.reference_free:
+            return replace(self.features, reference=None, start=None)
+        ratios = self.features.start_log_ratios
+        first = self._first_logps if ratios is None else self._first_logps - ratios.to(self._first_logps)
+        return replace(self.features, reference=first, start=None)
+
+    @cached_property
+    def _first_logps(self) -> Tensor:
+        """(P,) log-probabilities at W0."""
+        part, known = self.features, self.features.policy_logps
+        if self.same_arithmetic and known is not None:
+            return known.to(part.hidden)
         logps = torch.empty_like(part.hidden[:, 0])
         for block in blocks(part, self.unembedding, self.bias, self.budgets):
             logps[block.rows] = block.logps(part.target[block.rows])
-        return replace(part, reference=logps)
+        return logps
 
 
 @dataclass(frozen=True)
@@ -199,11 +211,10 @@ def head_space(
     """The `HeadSpace` of `features`, calculated in `dtype`, with rewards as `loss` has them: DPO's by itself."""
     # The model's own log-probabilities are of this arithmetic only where all of it is float32.
     alike = features.hidden.dtype == unembedding.dtype == dtype == torch.float32
-    reference = features.reference.to(dtype) if alike and features.reference is not None else None
     averaged, free = (False, False) if loss is None else (loss.averaged, loss.reference_free)
-    features = replace(features, hidden=features.hidden.to(dtype), reference=reference, averaged=averaged)
+    features = replace(features, hidden=features.hidden.to(dtype), averaged=averaged)
     bias = None if bias is None else bias.detach().to(dtype)
-    return HeadSpace(features, unembedding.detach().to(dtype), beta, bias, budgets, free)
+    return HeadSpace(features, unembedding.detach().to(dtype), beta, bias, budgets, free, alike)
 
 
 def first_pull(

@@ -31,7 +31,7 @@ def _summary(found: Decomposition) -> tuple[str, Sequence[str], Sequence[Sequenc
 
 def _leave(found: Decomposition, folder: Path) -> Contents:
     results = asdict(found)
-    results["rates"]["margin"] = found.rates.margin
+    results["rates"]["margin"], results["start"]["margin"] = found.rates.margin, found.start.margin
     save_figure(shown.pushes(results["training_tokens"]), folder / "figures", "pushes")
     return Contents("decompose", results)
 
