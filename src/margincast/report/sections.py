@@ -190,7 +190,18 @@ def comparison_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
             tables=[
                 PageTable(
                     f"Step {results['step']}. A: {a}. B: {b}.", tables.AGREEMENT_HEADER, tables.agreement_rows(results)
-                )
+                ),
+                *(
+                    [
+                        PageTable(
+                            f"Step {results['step']}: what was foretold and what came. CRPS: of accuracy, of margin.",
+                            tables.FORETOLD_HEADER,
+                            tables.foretold_rows(results["foretold"]),
+                        )
+                    ]
+                    if "foretold" in results
+                    else []
+                ),
             ],
         )
     ]
