@@ -77,9 +77,9 @@ def test_rho_is_the_score_over_half_of_what_twins_differ_by() -> None:
     found = compare(sure, came(0.7, 0.9), came(0.4, 0.1)).foretold
     assert found is not None
     rho = found.rho("margin")
-    # A point forecast scores its distance: in the mean over both runs (.2 + .1 + .4 + .4) / 2; the floor is (.3 + .8) / 2.
+    # A point forecast scores its distance, in the mean over both runs; the floor is half of what they differ by.
     assert rho is not None
-    assert rho.value == pytest.approx(1.1 / 1.1)
+    assert rho.value == pytest.approx((0.2 + 0.1 + 0.4 + 0.4) / (0.3 + 0.8))
     ends = {each.concept: each for each in found.end if each.quantity == "margin"}
     assert ends["concept-0"].floor == pytest.approx(0.15)
     assert ends["concept-1"].twins == pytest.approx(0.8)
