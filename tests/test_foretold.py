@@ -57,7 +57,7 @@ def test_who_came_inside_is_counted_by_concept_and_said() -> None:
     assert results["inside"]["pairs"] == 0.5
     assert results["rho"] == {"accuracy": None, "margin": None}
     accuracy, margin, pairs = read_foretold(results)
-    assert accuracy.endswith("outside: concept-1 (came 0%, foretold 70% [40%, 100%]).")
+    assert accuracy.endswith("outside: concept-1 (came 0.0%, foretold 70.0% [40.0%, 100.0%]).")
     assert "1 of 2 margins came inside the forecast's 90% interval" in margin
     assert "50% of the margins of single pairs" in pairs
     assert "outside" not in " ".join(
@@ -140,3 +140,13 @@ def test_settings_that_move_nothing_are_not_named() -> None:
     adapters = of("train", "lora", lora_r=8), of("train", "lora", lora_r=16)
     assert differences(*adapters).differing == {"lora_r": (8, 16)}
     assert differences(of("train", "all", lora_r=8), of("train", "all", lora_r=16)).differing == {}
+
+
+def test_a_training_run_is_of_the_model_that_it_started_from() -> None:
+    frozen, run = of("forecast", "head"), of("train", "head")
+    frozen.summary["model"] = {"id": "m", "hash": "abc"}
+    run.summary["model"] = {"id": "m", "hash": "abc, trained in run 12"}
+    assert differences(frozen, run).differing == {}
+    again = of("train", "head")
+    again.summary["model"] = {"id": "m", "hash": "abc, trained in run 12, trained in run 34"}
+    assert set(differences(frozen, again).differing) == {"model"}

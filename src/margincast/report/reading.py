@@ -122,7 +122,7 @@ def read_foretold(results: Mapping[str, Any]) -> list[str]:
 
 def _missed(outcome: Mapping[str, Any], quantity: str) -> str:
     def shown(name: str) -> str:
-        return f"{outcome[name]:.0%}" if quantity == "accuracy" else f"{outcome[name]:.3g}"
+        return f"{outcome[name]:.1%}" if quantity == "accuracy" else f"{outcome[name]:.3g}"
 
     return f"{outcome['concept']} (came {shown('run')}, foretold {shown('value')} [{shown('low')}, {shown('high')}])"
 
@@ -135,7 +135,7 @@ def _rho(results: Mapping[str, Any], quantity: str) -> str | None:
     if rho["value"] is None or rho["value"] != rho["value"]:
         return f"Run and twins have the same {quantity} in every concept: there is no floor to hold the score to."
     known = rho["low"] is not None and rho["low"] == rho["low"]
-    sure = f" [{rho['low']:.2f}, {rho['high']:.2f}]" if known else ""
+    sure = f" [{rho['low']:.2f}, {rho['high']:.2f}, over concepts]" if known else ""
     return (
         f"rho of {quantity} is {rho['value']:.2f}{sure}: the forecast's score over the floor that the differences of "
         "these runs set (1: as good as a forecast can be, 2: as far off as another batch order)."

@@ -60,8 +60,7 @@ def _settings(a: Run, b: Run) -> Iterator[tuple[str, Any, Any]]:
         if name not in ASIDE and name != "train" and (adapters or name not in LORA):
             yield name, both[0].get(name), both[1].get(name)
     by_hash = all("hash" in run.summary.get("model", {}) for run in (a, b))
-    models = [run.summary.get("model", {}).get("hash" if by_hash else "id") for run in (a, b)]
-    yield "model", models[0], models[1]
+    yield "model", _model(a, by_hash), _model(b, by_hash)
     for split, pairs in (("train", "training pairs"), ("heldout", "held-out pairs")):
         yield pairs, _fingerprint(a, split), _fingerprint(b, split)
     yield "dtype", a.summary["environment"].get("dtype"), b.summary["environment"].get("dtype")
@@ -73,6 +72,13 @@ def _trains(run: Run) -> Any:
         return "head"
     what = run.summary["config"].get("train", "all")
     return "lora" if what == "adapter" else what
+
+
+def _model(run: Run, by_hash: bool) -> Any:
+    """The model that a run started from; a training run keeps the hash of the one that it left."""
+    named = run.summary.get("model", {}).get("hash" if by_hash else "id")
+    trained = by_hash and run.summary["command"] == "train"
+    return named.rpartition(", trained in run ")[0] or named if trained else named
 
 
 def _fingerprint(run: Run, split: str) -> Any:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from margincast.decision.evidence import CHANCE, Evidence, Expected
 from margincast.intervals import Estimate, proportion
-from margincast.trained.constants import package_constants
 from margincast.trained.forecast import TrainedForecast
-from margincast.verdict.evidence import CHANCE, Evidence, Expected
 
 GO, CAUTION, STOP = "go", "caution", "stop"
 POOR = 0.65  # accuracy: an interval around chance that ends below it measured that little is learned
@@ -20,7 +19,7 @@ FALLS = 0.5  # of held-out pairs: their chosen responses
 SWING = 0.2  # of accuracy, down and up again
 LISTED, MOST_PAIRS = 6, 1000
 # How an expected accuracy stands to chance.
-LEARNED, REVERSED, AT_CHANCE, NOT_SHOWN = "learned", "learned the wrong way round", "at chance", "not shown"
+LEARNED, REVERSED, AT_CHANCE, NOT_SHOWN = "learned", "learned the wrong way round", "not learned", "not shown"
 
 
 @dataclass(frozen=True)
@@ -125,12 +124,9 @@ def overfits(evidence: Evidence) -> Iterator[Reason]:
         around = "" if stop.low == stop.high else f" (90%: {stop.low:.0f} to {stop.high:.0f})"
         text = f"Held-out accuracy stops rising at step {stop.value:.0f}{around} of {last}"
         if gained and train and gained[0] > GOES_ON * abs(train[-1]) and gained[1] < CARRIES_OVER * gained[0]:
-            moves = (
-                f"from {train[at]:.2g} to {train[-1]:.2g}, held-out ones from {heldout[at]:.2g} to {heldout[-1]:.2g}"
-            )
-            yield Reason(
-                "overfits", CAUTION, f"{text}, and training margins go on {moves}: expect it to overfit after."
-            )
+            moves = f"{train[at]:.2g} to {train[-1]:.2g}, held-out ones from {heldout[at]:.2g} to {heldout[-1]:.2g}"
+            text += f", and training margins go on from {moves}: expect it to overfit after."
+            yield Reason("overfits", CAUTION, text)
         elif evidence.overall.low > CHANCE:
             yield Reason("overfits", GO, f"{text}: about as many would do.")
 
@@ -178,12 +174,7 @@ def untested(evidence: Evidence) -> Iterator[Reason]:
             f"{least:.2g} to {most:.2g}: intervals may be far too narrow.",
         )
     if forecast.spectrum is None or forecast.order is not None:
-        behind = "few of chat pairs" if forecast.constants != package_constants() else known
-        yield Reason(
-            "untested",
-            CAUTION,
-            f"Responses have many tokens; the runs behind the forecast are {behind}: check by a run.",
-        )
+        yield Reason("untested", CAUTION, f"Responses have many tokens, of which little is tested; behind it: {known}.")
 
 
 RULES: tuple[Callable[[Evidence], Iterator[Reason]], ...] = (
@@ -226,7 +217,6 @@ def swing(curve: Sequence[float]) -> float:
     for index, value in enumerate(curve):
         before, after = curve[:index], curve[index + 1 :]
         if before and after:
-            widest = max(
-                widest, min(value - min(before), value - min(after)), min(max(before) - value, max(after) - value)
-            )
+            peak, dip = value - max(min(before), min(after)), min(max(before), max(after)) - value
+            widest = max(widest, peak, dip)
     return widest

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from margincast.decision.evidence import Evidence, Expected
+from margincast.decision.rules import CAUTION, GO, RULES, STOP, Reason, standing
 from margincast.records import Trajectory
 from margincast.results import Json
-from margincast.verdict.evidence import Evidence, Expected
-from margincast.verdict.rules import CAUTION, GO, RULES, STOP, Reason, standing
 
 SEVERITY = (STOP, CAUTION, GO)
 

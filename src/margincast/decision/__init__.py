@@ -1,5 +1,5 @@
 """Train or not? A forecast's go, caution or stop, with reasons that its own numbers bear out (docs/verdict.md)."""
 
-from margincast.verdict.decide import Verdict, verdict
+from margincast.decision.decide import Verdict, verdict
 
 __all__ = ["Verdict", "verdict"]

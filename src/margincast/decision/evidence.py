@@ -74,7 +74,8 @@ class Evidence:
     def _expected(self, name: str, rows: Sequence[int]) -> Expected:
         if not isinstance(self.forecast, TrainedForecast):
             right = int((self.forecast.heldout.margins[-1][list(rows)] > 0).sum())
-            return Expected(**proportion(right, len(rows)).as_dict(), pairs=len(rows))
+            found = proportion(right, len(rows))
+            return Expected(found.value, found.low, found.high, len(rows))
         # Two errors, of the run against its forecast and of these pairs against all like them, are independent.
         band = self.forecast.bands[name].accuracy[-1]
         drawn = proportion(round(band.value * len(rows)), len(rows))
