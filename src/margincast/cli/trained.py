@@ -125,6 +125,7 @@ def run_trained(job: Job, inputs: PairInputs, recipe: Recipe, beforehand: Before
         **trajectory_results(trajectory, rows, job.seconds),
         **trained_results(trajectory, pairs),
         "sweep": sweep,
+        **({} if rehearsal is None else {"rehearsal": rehearsal_size(recipe, beforehand.rehearsal, rehearsal)}),
         "verdict": verdict(trajectory).as_dict(),
     }
     if swept is not None and sweep is not None:
@@ -133,6 +134,13 @@ def run_trained(job: Job, inputs: PairInputs, recipe: Recipe, beforehand: Before
     write_page(job.out)
     say_trained(job, trajectory, results, None if swept is None else swept[0])
     return summary
+
+
+def rehearsal_size(recipe: Recipe, share: float, rehearsal: Rehearsal) -> Json:
+    """`results.rehearsal`: its steps, and the distinct pairs that it saw."""
+    from margincast.trained.rehearsal import size_of
+
+    return {"steps": size_of(recipe, share)[0], "pairs": rehearsal.pairs}
 
 
 def say_trained(job: Job, trajectory: Trajectory, results: Json, swept: str | None) -> None:

@@ -12,14 +12,12 @@ from scipy.stats import norm
 from torch import Tensor
 
 from margincast.intervals import LEVEL, Estimate, proportion
-from margincast.records import Pair, Trajectory
-from margincast.runs.metrics import concept_rows, displacement
+from margincast.records import Trajectory
+from margincast.runs.metrics import CHANCE, concept_rows, displacement, response_rows
 from margincast.trained.answers import still_rising, stops_rising
 from margincast.trained.forecast import TrainedForecast
 from margincast.trained.noise import COVERAGE
 
-CHANCE = 0.5
-FEW = 4  # different chosen responses; where there are more, accuracy is not split by them
 NEAR = 0.01  # of accuracy: less is no gain, nor is a single pair
 
 
@@ -88,10 +86,7 @@ class Evidence:
     @cached_property
     def responses(self) -> dict[str, list[int]]:
         """Rows of the held-out pairs by their chosen response, where there are a few of these; else nothing."""
-        rows: dict[str, list[int]] = {}
-        for index, pair in enumerate(self.forecast.heldout.pairs):
-            rows.setdefault(said(pair), []).append(index)
-        return rows if 1 < len(rows) <= FEW else {}
+        return response_rows(self.forecast.heldout.pairs)
 
     def accuracy(self, rows: Sequence[int] | None = None) -> list[float]:
         """The share of held-out pairs (of those at `rows`) with a positive margin at every recorded step."""
@@ -133,11 +128,6 @@ class Evidence:
     @property
     def diverged(self) -> bool:
         return not bool(self.forecast.heldout.margins[-1].isfinite().all())
-
-
-def said(pair: Pair) -> str:
-    """The chosen response as text: of a conversation its last message."""
-    return (pair.chosen if isinstance(pair.chosen, str) else str(pair.chosen[-1]["content"])).strip()
 
 
 def _means(values: Tensor) -> list[float]:

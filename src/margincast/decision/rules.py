@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from margincast.decision.evidence import CHANCE, Evidence, Expected
-from margincast.intervals import Estimate, proportion
+from margincast.decision.evidence import Evidence, Expected
+from margincast.intervals import Estimate
+from margincast.runs.metrics import CHANCE, response_results, taking_all
 from margincast.trained.forecast import TrainedForecast
 
 GO, CAUTION, STOP = "go", "caution", "stop"
@@ -17,7 +18,8 @@ CARRIES_OVER = 0.5  # held-out margin gained for training margin gained
 BY_LENGTH = 0.5  # of the mean held-out margin
 FALLS = 0.5  # of held-out pairs: their chosen responses
 SWING = 0.2  # of accuracy, down and up again
-LISTED, MOST_PAIRS = 6, 1000
+LISTED, FEWEST, MOST_PAIRS = 6, 5, 1000
+HOLD_OUT = "Hold out more pairs (--holdout, --heldout)."
 # How an expected accuracy stands to chance.
 LEARNED, REVERSED, AT_CHANCE, NOT_SHOWN = "learned", "learned the wrong way round", "not learned", "not shown"
 
@@ -73,25 +75,23 @@ def concepts(evidence: Evidence) -> Iterator[Reason]:
     if NOT_SHOWN in groups:
         doubtful = groups[NOT_SHOWN]
         low = LEARNED not in groups or any(each.value <= CHANCE for each in doubtful.values())
-        hint = more(max(doubtful.values(), key=lambda each: each.value))
+        # A share of a pair or two says nothing of how many would tell.
+        known = [each for each in doubtful.values() if each.pairs >= FEWEST and each.sure]
+        hint = more(max(known, key=lambda each: each.value)) if known else HOLD_OUT
         text = f"Not shown to be above chance by so few pairs: {listed(doubtful, counts=True)}. {hint}"
         yield Reason("concepts", CAUTION if low else GO, text)
 
 
 def one_response(evidence: Evidence) -> Iterator[Reason]:
     """One response goes up for every prompt: pairs that prefer it are right, those that prefer another are wrong."""
-    rows = evidence.responses
-    last = evidence.forecast.heldout.margins[-1]
-    counts = {name: (int((last[members] > 0).sum()), len(members)) for name, members in rows.items()}
-    shares = {name: proportion(*count) for name, count in counts.items()}
-    up = [name for name, share in shares.items() if share.low > CHANCE]
-    down = [name for name, share in shares.items() if share.high < CHANCE]
-    if up and down:
-        told = "; ".join(f'of those that prefer "{name}" {right} of {of}' for name, (right, of) in counts.items())
+    counts = response_results(evidence.forecast)
+    up = taking_all(counts)
+    if up is not None:
+        each = (f'of those that prefer "{name}" {count["right"]} of {count["of"]}' for name, count in counts.items())
         yield Reason(
             "one_response",
             CAUTION if evidence.overall.low > CHANCE else STOP,
-            f'One response takes all: {told} are right. Training moves "{up[0]}" up for every prompt alike.',
+            f'One response takes all: {"; ".join(each)} are right. Training moves "{up}" up for every prompt alike.',
         )
 
 
@@ -127,7 +127,7 @@ def overfits(evidence: Evidence) -> Iterator[Reason]:
             moves = f"{train[at]:.2g} to {train[-1]:.2g}, held-out ones from {heldout[at]:.2g} to {heldout[-1]:.2g}"
             text += f", and training margins go on from {moves}: expect it to overfit after."
             yield Reason("overfits", CAUTION, text)
-        elif evidence.overall.low > CHANCE:
+        elif evidence.overall.low > CHANCE and stop.high <= EARLY * last:
             yield Reason("overfits", GO, f"{text}: about as many would do.")
 
 
@@ -205,7 +205,7 @@ def more(expected: Expected) -> str:
     if not expected.sure:
         return "The forecast itself is not sure of it; a pilot narrows it down (--pilot 0.1)."
     if needed is None:
-        return "Hold out more pairs (--holdout, --heldout)."
+        return HOLD_OUT
     if needed > MOST_PAIRS:
         return f"It is so near chance that {MOST_PAIRS} held-out pairs would not tell."
     return f"Hold out more pairs (--holdout, --heldout): of {expected.value:.0%} about {needed} would tell."

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from margincast.intervals import Estimate, proportion
+from margincast.runs.metrics import CHANCE, taking_all
+
 # Agreement below this share of the largest margin is what rounding of float32 leaves.
 ROUNDING = 1e-4
 
@@ -19,7 +22,8 @@ def read_inspection(results: Mapping[str, Any]) -> list[str]:
         texts.append(
             f"Embeddings of two different concepts have a cosine of {raw:.2f} on average: they share {share}. "
             f"Once the shared part is taken away, {whose} have a cosine of {_two(centred)}. "
-            "The closer this is to zero, the less training on one concept moves another."
+            "The closer this is to zero, the less training on one concept moves another by what is its own. Training "
+            "moves the shared part too, and with it all concepts whose responses are the same."
         )
     if results["shared_norm"] is not None:
         texts.append(
@@ -49,10 +53,13 @@ def read_run(summary: Mapping[str, Any]) -> list[str]:
     # A run may have recorded no training pairs.
     train_accuracy, train_margin = final["rewards/accuracies"], final["rewards/margins"]
     beside = "" if train_accuracy is None else f", and {train_accuracy:.0%} of the recorded training pairs"
+    share = proportion(round(final["eval_rewards/accuracies"] * heldout), heldout)
     texts = [
-        f"After {final['step']} steps {final['eval_rewards/accuracies']:.0%} of {heldout} held-out pairs are learned"
-        f"{beside}. The mean held-out reward margin is "
-        f"{final['eval_rewards/margins']:.3g}, the held-out loss {final['eval_loss']:.4g}."
+        f"After {final['step']} steps {share.value:.0%} of {heldout} held-out pairs have a positive margin"
+        f"{beside}. Of more such pairs it would be {share.low:.0%} to {share.high:.0%}: {_chance(share)}. "
+        f"The mean held-out reward margin is {final['eval_rewards/margins']:.3g}, the held-out loss "
+        f"{final['eval_loss']:.4g}.",
+        *read_responses(summary["results"].get("responses", {})),
     ]
     if train_margin is not None and train_margin > 0 and final["eval_rewards/margins"] < train_margin / 2:
         texts.append(
@@ -68,7 +75,7 @@ def read_run(summary: Mapping[str, Any]) -> list[str]:
         else:
             sure = "their 95% intervals overlap, so this order may be chance"
         texts.append(
-            f"{ranked[-1]} is learned fastest (margin {quick['value']:.3g}) and {ranked[0]} slowest "
+            f"{ranked[-1]} has the largest mean margin ({quick['value']:.3g}) and {ranked[0]} the smallest "
             f"({slow['value']:.3g}); {sure}."
         )
     chosen = final.get("eval_rewards/chosen")
@@ -78,6 +85,21 @@ def read_run(summary: Mapping[str, Any]) -> list[str]:
             "rejected ones fall faster. This is likelihood displacement."
         )
     return texts
+
+
+def _chance(share: Estimate) -> str:
+    if share.low > CHANCE:
+        return f"above chance, {CHANCE:.0%}"
+    return f"below chance, {CHANCE:.0%}" if share.high < CHANCE else f"not told from chance, {CHANCE:.0%}"
+
+
+def read_responses(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Accuracy by the chosen response, where there are a few, and whether one of them takes all."""
+    if not counts:
+        return []
+    each = (f'of those that prefer "{name}" {count["right"]} of {count["of"]}' for name, count in counts.items())
+    told, up = f"Held-out pairs with a positive margin: {'; '.join(each)}.", taking_all(counts)
+    return [told if up is None else f'{told} One response takes all: training moves "{up}" up for every prompt alike.']
 
 
 def read_comparison(results: Mapping[str, Any]) -> list[str]:

@@ -33,8 +33,8 @@ ACCURACY = (
 GLOSSARY = (
     "A pair is a prompt with a chosen and a rejected response. Its reward margin says how much more training has "
     "raised the log-probability of the chosen response than that of the rejected one, times beta. A margin above 0 "
-    "means the pair is learned. Held-out pairs take no part in training. Intervals are 95%, over pairs, "
-    "where nothing else is said."
+    "means that training moved the pair the right way, which half of all pairs do by chance. Held-out pairs take no "
+    "part in training. Intervals are 95%, over pairs, where nothing else is said."
 )
 
 
