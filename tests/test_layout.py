@@ -40,10 +40,14 @@ ALLOWED: dict[str, set[str]] = {
     "trl": {"training"},
     "trained": BASE | {"recipe", "models", "passes", "features", "frozen", "training", "intervals", "runs"},
     "forecasting": BASE | {"recipe", "features", "frozen", "trained"},
-    "comparison": BASE | {"intervals", "runs"},
+    "scores": set(),
+    "foretold": BASE | {"intervals", "runs", "scores"},
+    "comparison": BASE | {"foretold", "intervals", "runs"},
+    "decision": BASE | {"intervals", "runs", "trained"},
     "paper": BASE | {"intervals", "runs", "structure", "frozen", "recipe", "theory"},
     "diagnose": BASE | {"recipe", "features", "frozen", "runs"},
-    "report": BASE | {"recipe", "intervals", "comparison", "runs", "structure", "theory", "paper", "trained"},
+    "report": BASE
+    | {"recipe", "intervals", "comparison", "runs", "structure", "theory", "paper", "trained", "decision"},
 }
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "pandas")
 FILES = sorted(ROOT.rglob("*.py"))

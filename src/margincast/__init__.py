@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from margincast.comparison import Comparison as Comparison
     from margincast.comparison import compare as compare
     from margincast.data import load_pairs as load_pairs
+    from margincast.decision import Verdict as Verdict
+    from margincast.decision import verdict as verdict
     from margincast.diagnose import Diagnosis as Diagnosis
     from margincast.diagnose import Suspects as Suspects
     from margincast.diagnose import clean as clean
@@ -175,6 +177,8 @@ _HOMES = {
     "sweep": "margincast.theory.simulation",
     "Sweep": "margincast.theory.simulation",
     "compare": "margincast.comparison",
+    "verdict": "margincast.decision",
+    "Verdict": "margincast.decision",
     "load_run": "margincast.runs.load",
     "kept_features": "margincast.features.kept",
     "metric_rows": "margincast.runs.metrics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,10 +11,11 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from margincast.errors import InputError
+from margincast.foretold import Foretold, foretold
 from margincast.intervals import Estimate, Values, bootstrap, proportion
 from margincast.records import PairSet, SplitTrajectory, Trajectory
 from margincast.results import Json, Shown
-from margincast.runs.load import Run
+from margincast.runs.load import Run, intervals_of
 from margincast.runs.metrics import concept_rows
 
 
@@ -45,6 +47,7 @@ class Comparison(Shown):
     """Two trajectories cut to their common pairs and common steps, and their agreement at the last of these steps.
 
     trained and heldout: agreement over the common training and held-out pairs (None where there are none in common)
+    foretold: of a forecast with intervals and a run, how the run came against them; else None
     """
 
     presenter: ClassVar[str] = "comparison"
@@ -54,14 +57,20 @@ class Comparison(Shown):
     heldout: Agreement
     trained: Agreement | None
     concepts: dict[str, Agreement]
+    foretold: Foretold | None = None
 
 
-def compare(a: Trajectory | Run, b: Trajectory | Run) -> Comparison:
+def compare(a: Trajectory | Run, b: Trajectory | Run, *twins: Trajectory | Run) -> Comparison:
     """Compare `b` with `a`, two forecasts or runs, on the pairs (same id and same text) and steps that both recorded.
 
-    Raises `InputError` when there are no held-out pairs or no step after 0 in common.
+    twins: of the run that a forecast with intervals is compared with: the same run in another batch order. Their
+    differences are the floor of the forecast's score (`margincast.scores`)
+
+    Raises `InputError` when there are no held-out pairs or no step after 0 in common, for twins without such a forecast
+    and run, and for twins that did not record what the run did.
     """
-    a, b = (each.trajectory if isinstance(each, Run) else each for each in (a, b))
+    bands = intervals_of(a), intervals_of(b)
+    a, b, *others = (each.trajectory if isinstance(each, Run) else each for each in (a, b, *twins))
     steps = sorted(set(a.steps) & set(b.steps))
     if not steps or steps[-1] == 0:
         raise InputError(
@@ -79,7 +88,35 @@ def compare(a: Trajectory | Run, b: Trajectory | Run) -> Comparison:
         heldout=agreement(last_a, last_b),
         trained=agreement(train_a.margins[-1], train_b.margins[-1]) if len(train_a.pairs) else None,
         concepts={concept: agreement(last_a[index], last_b[index]) for concept, index in rows.items()},
+        foretold=_foretold((a, b), bands, others, steps),
     )
+
+
+def _foretold(
+    runs: tuple[Trajectory, Trajectory], bands: tuple[Mapping[str, Tensor], ...], twins: Sequence[Trajectory],
+    steps: list[int],
+) -> Foretold | None:  # fmt: skip
+    """How the one of `runs` that has no intervals came against the other's; None where not one of them has some."""
+    forecasts = [side for side in range(2) if "band_margin" in bands[side]]
+    if len(forecasts) != 1:
+        if twins:
+            raise InputError("twins are of a run that is compared with a forecast that has intervals; leave them out")
+        return None
+    forecast, run = runs[forecasts[0]], runs[1 - forecasts[0]]
+    steps = [step for step in steps if step > 0]
+    columns = [_common(forecast, run, "heldout", steps)[1]]
+    for number, twin in enumerate(twins, 1):
+        if not set(steps) <= set(twin.steps):
+            raise InputError(f"twin {number} recorded other steps than the run ({_span(twin)} and {_span(run)})")
+        found = _common(forecast, twin, "heldout", steps)[1]
+        if found.pairs.fingerprint != columns[0].pairs.fingerprint:
+            raise InputError(
+                f"twin {number} has {len(found.pairs)} of the {len(columns[0].pairs)} held-out pairs that forecast and "
+                "run have; train twins on the same split (--heldout FILE) with another --seed"
+            )
+        columns.append(found)
+    at = [forecast.steps.index(step) for step in steps]
+    return foretold(bands[forecasts[0]], at, steps, forecast.heldout, columns)
 
 
 def agreement(a: Tensor, b: Tensor) -> Agreement:

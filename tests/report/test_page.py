@@ -9,6 +9,7 @@ import pytest
 
 from margincast.cli.job import open_job
 from margincast.cli.options import OutputOptions
+from margincast.decision import verdict
 from margincast.errors import InputError
 from margincast.report.figures import run_curves, save_figure
 from margincast.report.page import PageFigure, PageTable, Section, render_page
@@ -110,7 +111,8 @@ def forecast_folder(folder: Path, concepts: list[str], last: float = 1.0, heldou
     rows = save_trajectory(folder, run)
     save_figure(run_curves(run), folder / "figures", "curves")
     data = {"concepts": {name: {"train": 4, "heldout": heldout} for name in concepts}}
-    write_summary(folder, "forecast", job.config, trajectory_results(run, rows, 1.0), data=data)
+    results = {**trajectory_results(run, rows, 1.0), "verdict": verdict(run).as_dict()}
+    write_summary(folder, "forecast", job.config, results, data=data)
     return folder
 
 
@@ -121,7 +123,8 @@ def test_the_page_of_a_run_holds_hostile_names_harmlessly(tmp_path: Path) -> Non
     reader = assert_self_contained(page)
     assert len(reader.addresses) == 1
     assert all(shown(concept) in reader.text for concept in HOSTILE)
-    assert "100% of 21 held-out pairs are learned" in reader.text
+    assert "100% of 21 held-out pairs have a positive margin" in reader.text
+    assert reader.text.index("Held-out accuracy at step 10 is expected") < reader.text.index("A pair is a prompt")
     assert "7 * 7" in reader.text
 
 
@@ -135,7 +138,9 @@ def test_the_page_of_a_run_of_single_pairs_says_what_cannot_be_known(tmp_path: P
 def test_the_page_of_a_diverged_run_says_so(tmp_path: Path) -> None:
     text = Reader(page_of(forecast_folder(tmp_path / "run", ["thrift", "tidiness"], last=float("nan")))).text
     assert "The run diverged: at step 10" in text
-    assert "are learned" not in text
+    assert "have a positive margin" not in text
+    assert "STOP" in text
+    assert "Margins are no numbers at step 10" in text
 
 
 def test_only_finished_runs_have_a_page(tmp_path: Path) -> None:

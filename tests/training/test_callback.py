@@ -18,7 +18,6 @@ from transformers.integrations import integration_utils
 from trl import DPOConfig, DPOTrainer
 
 from margincast import InputError, MarginCallback, StatedFailure, compare, load_run
-from margincast.intervals import Estimate
 from margincast.records import PairSet, SplitTrajectory, Trajectory
 from tests.cli.helpers import run
 from tests.problems import make_pairs
@@ -318,21 +317,14 @@ def test_a_forecast_is_shown_beside_the_run_in_trackers_and_history(
 
 
 @dataclass(frozen=True)
-class Bands:
-    margin: tuple[Estimate, ...]
-    accuracy: tuple[Estimate, ...]
-
-
-@dataclass(frozen=True)
 class WithBands(Trajectory):
-    bands: Mapping[str, Bands] = field(kw_only=True)
+    interval_tensors: Mapping[str, torch.Tensor] = field(kw_only=True)
 
 
 def test_intervals_of_a_forecast_in_memory_are_shown_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = told_tracker(monkeypatch)
-    around = tuple(Estimate(0.1 * step, 0.05 * step, 0.2 * step) for step in (0, 2, 4))
-    bands = {group: Bands(around, around) for group in ("", "concept-0", "concept-1")}
-    forecast = WithBands(**vars(foreseen()), bands=bands)
+    around = torch.tensor([[(0.1 * step, 0.05 * step, 0.2 * step) for step in (0, 2, 4)]] * 3, dtype=torch.float64)
+    forecast = WithBands(**vars(foreseen()), interval_tensors={"band_margin": around, "band_accuracy": around})
     callback = MarginCallback(HELDOUT, tmp_path / "run", forecast=forecast)
     trl(callback, tmp_path / "trl", report_to="tracker", eval_strategy="no", logging_steps=3).train()
     assert set(told) == {1, 2, 3, 4}

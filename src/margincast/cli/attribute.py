@@ -206,7 +206,10 @@ def print_tables(job: Job, results: Json) -> None:
     job.table(shown.worst_effects_title(worst), shown.EFFECT_HEADER, shown.effect_rows(worst))
     if results.get("counterfactual"):
         check = results["counterfactual"]
-        job.table(f"With {check['changed']} pairs {check['done']}", shown.CHECK_HEADER, shown.check_rows(check))
+        if check["changed"]:
+            job.table(f"With {check['changed']} pairs {check['done']}", shown.CHECK_HEADER, shown.check_rows(check))
+        else:
+            job.say("No pair is past the threshold: the exported pairs are the training pairs as they were.")
         name = Path(results["exported"]["file"])
         job.say(
             f"{name}: the cleaned training pairs. {name.with_suffix('.changes.jsonl').name}: every change and its "

@@ -54,23 +54,25 @@ def demo(options: DemoOptions, output: OutputOptions) -> None:
     job = open_job("demo", output, options, inputs, PAIRS, data=DATA)
     read = load_inputs(job, Reading(DATA, inputs, PAIRS, head.seed, head.max_length))
     keep = KeepOptions(save_model=False)
-    runs = {
-        name: job.stage(name, name.partition("-")[0], recipe, inputs, PAIRS, keep, data=DATA)
-        for name, recipe in recipes.items()
-    }
+
+    def stage(name: str) -> Job:
+        """Begun when it is needed: its seconds count from here."""
+        return job.stage(name, name.partition("-")[0], recipes[name], inputs, PAIRS, keep, data=DATA)
+
     heading(job, "inspect")
     run_inspection(job.stage("inspect", "inspect", inputs, PAIRS, data=DATA), read)
     heading(job, "forecast")
-    run_forecast(runs["forecast"], read, head)
+    forecast = stage("forecast")
+    run_forecast(forecast, read, head)
     for name in ("train-head", "train-all"):
         heading(job, name)
-        training = runs[name]
+        training = stage(name)
         if not training.finished:
             run_training(training, fresh(read), recipes[name], keep)
         comparison = name.replace("train", "compare")
         heading(job, comparison)
-        pair = {"a": str(runs["forecast"].out), "b": str(training.out)}
-        run_comparison(job.stage(comparison, "compare", **pair), runs["forecast"].out, training.out)
+        pair = {"a": str(forecast.out), "b": str(training.out)}
+        run_comparison(job.stage(comparison, "compare", **pair), forecast.out, training.out)
     finish(job, read)
 
 

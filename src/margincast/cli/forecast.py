@@ -97,11 +97,13 @@ def _refuse_fitted(recipe: Recipe, fitted: FittedOptions) -> None:
 
 def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) -> Json:
     """Forecast exactly, save the run, print its tables."""
+    from margincast.decision import verdict
     from margincast.frozen.forecast import forecast_frozen
     from margincast.frozen.tokens.forecast import TokenForecast, forecast_positions
     from margincast.report import profile, tables
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import write_page
+    from margincast.report.verdict import verdict_lines
     from margincast.runs.save import save_trajectory, trajectory_results, write_summary
 
     if isinstance(inputs, PairInputs):
@@ -113,8 +115,11 @@ def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) 
     results = trajectory_results(trajectory, rows, job.seconds)
     if isinstance(trajectory, TokenForecast):
         results["length"] = profile.leave_profile(trajectory.reward_profile(), job.out)
+    results["verdict"] = verdict(trajectory, results.get("length")).as_dict()
     summary = write_summary(job.out, "forecast", job.config, results, **inputs.sections())
     write_page(job.out)
+    for line in verdict_lines(results["verdict"]):
+        job.say(line)
     job.say(f"This is a {trajectory.origin}.")
     if trajectory.error is not None:
         job.say(f"Numerical error of any margin: at most {trajectory.error:.1g}.")

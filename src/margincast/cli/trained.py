@@ -102,6 +102,8 @@ def read_pilot(text: str | None, max_steps: int | None) -> Pilot:
 
 def run_trained(job: Job, inputs: PairInputs, recipe: Recipe, beforehand: Beforehand, reading: Reading) -> Json:
     """Rehearse, train the pilot, forecast; save the run, print its tables."""
+    from margincast.decision import verdict
+    from margincast.decision.decide import best_of
     from margincast.report.figures import save_figure
     from margincast.report.sections import write_page
     from margincast.report.trained import band_curves, trained_results
@@ -123,18 +125,32 @@ def run_trained(job: Job, inputs: PairInputs, recipe: Recipe, beforehand: Before
         **trajectory_results(trajectory, rows, job.seconds),
         **trained_results(trajectory, pairs),
         "sweep": sweep,
+        **({} if rehearsal is None else {"rehearsal": rehearsal_size(recipe, beforehand.rehearsal, rehearsal)}),
+        "verdict": verdict(trajectory).as_dict(),
     }
+    if swept is not None and sweep is not None:
+        results["verdict"]["sweep"] = best_of(swept[0], sweep)
     summary = write_summary(job.out, "forecast", job.config, results, **inputs.sections())
     write_page(job.out)
     say_trained(job, trajectory, results, None if swept is None else swept[0])
     return summary
 
 
+def rehearsal_size(recipe: Recipe, share: float, rehearsal: Rehearsal) -> Json:
+    """`results.rehearsal`: its steps, and the distinct pairs that it saw."""
+    from margincast.trained.rehearsal import size_of
+
+    return {"steps": size_of(recipe, share)[0], "pairs": rehearsal.pairs}
+
+
 def say_trained(job: Job, trajectory: Trajectory, results: Json, swept: str | None) -> None:
     """Print the tables and answers."""
     from margincast.report import tables
     from margincast.report.trained import answers_in_words
+    from margincast.report.verdict import verdict_lines
 
+    for line in verdict_lines(results["verdict"]):
+        job.say(line)
     end = trajectory.steps[-1]
     fitted = "" if "order" in results else ": intervals are as wide as its error against runs left out of the fit"
     job.say(f"This is a {trajectory.origin}. It is not exact{fitted}.")

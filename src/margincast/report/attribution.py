@@ -187,15 +187,17 @@ def read_attribution(results: Mapping[str, Any]) -> list[str]:
     texts = [
         f"{counts['mislabel']} of {suspects['pairs']} training pairs are more likely mislabelled than not; "
         f"{counts['duplicate']} repeat another one, {counts['conflict']} contradict another one, "
-        f"{counts['unlearnable']} are not learned even though they are trained on, and {counts['harm']} push their own "
-        "concept down more than up."
+        f"{counts['unlearnable']} never get a positive margin on the flow that scores them, which is not this run, and "
+        f"{counts['harm']} push their own concept down more than up."
     ]
     rates = suspects["settings"]["noise_rate"]
     worst = max(rates, key=lambda name: rates[name])
     texts.append(f"The largest estimated share of wrong labels is that of {worst}: {rates[worst]:.0%}.")
     if "length" in suspects["settings"]:
         texts.append(read_length(suspects["settings"]["length"]))
-    if check:
+    if check and not check["changed"]:
+        texts.append("No pair is past the threshold: the exported pairs are the training pairs as they were.")
+    elif check:
         moved = check["rerun"] if "rerun" in check else check["first_order"]
         texts.append(
             f"With {check['changed']} pairs {check['done']} held-out accuracy of this forecast would be "
@@ -224,17 +226,7 @@ def attribution_sections(folder: Path, summary: Mapping[str, Any]) -> list[Secti
             reading=read_attribution(results),
             tables=[
                 PageTable("Issues", ISSUE_HEADER, issue_rows(suspects), text=True),
-                *(
-                    [
-                        PageTable(
-                            "What the change would do to this forecast",
-                            CHECK_HEADER,
-                            check_rows(results["counterfactual"]),
-                        )
-                    ]
-                    if results.get("counterfactual")
-                    else []
-                ),
+                *effect_of_export(results),
             ],
         ),
         *([pair_section(results["pair"])] if results.get("pair") else []),
@@ -309,4 +301,6 @@ def pair_section(pair: Mapping[str, Any]) -> Section:
 
 def effect_of_export(results: Mapping[str, Any]) -> list[PageTable]:
     check = results.get("counterfactual")
-    return [PageTable("What the change would do to this forecast", CHECK_HEADER, check_rows(check))] if check else []
+    if not check or not check["changed"]:
+        return []
+    return [PageTable("What the change would do to this forecast", CHECK_HEADER, check_rows(check))]

@@ -54,8 +54,17 @@ class ColouredText:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A verdict: the decision, and its reasons, each with what it speaks for by itself."""
+
+    decision: str
+    reasons: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A part of the page; `reading` says in plain words what the numbers mean."""
+    """A part of the page; `reading` says in plain words what the numbers mean. A section that has a verdict and comes
+    first stands before what the page says of itself."""
 
     title: str
     texts: Sequence[str] = ()
@@ -63,6 +72,7 @@ class Section:
     figures: Sequence[PageFigure] = ()
     tables: Sequence[PageTable] = ()
     coloured: Sequence[ColouredText] = ()
+    judged: Judged | None = None
 
 
 def render_page(title: str, lead: str, sections: Sequence[Section], details: Sequence[tuple[str, str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.report.reproduction import reproduction_sections
 from margincast.report.simulation import simulation_sections
 from margincast.report.trained import answers_in_words, limits
+from margincast.report.verdict import verdict_sections
 from margincast.results import Json
 from margincast.runs import load
 from margincast.runs.store import write_text
@@ -31,8 +33,8 @@ ACCURACY = (
 GLOSSARY = (
     "A pair is a prompt with a chosen and a rejected response. Its reward margin says how much more training has "
     "raised the log-probability of the chosen response than that of the rejected one, times beta. A margin above 0 "
-    "means the pair is learned. Held-out pairs take no part in training. Intervals are 95%, over pairs, "
-    "where nothing else is said."
+    "means that training moved the pair the right way, which half of all pairs do by chance. Held-out pairs take no "
+    "part in training. Intervals are 95%, over pairs, where nothing else is said."
 )
 
 
@@ -135,6 +137,7 @@ def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
         name = next(iter(results["sweep"][0]))
         listed.append(PageTable(f"By {name}", (name, *tables.SWEEP_HEADER), tables.sweep_rows(name, results["sweep"])))
     return [
+        *verdict_sections(results),
         Section(
             title="Forecast",
             texts=[f"This is a {results['origin']}. It is not exact.", limits(results)],
@@ -146,7 +149,7 @@ def trained_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
                 )
             ],
             tables=listed,
-        )
+        ),
     ]
 
 
@@ -157,6 +160,7 @@ def run_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
     concepts = summary["results"]["concepts"]
     return [
+        *verdict_sections(summary["results"]),
         Section(
             title="Forecast" if summary["command"] == "forecast" else "Training",
             texts=[f"This is a {summary['results']['origin']}."],
@@ -190,7 +194,18 @@ def comparison_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
             tables=[
                 PageTable(
                     f"Step {results['step']}. A: {a}. B: {b}.", tables.AGREEMENT_HEADER, tables.agreement_rows(results)
-                )
+                ),
+                *(
+                    [
+                        PageTable(
+                            f"Step {results['step']}: what was foretold and what came. CRPS: of accuracy, of margin.",
+                            tables.FORETOLD_HEADER,
+                            tables.foretold_rows(results["foretold"]),
+                        )
+                    ]
+                    if "foretold" in results
+                    else []
+                ),
             ],
         )
     ]
@@ -202,7 +217,7 @@ def demo_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     for stage, text in summary["results"]["stages"].items():
         part = read_summary(folder / stage)
         first, *rest = BUILDERS[part["command"]](folder / stage, part)
-        sections += [Section(first.title, [text, *first.texts], first.reading, first.figures, first.tables), *rest]
+        sections += [replace(first, texts=[text, *first.texts]), *rest]
     return sections
 
 

@@ -135,3 +135,21 @@ def agreement_rows(results: Mapping[str, Any]) -> Rows:
             ]
         )
     return rows
+
+
+FORETOLD_HEADER = ("held-out pairs", "accuracy foretold [90%]", "came", "", "margin foretold [90%]", "came", "", "CRPS")
+
+
+def foretold_rows(outcomes: Sequence[Mapping[str, Any]]) -> Rows:
+    """The `results.foretold` of a comparison: a row per concept, accuracy and margin."""
+    by_name: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for each in outcomes:
+        by_name.setdefault(each["concept"], {})[each["quantity"]] = each
+    rows = []
+    for name, both in by_name.items():
+        accuracy, margin = both["accuracy"], both["margin"]
+        where = ["inside" if each["inside"] else "OUTSIDE" for each in (accuracy, margin)]
+        scores = f"{number(accuracy['crps'], 2)}, {number(margin['crps'], 2)}"
+        came = f"{accuracy['run']:.0%}", number(margin["run"])
+        rows.append([name, percent(accuracy), came[0], where[0], interval(margin), came[1], where[1], scores])
+    return rows

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST = 0.5  # of the drawn runs
+TRIED = 2  # steps of the rehearsal in the one trial with responses of many tokens
 PACKAGE = "runs of SmolLM2-135M on persona questions with AdamW"  # where results name no other constants
 
 
@@ -75,6 +76,18 @@ def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> Json:
     }
 
 
+def _many_tokens(rehearsal: Mapping[str, int] | None, *, adapter: bool) -> str:
+    """What is known of forecasts from a rehearsal alone. rehearsal: its steps and pairs, where they are kept"""
+    steps = None if rehearsal is None else rehearsal["steps"]
+    here = "" if steps is None else ", as here," if steps == TRIED else f" (this one has {steps})"
+    text = (
+        "Of responses of many tokens little is tested: in the one trial, of 20 steps on chat pairs, the intervals from "
+        f"a rehearsal of two steps{here} missed the true run of all weights, where features alone had it."
+    )
+    # Features alone know no adapter.
+    return text if adapter else f"{text} Compare --pilot 0."
+
+
 def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
     """How far to trust it, when to stop, whether more pairs would help, which concept lags."""
     stop, rising, path = results["stops_rising"], results["still_rising"], results["path"]
@@ -94,10 +107,7 @@ def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
             "two. Intervals are set wide for that, not fitted."
         )
     if "from_rehearsal_alone" in results:
-        texts.append(
-            "Of responses of many tokens little is tested: from a rehearsal of two steps the intervals missed a true "
-            "run of 20 steps on chat pairs, where features alone had it. Compare --pilot 0."
-        )
+        texts.append(_many_tokens(results.get("rehearsal"), adapter="LoRA" in results["origin"]))
     beyond = [row for row in results.get("sweep") or [] if row["beyond"]]
     if beyond:
         name = next(iter(beyond[0]))

@@ -16,7 +16,7 @@ from margincast.errors import InputError
 from margincast.recipe.losses import LOSS_PARAMETERS, get_loss
 from margincast.records import Pair, PairSet, SplitTrajectory, Text, Trajectory
 from margincast.results import Json
-from margincast.runs.layout import MARGINS, PAIRS, SCHEMA_VERSION, SUMMARY
+from margincast.runs.layout import INTERVALS, MARGINS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.store import file_sha256
 
 
@@ -46,6 +46,19 @@ class Run:
             return f"forecast, {'trained' if fitted(self.summary) else 'frozen'} backbone"
         what = {"all": "all weights", "head": "unembedding only", "lora": "LoRA"}.get(config["train"], config["train"])
         return ", ".join(["training", what, *([config["trainer"]] if "trainer" in config else [])])
+
+
+def intervals_of(forecast: Trajectory | Run) -> Mapping[str, torch.Tensor]:
+    """The intervals of a forecast that is not exact, as `intervals.safetensors` keeps them; none of any other run.
+
+    heldout_low, heldout_high: (steps, pairs);  band_margin, band_accuracy: (1 + concepts, steps, 3) median, low and
+    high, of all held-out pairs first and then of every concept, in the order of `heldout.pairs.concepts`
+    """
+    if isinstance(forecast, Run):
+        path = forecast.folder / INTERVALS
+        return load_file(path) if path.is_file() else {}
+    tensors: Mapping[str, torch.Tensor] = getattr(forecast, "interval_tensors", {})
+    return tensors
 
 
 def load_run(folder: str | Path) -> Run:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from margincast.recipe.losses import Loss, get_loss
 from margincast.records import PairSet, SplitTrajectory, Trajectory
 from margincast.results import Json
 
+CHANCE = 0.5  # accuracy of margins that training moved by no rule
+FEW_RESPONSES = 4  # different chosen responses; where there are more, accuracy is not split by them
+
 
 def concept_rows(pairs: PairSet) -> dict[str, list[int]]:
     """For every concept, the indices of its pairs."""
@@ -22,6 +25,16 @@ def concept_rows(pairs: PairSet) -> dict[str, list[int]]:
     for index, pair in enumerate(pairs):
         rows.setdefault(pair.concept, []).append(index)
     return rows
+
+
+def response_rows(pairs: PairSet) -> dict[str, list[int]]:
+    """The indices of the pairs by their chosen response (of a conversation its last message), where there are from 2
+    to `FEW_RESPONSES` of these; else nothing."""
+    rows: dict[str, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        text = pair.chosen if isinstance(pair.chosen, str) else str(pair.chosen[-1]["content"])
+        rows.setdefault(text.strip(), []).append(index)
+    return rows if 1 < len(rows) <= FEW_RESPONSES else {}
 
 
 def metric_rows(trajectory: Trajectory) -> list[Json]:
@@ -64,6 +77,22 @@ def displacement(trajectory: Trajectory) -> dict[str, float | None]:
     train, heldout = trajectory.train, trajectory.heldout
     both = (train, heldout) if len(train.pairs) else (heldout,)
     return {"all": falls(*both), "train": falls(train), "heldout": falls(heldout)}
+
+
+def response_results(trajectory: Trajectory) -> dict[str, dict[str, int]]:
+    """Held-out pairs by their chosen response, where there are a few: how many, and how many of them are right (have a
+    positive margin) at the last recorded step."""
+    right = trajectory.heldout.margins[-1] > 0
+    rows = response_rows(trajectory.heldout.pairs)
+    return {name: {"right": int(right[members].sum()), "of": len(members)} for name, members in rows.items()}
+
+
+def taking_all(counts: Mapping[str, Mapping[str, int]]) -> str | None:
+    """The response that goes up for every prompt: by `response_results`, pairs that prefer it are right beyond chance,
+    and pairs that prefer another are wrong beyond chance (95%). None where there is none."""
+    shares = {name: proportion(each["right"], each["of"]) for name, each in counts.items()}
+    wrong = any(share.high < CHANCE for share in shares.values())
+    return next((name for name, share in shares.items() if share.low > CHANCE), None) if wrong else None
 
 
 def concept_results(trajectory: Trajectory) -> dict[str, dict[str, dict[str, float]]]:

@@ -10,16 +10,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors.torch import load_file
 from transformers.trainer_callback import CallbackHandler, TrainerCallback
 
 from margincast.errors import InputError
 from margincast.recipe.losses import Loss, get_loss
 from margincast.records import Trajectory
-from margincast.runs.layout import INTERVALS
-from margincast.runs.load import Run, load_run
+from margincast.runs.load import Run, intervals_of, load_run
 from margincast.runs.metrics import metric_rows
 
 PREFIX = "forecast/"
@@ -65,7 +62,7 @@ def forecast_log(forecast: Trajectory | Run | str | Path) -> ForecastLog:
         forecast = load_run(forecast)
     folder = forecast.folder if isinstance(forecast, Run) else None
     trajectory = forecast.trajectory if isinstance(forecast, Run) else forecast
-    intervals = _given(trajectory) if folder is None else _kept(folder, trajectory)
+    intervals = _bands(forecast, trajectory.heldout.pairs.concepts)
     rows: dict[int, dict[str, float]] = {}
     for index, row in enumerate(metric_rows(trajectory)):
         # A split without pairs has no means, which are then no numbers.
@@ -76,26 +73,14 @@ def forecast_log(forecast: Trajectory | Run | str | Path) -> ForecastLog:
     return ForecastLog(trajectory, rows, folder)
 
 
-def _given(trajectory: Trajectory) -> dict[str, Interval]:
+def _bands(forecast: Trajectory | Run, concepts: Sequence[str]) -> dict[str, Interval]:
     """By metric: the bands of a forecast that is not exact; nothing for one that is."""
-    bands: Mapping[str, Any] = getattr(trajectory, "bands", {})
-    return {
-        _name(group, metric): [(one.value, one.low, one.high) for one in getattr(band, metric)]
-        for group, band in bands.items()
-        for metric in SHOWN
-    }
-
-
-def _kept(folder: Path, trajectory: Trajectory) -> dict[str, Interval]:
-    """The same, of a run folder."""
-    path = folder / INTERVALS
-    tensors = load_file(path) if path.is_file() else {}
-    groups = ("", *trajectory.heldout.pairs.concepts)
+    tensors = intervals_of(forecast)
     return {
         _name(group, metric): band
         for metric in SHOWN
         if f"band_{metric}" in tensors
-        for group, band in zip(groups, tensors[f"band_{metric}"].tolist(), strict=True)
+        for group, band in zip(("", *concepts), tensors[f"band_{metric}"].tolist(), strict=True)
     }
 
 

@@ -15,7 +15,7 @@ def _score(evidence: Evidence) -> Scores:
 
 KINDS.register("unlearnable")(
     SuspectKind(
-        "share of the run during which the pair is not learned though it is trained on",
+        "share of a squared-loss flow on these pairs, not of the run, in which the pair has no positive margin",
         THRESHOLD,
         _score,
         rank=3,

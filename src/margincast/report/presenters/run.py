@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from margincast.decision import verdict
 from margincast.records import Trajectory
 from margincast.report import tables
 from margincast.report.figures import run_curves, save_figure
@@ -50,6 +51,8 @@ def leave(run: Trajectory, folder: Path) -> Contents:
     if isinstance(run, TrainedForecast):
         write_tensors(folder / INTERVALS, run.interval_tensors)
         results |= {**trained_results(run, None), "sweep": None}
+    if forecast:
+        results["verdict"] = verdict(run).as_dict()
     figure = band_curves(run) if isinstance(run, TrainedForecast) else run_curves(run)
     save_figure(figure, folder / "figures", "curves")
     both = type(run.train.pairs)(run.train.pairs.pairs + run.heldout.pairs.pairs)
