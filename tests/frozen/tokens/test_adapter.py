@@ -105,7 +105,7 @@ def doubles(values: list[float]) -> Tensor:
 
 def head_trained(recipe: Recipe, make: Any) -> dict[str, Tensor]:
     """(steps + 1, pairs) margins of both splits while PyTorch trains the policy's head."""
-    name, averaged = recipe.loss.name, recipe.loss.single_token
+    name, averaged = recipe.loss.name, recipe.loss.averaged
     head = head_of_reference().requires_grad_()
     optimizer, (train, heldout) = make([head]), talk()
     met: dict[str, list[Tensor]] = {"train": [], "heldout": []}
