@@ -245,12 +245,13 @@ def test_blocks_of_logits_change_nothing(architecture: str, height: int) -> None
 
 
 class Widest(TorchDispatchMode):
-    """Remembers the most rows that any tensor with one column per token had, the transposed unembedding aside."""
+    """Remembers the most rows that any tensor with one column per token had, the transposed unembedding aside, and how
+    often such a tensor came out of a matrix product."""
 
     def __init__(self, unembedding: torch.Tensor) -> None:
         super().__init__()
         self.columns, self.hidden = unembedding.shape
-        self.rows = 0
+        self.rows = self.products = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         result = function(*arguments, **(options or {}))
@@ -258,6 +259,7 @@ class Widest(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor) and tensor.ndim > 1 and tensor.shape[-1] == self.columns:
                 rows = tensor.numel() // self.columns
                 self.rows = max(self.rows, 0 if rows == self.hidden else rows)
+                self.products += "mm" in str(function)
         return result
 
 
@@ -266,16 +268,19 @@ def test_no_more_logits_than_a_block_exist_at_once(packed: bool) -> None:
     """Forward or backward: not all 8 positions from which the responses of BATCH[1:3] are predicted (12 padded)."""
     model = tiny_model("gpt_neox")
 
-    def rows(keep: int) -> int:
+    def made(keep: int) -> Widest:
         small = Budgets(logit_keep=keep, logit_block=4 * model.config.vocab_size)
         with Widest(model.get_output_embeddings().weight) as widest:
             result = response_pass(model, BATCH[1:3], packed, budgets=small)
             (result.chosen - result.rejected).sum().backward()
-        return widest.rows
+        return widest
 
     tokens = 12 * model.config.vocab_size  # of these responses
-    assert rows(tokens) == (8 if packed else 12)
-    assert rows(tokens - 1) == 4
+    kept, again = made(tokens), made(tokens - 1)
+    assert kept.rows == again.rows == 4
+    blocks = 2 if packed else 3
+    own = 1  # of the model's call, whose logits are of one position
+    assert (kept.products, again.products) == (own + blocks, own + 2 * blocks)
 
 
 def test_batches_that_are_cheaper_apart_are_computed_apart() -> None:

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, load_dataset
 from trl import DPOConfig, DPOTrainer
 
+from margincast.errors import InputError
+from margincast.passes.response_pass import response_pass
+from margincast.passes.tokenize import encode
+from margincast.records import Pair, PairSet
+from margincast.trl import PackedDPOTrainer
 from tests.cli.helpers import run, write_rows
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tolerances import TOLERANCE, error
 from tests.training.test_trl_parity import some_pairs
 
 STEPS, MAX_LENGTH = 3, 32
@@ -62,6 +69,15 @@ def read(path: Path) -> Dataset:
     return load_dataset(kind, data_files=str(path), split="train", cache_dir=str(path.parent / "datasets"))
 
 
+def trained(model_folder: Path, folder: Path) -> Path:
+    """What `train` leaves for TRL beside its run of the same pairs."""
+    data = write_rows(folder / "pairs.jsonl", list(standard()))
+    words = (data, "--model", model_folder, "--max_length", MAX_LENGTH, "--cache_dir", folder / "cache", "--quiet")
+    done = run("train", *words, "--max_steps", 1, "--no_save_model", "--out", folder / "run")
+    assert done.status == 0, done.err
+    return folder / "run" / "references.jsonl"
+
+
 def log(trainer: type[DPOTrainer], rows: Dataset, folder: Path) -> list[dict[str, Any]]:
     settings = DPOConfig(
         output_dir=str(folder),
@@ -96,6 +112,39 @@ def test_trl_trains_on_them_as_on_its_own(shape: Any, name: str, model_folder: P
         for key in ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "grad_norm"):
             assert mine[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
     assert abs(theirs[-1]["rewards/margins"]) > 1e-3
+
+
+def test_packed_trainer_takes_those_that_a_run_left(model_folder: Path, tmp_path: Path) -> None:
+    """As docs/trainers.md has it: the run's own file, one argument, and no pass of the reference but a check."""
+    passes = []
+
+    class Counted(PackedDPOTrainer):
+        def compute_ref_log_probs(self, *arguments: Any) -> Any:
+            passes.append(len(arguments[-1]["input_ids"]) // 2)
+            return super().compute_ref_log_probs(*arguments)
+
+    path = trained(model_folder, tmp_path)
+    rows = read(path)
+    ours = log(Counted, rows, tmp_path / "ours")
+    assert passes == [4]
+    theirs = log(DPOTrainer, rows.select_columns(["prompt", "chosen", "rejected"]), tmp_path / "theirs")
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in ("loss", "rewards/chosen", "rewards/margins", "logps/chosen", "grad_norm"):
+            assert mine[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5), key
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    pairs = PairSet(tuple(Pair(str(k), "c", row["prompt"], row["chosen"], row["rejected"], "p", k) for k, row in
+                          enumerate(lines)))  # fmt: skip
+    encoded = encode(pairs, tiny_tokenizer(), eos=True, max_length=MAX_LENGTH).rows
+    with torch.no_grad():
+        padded = response_pass(tiny_model(), encoded, packed=False)
+    for column, logps in (("ref_chosen_logps", padded.chosen), ("ref_rejected_logps", padded.rejected)):
+        written = torch.tensor([row[column] for row in lines])
+        assert error(written, logps) < TOLERANCE[torch.float32].forward
+
+    lines[1]["ref_rejected_logps"] += 1.0
+    with pytest.raises(InputError, match=r"ref_rejected_logps of the train data are not this .*, 1 away"):
+        log(PackedDPOTrainer, read(write_rows(tmp_path / "shifted.jsonl", lines)), tmp_path / "refused")
 
 
 def test_wrong_columns_would_be_seen(model_folder: Path, tmp_path: Path) -> None:

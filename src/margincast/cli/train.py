@@ -63,7 +63,9 @@ def run_training(job: Job, inputs: PairInputs, recipe: Recipe, keep: KeepOptions
     from margincast.report import tables
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import write_page
+    from margincast.runs.layout import REFERENCES
     from margincast.runs.save import save_trajectory, trajectory_results, write_summary
+    from margincast.training.references import write_references
     from margincast.training.run import forget_state, train_model
 
     trajectory = train_model(
@@ -80,6 +82,8 @@ def run_training(job: Job, inputs: PairInputs, recipe: Recipe, keep: KeepOptions
     if not job.main:
         return {}
     rows = save_trajectory(job.out, trajectory)
+    if inputs.encoding.eos:  # without that token they are of other responses than TRL's
+        write_references(job.out / REFERENCES, inputs.features, inputs.encoding)
     save_figure(run_curves(trajectory), job.out / "figures", "curves")
     results = trajectory_results(trajectory, rows, job.seconds)
     summary = write_summary(job.out, "train", job.config, results, **inputs.sections())

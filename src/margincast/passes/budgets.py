@@ -12,7 +12,7 @@ class Budgets:
     """pack_tokens: distinct tokens of a pack, if fewer than the plan of the model's device has (`passes.plan`)
 
     logit_keep: logits that a batch may keep for its backward pass, 512 MiB in float32. A batch with more of them makes
-    them twice, `logit_block` at a time (64 MiB): 1.8 times the time of keeping them (1,500 positions x 49,152 tokens,
+    them twice, `logit_block` at a time (64 MiB): 1.2 times the time of keeping them (1,500 positions x 49,152 tokens,
     one core), and memory no longer grows with the batch.
     softmax_keep: entries of softmax rows that a gradient of the unembedding keeps for its second product, 256 MiB in
     float32, of a pair longer than a block; beyond it they are made twice

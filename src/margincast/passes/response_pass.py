@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.checkpoint import checkpoint
 
 from margincast.errors import InputError
 from margincast.passes.arguments import trie_arguments
 from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.passes.finite import not_finite
+from margincast.passes.head import logit_transform, logits_of, token_logps, vocabulary
 from margincast.passes.hooks import keep_one, layer_outputs, own_precision, unembedding_input, unwrapped
 from margincast.passes.packing import common_prefix, pack
 from margincast.passes.plan import packs_of, plan_of, where_it_fits
 from margincast.passes.tokenize import Encoded
+
+__all__ = ["PassResult", "Rows", "check_logits", "finite_pairs", "hidden_states", "logit_transform", "logits_of",
+           "packing_problem", "response_logps", "response_pass"]  # fmt: skip
 
 SELF_CHECK_PAIRS = 3
 SELF_CHECK_TOKENS = 64
@@ -83,7 +86,7 @@ def response_pass(
     whole = isinstance(model, FSDPModule)
     plan = [[*range(len(batch))]] if whole else packs_of(model, [pair.inputs for pair in batch], packed, budgets)
     predicted = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
-    recompute = predicted * _vocabulary(model) > budgets.logit_keep
+    recompute = predicted * vocabulary(model) > budgets.logit_keep
     # Each pass through a DistributedDataParallel talks to the other processes, whose batch may be another number of
     # packs: one pass prepares it for the backward pass, the others go to the model itself.
     models = [model] + [unwrapped(model)] * (len(plan) - 1)
@@ -184,30 +187,10 @@ def response_logps(
     hidden: (distinct predicting positions, hidden); position: which of them predicts each response token
     recompute: make the logits again in the backward pass rather than keep them
     """
-    whole = torch.is_grad_enabled() and not recompute
-    height = len(hidden) if whole else max(1, budgets.logit_block // _vocabulary(model))
-    blocks, members = [], []
-    for start in range(0, len(hidden), height):
-        mine = ((position >= start) & (position < start + height)).nonzero()[:, 0]
-        block = (model, hidden[start : start + height], position[mine] - start, rows.target[mine])
-        blocks.append(checkpoint(token_logps, *block, use_reentrant=False) if recompute else token_logps(*block))
-        members.append(mine)
-    tokens, response = torch.cat(blocks), rows.response[torch.cat(members)]
-    sums = torch.zeros(2 * pairs, dtype=tokens.dtype, device=tokens.device).index_add(
-        0, response.to(tokens.device), tokens
-    )
+    (tokens,) = token_logps(model, hidden, position, rows.target, budgets, recompute)
+    response = rows.response.to(tokens.device)
+    sums = torch.zeros(2 * pairs, dtype=tokens.dtype, device=tokens.device).index_add(0, response, tokens)
     return sums[0::2], sums[1::2]
-
-
-def _vocabulary(model: Any) -> int:
-    return int(unwrapped(model).get_output_embeddings().weight.shape[0])
-
-
-def token_logps(model: Any, hidden: Tensor, position: Tensor, target: Tensor) -> Tensor:
-    """Log-probabilities of `target`, (tokens,), at rows `position` of `hidden`; float32 at least."""
-    logits = logits_of(model, hidden)
-    logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
-    return logps[position.to(logps.device), target.to(logps.device)]
 
 
 def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> tuple[Tensor, Rows]:
@@ -249,28 +232,6 @@ def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
         # FSDP sums gradients once the backward pass has met an output of the model: below a frozen backbone, this one.
         hidden = hidden + 0.0 * output.logits.sum().to(hidden.dtype)
     return hidden, rows
-
-
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """The model's own logits for `hidden`, (rows, hidden) -> (rows, vocabulary), scale and softcap included.
-
-    Computed in the dtype of the unembedding, which head-only training keeps in float64.
-    """
-    head = unwrapped(model).get_output_embeddings()
-    logits = head(hidden.to(head.weight.dtype))
-    scale, softcap = logit_transform(model)
-    logits = logits if scale == 1.0 else logits * scale
-    return softcap * torch.tanh(logits / softcap) if softcap else logits
-
-
-def logit_transform(model: Any) -> tuple[float, float | None]:
-    """(scale, softcap) that the model applies to W g. `check_logits` tests them against the model's own output."""
-    config = unwrapped(model).config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return scale, float(softcap) if softcap else None
 
 
 @torch.no_grad()

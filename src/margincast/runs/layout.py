@@ -24,6 +24,7 @@ INTERVALS, REHEARSAL, PILOT = "intervals.safetensors", "rehearsal.safetensors", 
 
 # A training run: the log of its steps, its model, and the folder of what it needs until it is finished.
 TRAIN_LOG, MODEL, STATE = "train_log.jsonl", "model", "state"
+REFERENCES = "references.jsonl"  # every pair with its reference log-probabilities, as TRL reads them
 LOCK = ".lock"  # of the process that trains there
 
 # What attribute, decompose and reproduce find.
@@ -36,6 +37,7 @@ COSINES, CURVES, STAGES, LOCKS = "cosines.jsonl", "curves.jsonl", "runs", "locks
 # Files whose SHA-256 summary.json keeps. Features are not read twice for it: their manifest, which is here, has theirs.
 HASHED = (
     *(MARGINS, PAIRS, METRICS, FEATURES_MANIFEST, FEATURES_HEAD, FEATURES_PAIRS, INTERVALS, REHEARSAL, TRAIN_LOG),
+    REFERENCES,
     *(ATTRIBUTION, ISSUES, SUSPECTS, DISPLACEMENT, LENGTH, FORETOLD, COSINES, CURVES),
 )
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 
 from margincast.passes.budgets import BUDGETS, Budgets
+from margincast.passes.head import logits_of, token_logps, vocabulary
 from margincast.passes.plan import packs_of
-from margincast.passes.response_pass import Rows, hidden_states, logits_of
+from margincast.passes.response_pass import Rows, hidden_states
 from margincast.passes.tokenize import Encoded
 
 # What a batch may hold. Images, token types and the like would be lost.
@@ -148,18 +148,12 @@ def _packed(model: Any, batch: CompactBatch, autocast: Callable[[], AbstractCont
 def token_outputs(model: Any, batch: CompactBatch, budgets: Budgets = BUDGETS) -> TokenOutput:
     """Values of every response token of `batch`."""
     predicted = int(batch.inputs["completion_mask"].sum())
-    vocabulary = int(model.get_output_embeddings().weight.shape[0])
     # As in `response_pass`: more logits than may be kept are made again in the backward pass.
-    again = torch.is_grad_enabled() and predicted * vocabulary > budgets.logit_keep
-    whole = torch.is_grad_enabled() and not again
+    again = predicted * vocabulary(model) > budgets.logit_keep
     places, parts = [], []
     for place, states, position, rows in _passes(model, batch, budgets):
-        height = len(states) if whole else max(1, budgets.logit_block // vocabulary)
-        for start in range(0, len(states), height):
-            mine = ((position >= start) & (position < start + height)).nonzero()[:, 0]
-            block = (model, states[start : start + height], position[mine] - start, rows.target[mine])
-            parts.append(checkpoint(token_values, *block, use_reentrant=False) if again else token_values(*block))
-            places.append(place[:, mine])
+        parts.append(token_logps(model, states, position, rows.target, budgets, again, also=token_values))
+        places.append(place)
     row, column = torch.cat(places, dim=1).to(parts[0][0].device)
     shape = len(batch.pairs) * 2, batch.width - 1
 
@@ -169,17 +163,13 @@ def token_outputs(model: Any, batch: CompactBatch, budgets: Budgets = BUDGETS) -
     return TokenOutput(*(padded(torch.cat(values)) for values in zip(*parts, strict=True)))
 
 
-def token_values(model: Any, hidden: Tensor, position: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """Of the tokens `target`, predicted by rows `position` of `hidden`: the fields of `TokenOutput`, (tokens,) each."""
-    logits = logits_of(model, hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    position, target = position.to(logits.device), target.to(logits.device)
-    logps = torch.log_softmax(logits, dim=-1)
-    with torch.no_grad():
-        p = logps.exp()
-        entropy, squares = -(p * logps).sum(dim=-1), (p * p).sum(dim=-1).log()
-        mean, best = logits.mean(dim=-1), logits.argmax(dim=-1)
-    return logps[position, target], entropy[position], squares[position], mean[position], best[position] == target
+def token_values(logits: Tensor, logps: Tensor, position: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """Of the tokens `target`, predicted by rows `position` of `logits`: the fields of `TokenOutput` after the first,
+    (tokens,) each."""
+    p = logps.exp()
+    entropy, squares = -(p * logps).sum(dim=-1), (p * p).sum(dim=-1).log()
+    mean, best = logits.mean(dim=-1), logits.argmax(dim=-1)
+    return entropy[position], squares[position], mean[position], best[position] == target
 
 
 def logit_outputs(model: Any, batch: CompactBatch, budgets: Budgets = BUDGETS) -> CausalLMOutput:

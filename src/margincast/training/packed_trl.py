@@ -10,14 +10,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
+from margincast.errors import InputError
 from margincast.passes.response_pass import packing_problem
 from margincast.training.packed import CannotPack, CompactBatch, compact, packed_forward
+from margincast.training.references import COLUMNS
+from margincast.training.run import REFERENCE_TOLERANCE
 
 # `margincast.trl` puts TRL's trainer behind the class below, so that this module is read without TRL.
 Trainer: Any = object
@@ -30,6 +34,7 @@ HONOURED = {
     "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef", "label_smoothing", "beta", "use_weighting",
     "discopop_tau", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "router_aux_loss_coef",
 }  # fmt: skip
+CHECKED = 4  # rows whose given reference log-probabilities are computed again
 # Settings of transformers that change the pass itself, and the value at which they do not.
 PLAIN = {"use_liger_kernel": False, "torch_compile": False, "neftune_noise_alpha": None}
 LOSSES = {
@@ -79,6 +84,28 @@ class PackedPasses(Trainer):  # type: ignore[misc]
         except CannotPack as reason:
             self._say(str(reason))
         return super().compute_ref_log_probs(*arguments)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """`dataset` as it is where it has the reference's log-probabilities already, as margincast writes them; TRL
+        would fail at a second pair of these columns.
+
+        Raises `InputError` where those of its first rows are not the reference's.
+        """
+        if not set(COLUMNS) <= set(getattr(dataset, "column_names", None) or ()) or self.is_deepspeed_enabled:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        inputs = self._prepare_inputs(self.data_collator([dataset[row] for row in range(min(CHECKED, len(dataset)))]))
+        reference = self.ref_model or self.model
+        given_model = len(signature(super().compute_ref_log_probs).parameters) > 1  # since TRL 1.12
+        found = self.compute_ref_log_probs(*([reference] if given_model else []), inputs)
+        allowed = REFERENCE_TOLERANCE[torch.bfloat16 if self.args.bf16 else reference.dtype]
+        for column, logps in zip(COLUMNS, found, strict=True):
+            gap = float((inputs[column].to(logps) - logps).abs().max())
+            if not gap <= allowed:
+                raise InputError(
+                    f"{column} of the {name} data are not this reference's: the first rows give others, {gap:.3g} "
+                    "away; they are of another model or max_length. Remove the columns, or write them anew"
+                )
+        return dataset
 
     def _compacted(self, inputs: Mapping[str, Tensor]) -> CompactBatch:
         if not self._packing_checked:

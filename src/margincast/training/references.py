@@ -12,6 +12,7 @@ from margincast.runs.save import pair_row
 from margincast.runs.store import atomic_path, write_jsonl
 
 FORMATS = (".jsonl", ".parquet")
+COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # as TRL calls them
 
 
 def check_references(path: Path, eos: bool | None) -> None:
@@ -26,6 +27,7 @@ def check_references(path: Path, eos: bool | None) -> None:
 
 def write_references(path: Path, features: Features, encoding: Encoding) -> None:
     """Write the pairs of `features` as a data set for TRL, in the order of `encoding`, which they were extracted from.
+    `PackedDPOTrainer` reads it as it is.
 
     Every row has `prompt`, `chosen`, `rejected`, where the pair comes from, its `split` ("train" or "heldout"), and
     `ref_chosen_logps` and `ref_rejected_logps`, the summed log-probabilities of the responses as TRL defines them.
@@ -37,7 +39,7 @@ def write_references(path: Path, features: Features, encoding: Encoding) -> None
     for name, split in (("train", features.train), ("heldout", features.heldout)):
         logps = zip(split.pairs, split.reference_chosen.tolist(), split.reference_rejected.tolist(), strict=True)
         for pair, chosen, rejected in logps:
-            rows[pair.id] = {**pair_row(pair, name), "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            rows[pair.id] = {**pair_row(pair, name), **dict(zip(COLUMNS, (chosen, rejected), strict=True))}
     ordered = [rows[pair.id] for pair in encoding.pairs]
     if path.suffix.lower() == ".jsonl":
         write_jsonl(path, ordered)
