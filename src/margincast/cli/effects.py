@@ -14,6 +14,7 @@ from margincast.results import Json
 
 if TYPE_CHECKING:
     from margincast.evaldata import EvalData
+    from margincast.evaldata.features import EvalFeatures
     from margincast.evaldata.tokens import EncodedEval
 
 
@@ -57,6 +58,18 @@ def encoded_eval(
     for line in (*data.notes, *encoded.notes, *data.overlaps(inputs.train)):
         job.say(line)
     return encoded
+
+
+def eval_inputs(
+    job: Job, data: EvalData | None, inputs: Inputs, pairs: PairOptions, max_length: int
+) -> EvalFeatures | None:
+    """The features that an exact forecast foresees what else changes from."""
+    encoded = encoded_eval(job, data, inputs, pairs, max_length)
+    if encoded is None:
+        return None
+    from margincast.evaldata.features import eval_features_of
+
+    return eval_features_of(inputs.loaded, encoded)
 
 
 def say_effects(job: Job, rows: Sequence[Json], results: Json) -> None:

@@ -21,8 +21,12 @@ NONE = -1  # behind the end of an answer
 GRAM = 4
 
 
-def answered(prompts: Sequence[tuple[int, ...]], budget: int, records: int) -> list[tuple[int, ...]]:
-    """Those of `prompts`, evenly spread, that a run of `records` recorded steps can answer with `budget` tokens."""
+def answered(
+    prompts: Sequence[tuple[int, ...]], budget: int, records: int, context: int | None
+) -> list[tuple[int, ...]]:
+    """Those of `prompts`, evenly spread, that a run of `records` recorded steps can answer with `budget` tokens, in a
+    model of `context` tokens."""
+    prompts = [prompt for prompt in prompts if context is None or len(prompt) + NEW_TOKENS <= context]
     count = min(len(prompts), budget // (records * NEW_TOKENS))
     return [prompts[k * len(prompts) // count] for k in range(count)]
 

@@ -50,11 +50,14 @@ class EncodedSet:
 
 @dataclass(frozen=True)
 class EncodedEval:
-    """notes: what is not measured, a line each;  fingerprint: of data and tokens"""
+    """notes: what is not measured, a line each;  fingerprint: of the data
+    context: how many tokens fit into the model, where that is known
+    """
 
     sets: tuple[EncodedSet, ...]
     notes: tuple[str, ...]
     fingerprint: str
+    context: int | None = None
 
     @property
     def sequences(self) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -103,7 +106,7 @@ def encode_eval(
                 pairs, tokenizer, eos=eos or None, max_length=max_length, context=context, on_bad_row=on_bad_row
             )
         sets.append(EncodedSet(each.name, texts, prompts, encoding))
-    return EncodedEval(tuple(sets), tuple(notes), data.fingerprint)
+    return EncodedEval(tuple(sets), tuple(notes), data.fingerprint, context)
 
 
 def _some_pairs(data: EvalSet) -> PairSet | None:

@@ -176,4 +176,6 @@ def meter_of(
     and responses have many tokens, to those of held-out pairs"""
     many = any(len(row.chosen) > 1 or len(row.rejected) > 1 for row in heldout)
     prompts = data.prompts or ([*dict.fromkeys(row.prompt for row in heldout)] if many else [])
-    return EffectMeter(data, tokenizer, heldout, answered(prompts, budget, records), packed, frozen_backbone)
+    return EffectMeter(
+        data, tokenizer, heldout, answered(prompts, budget, records, data.context), packed, frozen_backbone
+    )

@@ -38,7 +38,7 @@ from margincast.training.watch import Watch, watched
 
 # Log-probabilities of two passes over the same model differ by rounding alone; more means another model.
 TRAINED = {"all": "all weights", "head": "the unembedding, backbone frozen", "lora": "a LoRA adapter"}
-REFERENCE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 2.0, torch.float16: 0.5}
+REFERENCE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 2.0, torch.float16: 0.5}
 
 
 def train_model(
@@ -64,26 +64,22 @@ def train_model(
     stop_after: the step at which to pause, recorded too; `folder` is left as by an interruption there
     keep_state: leave what an interrupted run needs, for a caller that has more to write before the run is finished and
     then calls `forget_state`;  watch: for what else, and when to stop: a run that stops early keeps its state
-    say: gets a line for every checkpoint that could not be used,
-    and where an adapter that was there trains on
+    say: gets a line for every checkpoint that could not be used, and where an adapter that was there trains on
 
     Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not that of `features`, when
     another process trains in `folder`, when the loss divides log-ratios by the length of responses that are longer
     than one token, and for a `watch` that this run cannot have.
     """
-    folder, recipe = Path(folder), recipe.for_pairs(len(features.train.pairs))
+    folder, recipe, watch = Path(folder), recipe.for_pairs(len(features.train.pairs)), watch or Watch()
     recipe.check_trainable()
     refuse_length_normalized(recipe.loss, features.train.single_token and features.heldout.single_token)
     dtype = loaded.model.get_output_embeddings().weight.dtype
-    if recipe.train == "lora" and has_adapter(loaded.model):
-        say(f"the adapter of {loaded.name} trains on as it is: its own rank, scale and modules, and no dropout")
-    model = prepared(loaded, recipe)
+    model = prepared(loaded, recipe, say)
     recorded, state = features.train.pairs.spread(recipe.recorded_train), folder / STATE
     rows = encoding.select(features.train.pairs).rows
     packed = packing_problem(model, rows) is None
     followed = (*encoding.select(recorded).rows, *encoding.select(features.heldout.pairs).rows)
     evaluator = Evaluator(followed, packed, frozen_backbone=recipe.train == "head")
-    watch = watch or Watch()
     meter = watched(loaded, encoding.select(features.heldout.pairs).rows, features, recipe, watch, packed)
     with claimed(folder):
         identity = by_first(lambda: _same_run(state, recipe, features, watch))
@@ -91,20 +87,18 @@ def train_model(
         begun = log_ratios_of(features, recorded)
         recording = Recording(evaluator, state, recorded, features.heldout.pairs, begun, meter)
         recorder = Recorder(recording, recipe, features, stop_after, stops_of(watch.stop_if))
-        trainer = trainer_of(model, rows, features, recipe, state, packed)
+        recorder.trainer = trainer = trainer_of(model, rows, features, recipe, state, packed)
         if trainer.is_fsdp_enabled:
-            refuse_with_fsdp(recipe, watch)
-        for callback in [recorder, *([ProgressBar()] if progress else [])]:
+            refuse_several_batches(recipe)
+            watch.refuse_with_fsdp()
+        for callback in (recorder, ProgressBar()) if progress else (recorder,):
             trainer.add_callback(callback)
-        recorder.trainer = trainer
         recording.begin(model)
         carry_out(trainer, recorder, stop_after or recipe.steps, say)
     model.get_output_embeddings().to(dtype)
     loss_type = recipe.loss if recipe.loss.parameters else recipe.loss_type
     trajectory = recording.trajectory(recipe.beta, loss_type, f"training of {TRAINED[recipe.train]}")
-    finish(trainer, loaded, folder, save_model, recorder.stopped)
-    if not keep_state and trainer.state.global_step == recipe.steps:
-        forget_state(folder)
+    finish(trainer, loaded, folder, save_model, recorder.stopped, keep_state)
     return trajectory
 
 
@@ -127,13 +121,15 @@ def trainer_of(
     return trainer
 
 
-def prepared(loaded: LoadedModel, recipe: Recipe) -> Any:
+def prepared(loaded: LoadedModel, recipe: Recipe, say: Callable[[str], None] = warnings.warn) -> Any:
     """The model with what is to be trained of it, and nothing else, trainable; `loaded` is changed in place.
 
     An adapter that came with it goes on training under train lora, and else becomes part of the weights. Either way the
     reference is what the features have it to be: the model without.
     """
     if recipe.train == "lora":
+        if has_adapter(loaded.model):
+            say(f"the adapter of {loaded.name} trains on as it is: its own rank, scale and modules, and no dropout")
         loaded.model = with_adapter(loaded.model, recipe)
         return loaded.model
     loaded.model = merged_model(loaded.model)
@@ -145,11 +141,8 @@ def prepared(loaded: LoadedModel, recipe: Recipe) -> Any:
     return loaded.model
 
 
-def refuse_with_fsdp(recipe: Recipe, watch: Watch) -> None:
-    """Raises `InputError` for eval data, which one process measures alone and FSDP has its weights in all; and for a
-    step of several batches: with FSDP the second one crashed (torch 2.13, on a CPU)."""
-    if watch.eval_data is not None:
-        raise InputError("--eval_data does not work where FSDP shards the weights; leave one of the two out")
+def refuse_several_batches(recipe: Recipe) -> None:
+    """Raises `InputError` for a step of several batches: with FSDP the second one crashed (torch 2.13, on a CPU)."""
     if recipe.gradient_accumulation_steps > 1:
         raise InputError(
             f"gradient_accumulation_steps {recipe.gradient_accumulation_steps} does not work where FSDP shards the "
@@ -157,8 +150,13 @@ def refuse_with_fsdp(recipe: Recipe, watch: Watch) -> None:
         )
 
 
-def finish(trainer: MarginTrainer, loaded: LoadedModel, folder: Path, save_model: bool, stopped: bool) -> None:
-    """Write the log and, with `save_model`, the model of a run that has taken its last step, or stopped as asked."""
+def finish(
+    trainer: MarginTrainer, loaded: LoadedModel, folder: Path, save_model: bool, stopped: bool, keep_state: bool
+) -> None:
+    """Write the log and, with `save_model`, the model of a run that has taken its last step, or stopped as asked.
+
+    keep_state: whether what an interrupted run needs stays, as it does in a run that stopped
+    """
     weights = whole_weights(loaded.model) if save_model and processes() > 1 else None
     everyone(None)  # all have read what is removed now
     if process() == 0 and (stopped or trainer.state.global_step == trainer.recipe.steps):
@@ -166,6 +164,8 @@ def finish(trainer: MarginTrainer, loaded: LoadedModel, folder: Path, save_model
         if save_model:
             loaded.model.save_pretrained(folder / "model", state_dict=weights)
             loaded.tokenizer.save_pretrained(folder / "model")
+    if not keep_state and trainer.state.global_step == trainer.recipe.steps:
+        forget_state(folder)
 
 
 def carry_out(trainer: MarginTrainer, recorder: Recorder, end: int, say: Callable[[str], None]) -> None:

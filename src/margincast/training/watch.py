@@ -35,6 +35,11 @@ class Watch:
     effects_budget: int = EFFECTS_BUDGET
     stop_if: Sequence[str] = ()
 
+    def refuse_with_fsdp(self) -> None:
+        """Raises `InputError` for eval data, which one process measures alone, where all have a part of the weights."""
+        if self.eval_data is not None:
+            raise InputError("--eval_data does not work where FSDP shards the weights; leave one of the two out")
+
     @property
     def fingerprint(self) -> list[str | int]:
         """What of it decides what is recorded."""

@@ -55,13 +55,17 @@ class HeadSpace:
         """Sequence rewards at W0 + `state`, (pairs, 2), chosen first (Eq. 12)."""
         return self.features.per_response(self.token_rewards([state])[0])
 
+    def first_logps(self) -> Tensor:
+        """(P,) log-probabilities of the tokens at W0."""
+        known = self._known.reference
+        assert known is not None
+        return known
+
     def first_rewards(self) -> Tensor:
         """(P,) what every response position adds to its reward at W0: 0, or beta log pi where there is no reference."""
         if not self.reference_free:
             return torch.zeros_like(self.features.hidden[:, 0])
-        known = self._known.reference
-        assert known is not None
-        return self.beta * self.features.share * known
+        return self.beta * self.features.share * self.first_logps()
 
     def token_rewards(self, states: Sequence[Tensor]) -> Tensor:
         """(K, P) what every response position adds to its sequence reward at W0 + each of K `states`.
