@@ -175,7 +175,7 @@ SETTINGS = {"train": "head", "beta": 0.1, "max_steps": 5, "per_device_train_batc
 @pytest.mark.parametrize(
     "pairs, changes",
     [
-        (make_pairs(14, 2), {"optimizer": "sgd", "learning_rate": 2.0}),
+        (make_pairs(14, 2), {"optimizer": "sgd", "learning_rate": 4.0}),
         (make_pairs(14, 2), {"optimizer": "adamw", "learning_rate": 0.02, "weight_decay": 0.1}),
         (multi_token(14), {"optimizer": "adamw", "learning_rate": 0.02, "weight_decay": 0.1}),
         (multi_token(14), {"optimizer": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "linear"}),
@@ -183,7 +183,8 @@ SETTINGS = {"train": "head", "beta": 0.1, "max_steps": 5, "per_device_train_batc
     ids=["one token", "one token, decay", "many tokens", "many tokens, sgd"],
 )
 def test_a_forecast_of_the_head_foresees_them(pairs: PairSet, changes: dict[str, float], tmp_path: Path) -> None:
-    """Real training of the unembedding by PyTorch in float64, and the exact forecast of it: 1e-6 of each other."""
+    """Real training of the unembedding by PyTorch in float64, and the exact forecast of it: within 1e-6, small numbers
+    within 1e-5 of themselves. A real run's batches carry their reference in float32."""
     data = neutral(tmp_path)
     loaded = LoadedModel("tiny", "tiny64", tiny_model(dtype=torch.float64), tiny_tokenizer())
     train, heldout = pairs[:9], pairs[9:]
@@ -208,7 +209,8 @@ def test_a_forecast_of_the_head_foresees_them(pairs: PairSet, changes: dict[str,
     for mine, row in zip(metric_rows(foreseen), theirs, strict=True):
         for name in names:
             if name in mine:
-                assert mine[name] == pytest.approx(row[name], abs=1e-9, rel=1e-6), (name, row["step"])
+                assert mine[name] == pytest.approx(row[name], abs=1e-8, rel=1e-5), (name, row["step"])
+                assert abs(mine[name] - row[name]) <= 1e-6 * max(1.0, abs(row[name])), (name, row["step"])
     lacking = {name for name in names if name not in metric_rows(foreseen)[0]}
     # Of single tokens with decay, log-probabilities of the run's own responses are not forecast.
     decays = encoding.single_token and "weight_decay" in changes
