@@ -23,8 +23,14 @@ if TYPE_CHECKING:
     from margincast.diagnose import plan_changes as plan_changes
     from margincast.diagnose import write_cleaned as write_cleaned
     from margincast.diagnose import write_without_worst as write_without_worst
+    from margincast.effects import Effects as Effects
     from margincast.errors import InputError as InputError
     from margincast.errors import StatedFailure as StatedFailure
+    from margincast.evaldata import EvalData as EvalData
+    from margincast.evaldata import load_eval_data as load_eval_data
+    from margincast.evaldata.features import EvalFeatures as EvalFeatures
+    from margincast.evaldata.features import extract_eval_features as extract_eval_features
+    from margincast.evaldata.tokens import encode_eval as encode_eval
     from margincast.features import extract_features as extract_features
     from margincast.features.kept import kept_features as kept_features
     from margincast.features.positions import Positions as Positions
@@ -101,6 +107,7 @@ if TYPE_CHECKING:
     from margincast.trained.rehearsal import rehearse as rehearse
     from margincast.trained.trained_run import TrainedRun as TrainedRun
     from margincast.training.run import train_model as train_model
+    from margincast.training.watch import Watch as Watch
     from margincast.trl import MarginCallback as MarginCallback
 
     __version__: str
@@ -150,6 +157,13 @@ _HOMES = {
     "AdamW": "margincast.recipe.optimizers.adamw",
     "MarginCallback": "margincast.trl",
     "train_model": "margincast.training.run",
+    "Watch": "margincast.training.watch",
+    "Effects": "margincast.effects",
+    "EvalData": "margincast.evaldata",
+    "load_eval_data": "margincast.evaldata",
+    "encode_eval": "margincast.evaldata.tokens",
+    "EvalFeatures": "margincast.evaldata.features",
+    "extract_eval_features": "margincast.evaldata.features",
     "preference_distribution": "margincast.theory.distribution",
     "guarantees": "margincast.theory.theorems",
     "population_risk": "margincast.theory.risk",

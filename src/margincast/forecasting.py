@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from margincast.evaldata.features import EvalFeatures
     from margincast.features.positions import Positions
     from margincast.frozen.forecast import Forecast
     from margincast.frozen.tokens.forecast import TokenForecast
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 
 
 @overload
-def forecast(features: Positions, recipe: Recipe, *, dtype: torch.dtype | None = None) -> TokenForecast: ...
+def forecast(
+    features: Positions,
+    recipe: Recipe,
+    *,
+    dtype: torch.dtype | None = None,
+    eval_features: EvalFeatures | None = None,
+) -> TokenForecast: ...
 
 
 @overload
@@ -37,6 +44,7 @@ def forecast(
     pilot: Trajectory | None = None,
     constants: Constants | str | Path | None = None,
     dtype: torch.dtype | None = None,
+    eval_features: EvalFeatures | None = None,
 ) -> Forecast | TrainedForecast: ...
 
 
@@ -48,6 +56,7 @@ def forecast(
     pilot: Trajectory | None = None,
     constants: Constants | str | Path | None = None,
     dtype: torch.dtype | None = None,
+    eval_features: EvalFeatures | None = None,
 ) -> Forecast | TokenForecast | TrainedForecast:
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last, of the run of `recipe`.
 
@@ -59,6 +68,7 @@ def forecast(
     constants: of such forecasts, for another model than SmolLM2: from `fit_constants`, or the file they were saved in
     dtype: what an exact forecast is calculated in; None is float64 for responses of one token and, except for gradient
     flow, float32 for those of many
+    eval_features: of data that the run is not trained on (`extract_eval_features`), for `effects` of an exact forecast
 
     Gives a `Forecast`, or of positions a `TokenForecast`, which is exact and knows what every training pair
     contributed, where `recipe.train` is "head", else a `TrainedForecast`. Raises `InputError` for features, settings or
@@ -68,10 +78,12 @@ def forecast(
 
     recipe = Recipe() if recipe is None else recipe
     if isinstance(features, Positions):
-        return _forecast_positions(features, recipe, dtype)
+        return _forecast_positions(features, recipe, dtype, eval_features)
     if recipe.train != "head":
         if dtype is not None:
             raise InputError(f"dtype is for exact forecasts, with train head; train is {recipe.train!r}")
+        if eval_features is not None:
+            raise InputError("eval features are for exact forecasts, with train head; train_model measures other runs")
         from margincast.trained.forecast import forecast_trained
 
         return forecast_trained(features, recipe, rehearsal=rehearsal, pilot=pilot, constants=constants)
@@ -79,12 +91,14 @@ def forecast(
         raise InputError("with train head the forecast is exact: it takes no rehearsal, no pilot and no constants")
     from margincast.frozen.forecast import forecast_frozen
 
-    return forecast_frozen(features, recipe, dtype=dtype)
+    return forecast_frozen(features, recipe, dtype=dtype, eval_features=eval_features)
 
 
-def _forecast_positions(features: Positions, recipe: Recipe, dtype: torch.dtype | None) -> TokenForecast:
+def _forecast_positions(
+    features: Positions, recipe: Recipe, dtype: torch.dtype | None, eval_features: EvalFeatures | None
+) -> TokenForecast:
     from margincast.frozen.tokens.forecast import forecast_positions
 
     if recipe.train != "head":
         raise InputError("positions are for train head; forecasts of other training take extract_features' features")
-    return forecast_positions(features, recipe, dtype=dtype)
+    return forecast_positions(features, recipe, dtype=dtype, eval_features=eval_features)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Values = NDArray[np.float64]
 LEVEL = 0.95
@@ -63,3 +67,30 @@ def bootstrap(statistic: Callable[..., float], *samples: Values, seed: int = 0) 
 def mean_interval(values: Values, seed: int = 0) -> Estimate:
     """The mean of (pairs,) values with its bootstrap interval."""
     return bootstrap(lambda sample: float(np.mean(sample)), values, seed=seed)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A least-squares slope, per token, and its standard error; not numbers where all lengths are the same."""
+
+    value: float
+    error: float
+
+
+def clustered_slope(lengths: Tensor, rewards: Tensor) -> Slope:
+    """Least squares of `rewards` on `lengths`, both (pairs, responses of each) float64, an intercept a column.
+
+    Without one for each side, what chosen responses gain over rejected ones would count for length wherever they are
+    the longer ones. The error is the sandwich with a pair's responses as one cluster, times
+    G / (G - 1) x (N - 1) / (N - K) for G clusters of N responses together and K coefficients.
+    """
+    centred, count, coefficients = lengths - lengths.mean(0), lengths.numel(), 1 + lengths.shape[1]
+    spread = float(centred.square().sum())
+    if spread == 0 or count <= coefficients:
+        return Slope(float("nan"), float("nan"))
+    slope = float((centred * rewards).sum()) / spread
+    residuals = rewards - rewards.mean(0) - slope * centred
+    scores = (centred * residuals).sum(1)
+    clusters = len(lengths)
+    correction = clusters / (clusters - 1) * (count - 1) / (count - coefficients)
+    return Slope(slope, (correction * float(scores.square().sum())) ** 0.5 / spread)

@@ -22,6 +22,7 @@ from margincast.splitting import heldout_ids, refuse_leakage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from margincast.effects import Effects
     from margincast.recipe.losses import Loss
 
 Message = Mapping[str, str]
@@ -285,6 +286,7 @@ class Trajectory(Result):
     steps: the recorded optimizer steps, 0 first; for gradient flow, step s is time t = learning_rate * s
     loss_type: a member of the family f in `recipe.losses`: its name, or the `Loss` where the name does not say all
     error: bound on the numerical error of any margin; None where rounding of the arithmetic is all there is
+    effects: what was measured beside these pairs, on data given for that
     """
 
     steps: tuple[int, ...]
@@ -294,6 +296,7 @@ class Trajectory(Result):
     loss_type: str | Loss = "sigmoid"
     origin: str = ""
     error: float | None = None
+    effects: Effects | None = field(default=None, repr=False)
 
     presenter: ClassVar[str] = "run"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from margincast.cli.effects import EvalOptions, eval_inputs, read_eval, say_effects
 from margincast.cli.inputs import PairInputs, PositionInputs, Reading, read_inputs, with_features, with_kept_positions
 from margincast.cli.job import Job, open_job
 from margincast.cli.memory import MemoryOptions, say_memory
@@ -15,6 +16,7 @@ from margincast.recipe.recipe import Recipe
 from margincast.results import Json
 
 if TYPE_CHECKING:
+    from margincast.evaldata.features import EvalFeatures
     from margincast.records import Trajectory
 
 
@@ -48,6 +50,7 @@ def forecast(
     fitted: FittedOptions,
     inputs: InputOptions,
     pairs: PairOptions,
+    eval_options: EvalOptions,
     memory: MemoryOptions,
     output: CheckedOutput,
 ) -> None:
@@ -63,19 +66,26 @@ def forecast(
     if recipe.train != "head":
         from margincast.cli.trained import forecast_trained
 
+        if eval_options.eval_data:
+            raise InputError(
+                f"--eval_data: what else changes is foreseen with --train head alone; of --train {recipe.train} "
+                "`margincast train --eval_data` measures it"
+            )
         forecast_trained(reading, recipe, fitted, output)
         return
     _refuse_fitted(recipe, fitted)
-    job = open_job("forecast", output, recipe, inputs, pairs, data=data)
+    job = open_job("forecast", output, recipe, inputs, pairs, eval_options, data=data)
     job.say_defaults(recipe)
+    eval_data = read_eval(eval_options, inputs, pairs)
     read = read_inputs(job, reading)
+    measured = eval_inputs(job, eval_data, read, pairs, recipe.max_length)
     if read.encoding.single_token:
-        job.done(run_forecast(job, with_features(job, read), recipe))
+        job.done(run_forecast(job, with_features(job, read), recipe, measured))
         return
     from margincast.frozen.tokens.forecast import default_dtype
 
     say_memory(job, read, recipe, default_dtype(recipe), memory.memory_limit)
-    job.done(run_forecast(job, with_kept_positions(job, read), recipe))
+    job.done(run_forecast(job, with_kept_positions(job, read), recipe, measured))
 
 
 def _by_backbone(recipe: Recipe, fitted: FittedOptions) -> Recipe:
@@ -95,23 +105,27 @@ def _refuse_fitted(recipe: Recipe, fitted: FittedOptions) -> None:
         raise InputError("--bf16 rounds what an exact forecast does not; with --train head leave it out")
 
 
-def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) -> Json:
-    """Forecast exactly, save the run, print its tables."""
+def run_forecast(
+    job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe, measured: EvalFeatures | None = None
+) -> Json:
+    """Forecast exactly, save the run, print its tables. measured: what else is to be foreseen on"""
     from margincast.decision import verdict
     from margincast.frozen.forecast import forecast_frozen
     from margincast.frozen.tokens.forecast import TokenForecast, forecast_positions
     from margincast.report import profile, tables
+    from margincast.report.effects import leave_effects
     from margincast.report.figures import run_curves, save_figure
     from margincast.report.sections import write_page
     from margincast.report.verdict import verdict_lines
     from margincast.runs.save import save_trajectory, trajectory_results, write_summary
 
     if isinstance(inputs, PairInputs):
-        trajectory: Trajectory = forecast_frozen(inputs.features, recipe)
+        trajectory: Trajectory = forecast_frozen(inputs.features, recipe, eval_features=measured)
     else:
-        trajectory = forecast_positions(inputs.positions, recipe, progress=job.progress)
+        trajectory = forecast_positions(inputs.positions, recipe, progress=job.progress, eval_features=measured)
     rows = save_trajectory(job.out, trajectory)
     save_figure(run_curves(trajectory), job.out / "figures", "curves")
+    leave_effects(job.out, rows)
     results = trajectory_results(trajectory, rows, job.seconds)
     if isinstance(trajectory, TokenForecast):
         results["length"] = profile.leave_profile(trajectory.reward_profile(), job.out)
@@ -125,6 +139,7 @@ def run_forecast(job: Job, inputs: PairInputs | PositionInputs, recipe: Recipe) 
         job.say(f"Numerical error of any margin: at most {trajectory.error:.1g}.")
     job.table("", tables.STEP_HEADER, tables.step_rows(rows))
     job.table(f"Step {trajectory.steps[-1]}", tables.CONCEPT_HEADER, tables.concept_rows(results["concepts"]))
+    say_effects(job, rows, results)
     if "length" in results:
         title = "Margins, and what they owe to length"
         job.table(title, profile.PROFILE_HEADER, profile.profile_rows(results["length"]))

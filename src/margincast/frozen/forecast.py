@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from margincast.effects import Effects, HeldoutResponses
+from margincast.evaldata.features import EvalFeatures
 from margincast.frozen.attribution.attributable import Attributable
 from margincast.frozen.attribution.contributions import Attribution, account
 from margincast.frozen.attribution.targets import Sums, Target
+from margincast.frozen.effects import HeadMeter
 from margincast.frozen.engine.pairspace import choose_form, simulate_in
 from margincast.frozen.engine.spaces import precision, refuse_bias, token_spaces
 from margincast.frozen.engine.state import TokenSpace
+from margincast.frozen.engine.step import simulate
 from margincast.frozen.flow.driven import driven_flow
 from margincast.frozen.flow.states import margin_error
 from margincast.models.device import forecast_device, on_device
@@ -54,11 +58,18 @@ class Forecast(Attributable):
         return self._attributed[step]
 
 
-def forecast_frozen(features: Features, recipe: Recipe, *, dtype: torch.dtype | None = None) -> Forecast:
+def forecast_frozen(
+    features: Features,
+    recipe: Recipe,
+    *,
+    dtype: torch.dtype | None = None,
+    eval_features: EvalFeatures | None = None,
+) -> Forecast:
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last.
 
     dtype: what they are calculated in; None is float64, or for features as large as a share of memory what those are
     stored in, which then stay in their file (`frozen.engine.spaces.precision`)
+    eval_features: of data that the run is not trained on, on which `effects` of the result says what else changes
 
     Of training the unembedding alone, whatever `recipe.train` says: equal, to rounding, to `margincast train --train
     head` with the same settings. Gradient flow ignores batches, schedule and clipping: it is their limit for small
@@ -89,10 +100,41 @@ def forecast_frozen(features: Features, recipe: Recipe, *, dtype: torch.dtype | 
         loss_type=loss if loss.parameters else recipe.loss_type,
         error=error,
         origin=f"forecast of training the unembedding on a frozen backbone (exact{on_device(device)})",
+        effects=None if eval_features is None else _effects(features, eval_features, recipe, train, states),
         features=features,
         recipe=recipe,
         dtype=dtype,
     )
+
+
+def _effects(
+    features: Features, eval_features: EvalFeatures, recipe: Recipe, train: TokenSpace, states: list[Tensor]
+) -> Effects:
+    """What the run changes beside its pairs. train, states: of the T response tokens"""
+    there = eval_features.to(train.features.device, train.dtype)
+    if recipe.rule.decay:  # the other rows of W move as well: the run of all of them
+        meter = HeadMeter(there)
+        whole = replace(features, tokens=torch.arange(len(there.weight)), unembedding=there.weight)
+        space = token_spaces(whole, recipe, train.features.dtype)[0].to(train.features.device)
+        run = simulate(
+            space,
+            recipe.rule,
+            recipe.batches(len(space)),
+            unembedding=there.weight,
+            loss=recipe.loss,
+            factor=recipe.factor,
+            max_grad_norm=recipe.max_grad_norm,
+        )
+        for step, state in enumerate(run, start=1):
+            if step in recipe.recorded:
+                meter.see([state])
+    else:
+        meter = HeadMeter(there, features.tokens)
+        meter.see(states[1:])
+    heldout = features.heldout
+    lengths = torch.ones(len(heldout.pairs), 2, dtype=torch.long)
+    responses = HeldoutResponses(lengths, heldout.policy_logps[0].double())
+    return meter.effects(recipe.loss, recipe.beta, responses)
 
 
 def _states(train: TokenSpace, recipe: Recipe, unembedding: Tensor) -> tuple[list[Tensor], Tensor | None]:

@@ -198,7 +198,23 @@ def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
 
     With `packed` one trie holds the whole batch, whatever its size: `packing.plan_packs` makes batches that are right.
     """
-    sequences = [sequence for pair in batch for sequence in pair.inputs]
+    hidden, paths = sequence_states(model, [sequence for pair in batch for sequence in pair.inputs], packed)
+    row, target, response, first = [], [], [], []
+    for index, pair in enumerate(batch):
+        start = len(pair.prompt) - 1
+        first.append(paths[2 * index][start])
+        for side, ids_of_side in enumerate((pair.chosen, pair.rejected)):
+            row.append(paths[2 * index + side][start : start + len(ids_of_side)])
+            target.append(torch.tensor(ids_of_side))
+            response.append(torch.full((len(ids_of_side),), 2 * index + side))
+    return hidden, Rows(torch.cat(row), torch.cat(target), torch.cat(response), torch.stack(first))
+
+
+def sequence_states(
+    model: Any, sequences: Sequence[Sequence[int]], packed: bool = True
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Final hidden states of `sequences` in one pass, (positions, hidden), as the unembedding receives them; and for
+    every sequence the row of each of its tokens."""
     device = next(model.parameters()).device
     inputs: dict[str, Any]
     attention: AbstractContextManager[None] = nullcontext()
@@ -216,22 +232,13 @@ def hidden_states(model: Any, batch: Sequence[Encoded], packed: bool = True) -> 
             attended[index, : len(sequence)] = 1
         paths = tuple(index * width + torch.arange(len(sequence)) for index, sequence in enumerate(sequences))
         inputs = {"input_ids": ids.to(device), "attention_mask": attended.to(device)}
-    row, target, response, first = [], [], [], []
-    for index, pair in enumerate(batch):
-        start = len(pair.prompt) - 1
-        first.append(paths[2 * index][start])
-        for side, ids_of_side in enumerate((pair.chosen, pair.rejected)):
-            row.append(paths[2 * index + side][start : start + len(ids_of_side)])
-            target.append(torch.tensor(ids_of_side))
-            response.append(torch.full((len(ids_of_side),), 2 * index + side))
-    rows = Rows(torch.cat(row), torch.cat(target), torch.cat(response), torch.stack(first))
     with unembedding_input(model) as seen_by_head, attention:
         output = model(**inputs, use_cache=False, **keep_one(model))
     hidden = seen_by_head[0].flatten(0, -2)
     if isinstance(model, FSDPModule) and output.logits.requires_grad and not hidden.requires_grad:
         # FSDP sums gradients once the backward pass has met an output of the model: below a frozen backbone, this one.
         hidden = hidden + 0.0 * output.logits.sum().to(hidden.dtype)
-    return hidden, rows
+    return hidden, paths
 
 
 @torch.no_grad()

@@ -166,7 +166,7 @@ def _leaves_out_system(pair: Pair, tokenizer: Any) -> bool:
         {**message, "content": message["content"] * 2} if message["role"] == "system" else message  # type: ignore
         for message in pair.prompt
     ]
-    was, now = (_chat(tokenizer, messages, add_generation_prompt=True) for messages in (pair.prompt, other))
+    was, now = (chat_tokens(tokenizer, messages, add_generation_prompt=True) for messages in (pair.prompt, other))
     return was == now
 
 
@@ -210,9 +210,9 @@ def _encode_pair(pair: Pair, tokenizer: Any, ending: str) -> Encoded | str:
     """The pair in tokens, or in words why the chat template does not take it."""
     if pair.conversational:
         try:
-            prompt = _chat(tokenizer, pair.prompt, add_generation_prompt=True)
-            chosen, rejected = (_chat(tokenizer, (*pair.prompt, *side)) for side in (pair.chosen, pair.rejected))
-        except _TemplateRefuses as refusal:
+            prompt = chat_tokens(tokenizer, pair.prompt, add_generation_prompt=True)
+            chosen, rejected = (chat_tokens(tokenizer, (*pair.prompt, *side)) for side in (pair.chosen, pair.rejected))
+        except TemplateRefuses as refusal:
             return f"the chat template refuses these messages: {refusal}"
     else:
         prompt, chosen, rejected = (
@@ -239,7 +239,7 @@ def message_starts(pair: Pair, row: Encoded, tokenizer: Any) -> tuple[list[int],
     for messages, response in ((pair.chosen, row.chosen), (pair.rejected, row.rejected)):
         starts = [0]
         for count in range(1, len(messages) if pair.conversational else 1):
-            before = _chat(tokenizer, (*pair.prompt, *messages[:count]))
+            before = chat_tokens(tokenizer, (*pair.prompt, *messages[:count]))
             starts.append(max(starts[-1], common_prefix(before, row.prompt + response) - len(row.prompt)))
         found.append(starts)
     return found[0], found[1]
@@ -251,11 +251,11 @@ def _join(prompt: Text, response: Text, ending: str) -> str:
     return prompt + response if ending and response.endswith(ending) else prompt + response + ending
 
 
-class _TemplateRefuses(Exception):  # noqa: N818 (what a template does)
+class TemplateRefuses(Exception):  # noqa: N818 (what a template does)
     """In the template's own words."""
 
 
-def _chat(tokenizer: Any, messages: Sequence[Any], **options: Any) -> tuple[int, ...]:
+def chat_tokens(tokenizer: Any, messages: Sequence[Any], **options: Any) -> tuple[int, ...]:
     from jinja2 import TemplateError
 
     if not getattr(tokenizer, "chat_template", None):
@@ -268,5 +268,5 @@ def _chat(tokenizer: Any, messages: Sequence[Any], **options: Any) -> tuple[int,
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # A template is a program: beside refusing on purpose it fails as Python does.
         words = " ".join(str(error).split()) or type(error).__name__
-        raise _TemplateRefuses(words) from error
+        raise TemplateRefuses(words) from error
     return tuple(tokens["input_ids"] if hasattr(tokens, "keys") else tokens)

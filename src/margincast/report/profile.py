@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from margincast.intervals import Estimate, mean_interval, normal_interval, proportion
+from margincast.intervals import Estimate, Slope, mean_interval, normal_interval, proportion
 from margincast.report.figures import HELDOUT, INK, TRAIN, new_figure, save_figure
 from margincast.report.page import PageFigure, PageTable, Section
 from margincast.report.tables import Rows, interval, number, percent
@@ -20,7 +20,7 @@ from margincast.runs.store import write_jsonl
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from margincast.frozen.tokens.profile import RewardProfile, Slope, SplitProfile
+    from margincast.frozen.tokens.profile import RewardProfile, SplitProfile
 
 SPLITS = {"train": "training", "heldout": "held-out"}
 PROFILE_HEADER = ("", "training [95%]", "held-out [95%]")

@@ -15,6 +15,7 @@ from margincast.report import tables
 from margincast.report.attribution import attribution_sections
 from margincast.report.bounds import bound_sections
 from margincast.report.decomposition import decomposition_sections
+from margincast.report.effects import effect_sections
 from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.profile import profile_sections
 from margincast.report.reading import read_comparison, read_inspection, read_run
@@ -171,6 +172,7 @@ def run_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
                 PageTable(f"Step {rows[-1]['step']}", tables.CONCEPT_HEADER, tables.concept_rows(concepts)),
             ],
         ),
+        *effect_sections(folder, rows, summary["results"]),
         # Of responses of many tokens.
         *(profile_sections(folder, summary["results"]["length"]) if "length" in summary["results"] else []),
     ]

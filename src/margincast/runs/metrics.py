@@ -1,7 +1,8 @@
 """What does a trajectory say in numbers? TRL's metric names, per concept too, for forecast and training alike.
 
 `loss`, `rewards/margins` and so on are means over the recorded training pairs at the weights of that step;
-`eval_*` over all held-out pairs; `eval_<concept>_*` over the held-out pairs of one concept.
+`eval_*` over all held-out pairs; `eval_<concept>_*` over the held-out pairs of one concept; `effects/*` are of data
+beside them (`runs.effects`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from margincast.intervals import mean_interval, proportion
 from margincast.recipe.losses import Loss, get_loss
 from margincast.records import PairSet, SplitTrajectory, Trajectory
 from margincast.results import Json
+from margincast.runs.effects import effect_metrics
 
 CHANCE = 0.5  # accuracy of margins that training moved by no rule
 FEW_RESPONSES = 4  # different chosen responses; where there are more, accuracy is not split by them
@@ -48,6 +50,7 @@ def _at(trajectory: Trajectory, loss: Loss, index: int) -> Iterator[tuple[str, f
     yield from _means(loss, trajectory.heldout, index, "eval_", None)
     for concept, rows in concept_rows(trajectory.heldout.pairs).items():
         yield from _means(loss, trajectory.heldout, index, f"eval_{concept}_", rows)
+    yield from effect_metrics(trajectory, index)
 
 
 def _means(

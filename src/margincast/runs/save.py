@@ -15,6 +15,7 @@ import torch
 from margincast.recipe.losses import get_loss
 from margincast.records import Pair, PairSet, Trajectory
 from margincast.results import Json
+from margincast.runs.effects import effect_results
 from margincast.runs.layout import HASHED, MARGINS, METRICS, PAIRS, SCHEMA_VERSION, SUMMARY
 from margincast.runs.metrics import concept_results, displacement, metric_rows, response_results
 from margincast.runs.store import file_sha256, write_json, write_jsonl, write_tensors
@@ -82,6 +83,7 @@ def trajectory_results(trajectory: Trajectory, rows: list[Json], seconds: float)
         "concepts": concept_results(trajectory),
         "displacement": displacement(trajectory),
         "responses": response_results(trajectory),
+        **effect_results(trajectory),
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes(),
     }

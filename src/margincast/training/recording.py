@@ -19,6 +19,7 @@ from margincast.passes.evaluate import Evaluator
 from margincast.recipe.losses import Loss, get_loss
 from margincast.records import PairSet, SplitTrajectory, Trajectory
 from margincast.runs.store import write_json, write_tensors
+from margincast.training.meter import EffectMeter
 from margincast.training.step import counted_lengths
 
 MARKER = "run.json"
@@ -29,6 +30,7 @@ class Recording:
     """The steps of one run recorded so far, in `folder`.
 
     evaluator: of the rows of `train`, then those of `heldout`
+    meter: of what else is measured, if anything is
     begun: log(pi / pi_ref) of chosen and rejected responses at step 0, (pairs,) each; None where the run starts from
     its reference
     kept: what was recorded or read by this process, so that no step is read twice
@@ -39,19 +41,29 @@ class Recording:
     train: PairSet
     heldout: PairSet
     begun: tuple[Tensor, Tensor] | None = None
+    meter: EffectMeter | None = None
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
-    def evaluate(self, model: Any, step: int) -> tuple[Tensor, Tensor]:
-        """(chosen, rejected) log-probabilities under `model`, (pairs,) each. Raises `StatedFailure` on divergence."""
+    def begin(self, model: Any) -> None:
+        """Before the first recorded step, or the first after an interruption. Every process must call it."""
+        if self.meter is not None:
+            self.meter.begin(model, self.folder)
+
+    def evaluate(self, model: Any, step: int) -> dict[str, Tensor]:
+        """`chosen`, `rejected`: log-probabilities under `model`, (pairs,) each; and what the meter measures.
+
+        Raises `StatedFailure` on divergence.
+        """
         chosen, rejected = self.evaluator(model)
         if not bool((chosen + rejected).isfinite().all()):
             raise StatedFailure(
                 f"training diverged: log-probabilities at step {step} are not finite; lower learning_rate"
             )
-        return chosen, rejected
+        measured = {} if self.meter is None else self.meter.measure(model)
+        return {"chosen": chosen, "rejected": rejected, **measured}
 
-    def keep(self, step: int, chosen: Tensor, rejected: Tensor) -> None:
-        self.kept[step] = {"chosen": chosen, "rejected": rejected}
+    def keep(self, step: int, measured: dict[str, Tensor]) -> None:
+        self.kept[step] = measured
         write_tensors(self._path(step), self.kept[step])
 
     def has(self, step: int) -> bool:
@@ -77,6 +89,8 @@ class Recording:
             tensors, pairs = load_file(self._path(step)), len(self.train) + len(self.heldout)
             if any(tuple(tensors.get(name, torch.zeros(0)).shape) != (pairs,) for name in ("chosen", "rejected")):
                 raise ValueError(f"step {step} is of other pairs")
+            if self.meter is not None and not set(self.meter.names) <= tensors.keys():
+                raise ValueError(f"step {step} lacks what else is measured")
             self.kept[step] = tensors
         return self.kept[step]
 
@@ -102,6 +116,7 @@ class Recording:
             beta=beta,
             loss_type=loss_type,
             origin=origin,
+            effects=None if self.meter is None else self.meter.effects(tensors, beta, loss),
         )
 
     def _path(self, step: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,11 +31,13 @@ from margincast.runs.metrics import metric_rows
 from margincast.runs.store import key_of, write_jsonl
 from margincast.training.checkpoints import last_checkpoint, seal, step_of
 from margincast.training.recording import Recording, claim
+from margincast.training.stops import Stop, first_held, stops_of
 from margincast.training.trainer import MarginTrainer, PairDataset, arguments, collate
+from margincast.training.watch import Watch, watched
 
 # Log-probabilities of two passes over the same model differ by rounding alone; more means another model.
 TRAINED = {"all": "all weights", "head": "the unembedding, backbone frozen", "lora": "a LoRA adapter"}
-REFERENCE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 2.0, torch.float16: 0.5}
+REFERENCE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 2.0, torch.float16: 0.5}
 
 
 def train_model(
@@ -49,6 +51,7 @@ def train_model(
     save_model: bool = True,
     stop_after: int | None = None,
     keep_state: bool = False,
+    watch: Watch | None = None,
     say: Callable[[str], None] = warnings.warn,
 ) -> Trajectory:
     """Train `loaded` (changed in place) and record margins at step 0, every `eval_steps` and the last step.
@@ -59,42 +62,40 @@ def train_model(
     steps from which the same call continues after an interruption. All processes of a run must share it.
     stop_after: the step at which to pause, recorded too; `folder` is left as by an interruption there
     keep_state: leave what an interrupted run needs, for a caller that has more to write before the run is finished and
-    then calls `forget_state`;  say: gets a line for every checkpoint that could not be used,
-    and where an adapter that was there trains on
+    then calls `forget_state`;  watch: for what else, and when to stop: a run that stops early keeps its state
+    say: gets a line for every checkpoint that could not be used, and where an adapter that was there trains on
 
-    Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not that of `features`, and
-    when another process trains in `folder`.
+    Raises `StatedFailure` when training diverges; `InputError` when the model at step 0 is not that of `features`, when
+    another process trains in `folder`, and for a `watch` that this run cannot have.
     """
-    folder, recipe = Path(folder), recipe.for_pairs(len(features.train.pairs))
+    folder, recipe, watch = Path(folder), recipe.for_pairs(len(features.train.pairs)), watch or Watch()
     recipe.check_trainable()
     dtype = loaded.model.get_output_embeddings().weight.dtype
-    if recipe.train == "lora" and has_adapter(loaded.model):
-        say(f"the adapter of {loaded.name} trains on as it is: its own rank, scale and modules, and no dropout")
-    model = prepared(loaded, recipe)
+    model = prepared(loaded, recipe, say)
     recorded, state = features.train.pairs.spread(recipe.recorded_train), folder / STATE
     rows = encoding.select(features.train.pairs).rows
     packed = packing_problem(model, rows) is None
     followed = (*encoding.select(recorded).rows, *encoding.select(features.heldout.pairs).rows)
     evaluator = Evaluator(followed, packed, frozen_backbone=recipe.train == "head")
+    meter = watched(loaded, encoding.select(features.heldout.pairs).rows, features, recipe, watch, packed)
     with claimed(folder):
-        identity = by_first(lambda: _same_run(state, recipe, features))
+        identity = by_first(lambda: _same_run(state, recipe, features, watch))
         loaded.hash = f"{loaded.hash}, trained in run {identity}"  # features cached for the old weights are not these
         begun = log_ratios_of(features, recorded)
-        recording = Recording(evaluator, state, recorded, features.heldout.pairs, begun)
-        recorder = Recorder(recording, recipe, features, stop_after)
-        trainer = trainer_of(model, rows, features, recipe, state, packed)
+        recording = Recording(evaluator, state, recorded, features.heldout.pairs, begun, meter)
+        recorder = Recorder(recording, recipe, features, stop_after, stops_of(watch.stop_if))
+        recorder.trainer = trainer = trainer_of(model, rows, features, recipe, state, packed)
         if trainer.is_fsdp_enabled:
             refuse_several_batches(recipe)
-        for callback in [recorder, *([ProgressBar()] if progress else [])]:
+            watch.refuse_with_fsdp()
+        for callback in (recorder, ProgressBar()) if progress else (recorder,):
             trainer.add_callback(callback)
-        recorder.trainer = trainer
-        carry_out(trainer, recording, stop_after or recipe.steps, say)
+        recording.begin(model)
+        carry_out(trainer, recorder, stop_after or recipe.steps, say)
     model.get_output_embeddings().to(dtype)
     loss_type = recipe.loss if recipe.loss.parameters else recipe.loss_type
     trajectory = recording.trajectory(recipe.beta, loss_type, f"training of {TRAINED[recipe.train]}")
-    finish(trainer, loaded, folder, save_model)
-    if not keep_state and trainer.state.global_step == recipe.steps:
-        forget_state(folder)
+    finish(trainer, loaded, folder, save_model, recorder.stopped, keep_state)
     return trajectory
 
 
@@ -117,13 +118,15 @@ def trainer_of(
     return trainer
 
 
-def prepared(loaded: LoadedModel, recipe: Recipe) -> Any:
+def prepared(loaded: LoadedModel, recipe: Recipe, say: Callable[[str], None] = warnings.warn) -> Any:
     """The model with what is to be trained of it, and nothing else, trainable; `loaded` is changed in place.
 
     An adapter that came with it goes on training under train lora, and else becomes part of the weights. Either way the
     reference is what the features have it to be: the model without.
     """
     if recipe.train == "lora":
+        if has_adapter(loaded.model):
+            say(f"the adapter of {loaded.name} trains on as it is: its own rank, scale and modules, and no dropout")
         loaded.model = with_adapter(loaded.model, recipe)
         return loaded.model
     loaded.model = merged_model(loaded.model)
@@ -144,19 +147,27 @@ def refuse_several_batches(recipe: Recipe) -> None:
         )
 
 
-def finish(trainer: MarginTrainer, loaded: LoadedModel, folder: Path, save_model: bool) -> None:
-    """Write the log and, with `save_model`, the model of a run that has taken its last step."""
+def finish(
+    trainer: MarginTrainer, loaded: LoadedModel, folder: Path, save_model: bool, stopped: bool, keep_state: bool
+) -> None:
+    """Write the log and, with `save_model`, the model of a run that has taken its last step, or stopped as asked.
+
+    keep_state: whether what an interrupted run needs stays, as it does in a run that stopped
+    """
     weights = whole_weights(loaded.model) if save_model and processes() > 1 else None
     everyone(None)  # all have read what is removed now
-    if process() == 0 and trainer.state.global_step == trainer.recipe.steps:
+    if process() == 0 and (stopped or trainer.state.global_step == trainer.recipe.steps):
         write_jsonl(folder / "train_log.jsonl", [row for row in trainer.state.log_history if "loss" in row])
         if save_model:
             loaded.model.save_pretrained(folder / "model", state_dict=weights)
             loaded.tokenizer.save_pretrained(folder / "model")
+    if not keep_state and trainer.state.global_step == trainer.recipe.steps:
+        forget_state(folder)
 
 
-def carry_out(trainer: MarginTrainer, recording: Recording, end: int, say: Callable[[str], None]) -> None:
-    """Train to step `end`, from the last checkpoint that is whole."""
+def carry_out(trainer: MarginTrainer, recorder: Recorder, end: int, say: Callable[[str], None]) -> None:
+    """Train to step `end`, or where a condition to stop is met, from the last checkpoint that is whole."""
+    recording = recorder.recording
 
     def missing(step: int) -> Iterator[int]:
         return recording.missing(each for each in trainer.recipe.recorded if each <= step)
@@ -169,9 +180,11 @@ def carry_out(trainer: MarginTrainer, recording: Recording, end: int, say: Calla
     if process() == 0:
         recording.forget_after(-1 if checkpoint is None else step)
     everyone(None)
-    if checkpoint is None or step < end:
+    if checkpoint is not None and step > 0:
+        recorder.look(step)
+    if checkpoint is None or (step < end and not recorder.stopped):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    elif step >= trainer.recipe.steps:
+    elif step >= trainer.recipe.steps or recorder.stopped:
         # Stopped after its last step: one step more would be one too many.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -213,11 +226,21 @@ def whole_weights(model: Any) -> dict[str, Any]:
 
 
 class Recorder(TrainerCallback):
-    """Records the pairs of `recording` at step 0, every `eval_steps` and the end. Pauses at `stop_after`."""
+    """Records the pairs of `recording` at step 0, every `eval_steps` and the end. Pauses at `stop_after`, and where one
+    of `stops` is met, which `stopped` then says."""
 
     trainer: Any
 
-    def __init__(self, recording: Recording, recipe: Recipe, features: Features, stop_after: int | None) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        recipe: Recipe,
+        features: Features,
+        stop_after: int | None,
+        stops: Sequence[Stop] = (),
+    ) -> None:
+        self.stops = stops
+        self.stopped = False
         self.recording = recording
         self.recipe = recipe
         self.features = features
@@ -231,8 +254,18 @@ class Recorder(TrainerCallback):
         ends = (self.recipe.steps, self.stop_after)
         if state.global_step % self.recipe.eval_steps == 0 or state.global_step in ends:
             self._record(state.global_step)
-        if state.global_step == self.stop_after:
+            self.look(state.global_step)
+        if state.global_step == self.stop_after or self.stopped:
             control.should_save = control.should_training_stop = True
+
+    def look(self, step: int) -> None:
+        """Whether to stop at `step`, which is recorded."""
+        if self.stops:
+            self.stopped = by_first(lambda: first_held(self.stops, self._row(step)) is not None)
+
+    def _row(self, step: int) -> Mapping[str, Any]:
+        rows = metric_rows(self.recording.trajectory(self.recipe.beta, self.recipe.loss, ""))
+        return next(row for row in rows if row["step"] == step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         everyone(None)  # all have written their part
@@ -240,11 +273,11 @@ class Recorder(TrainerCallback):
             seal(self.recording.folder / f"checkpoint-{state.global_step}")
 
     def _record(self, step: int) -> None:
-        chosen, rejected = self.recording.evaluate(self.trainer.model, step)
+        measured = self.recording.evaluate(self.trainer.model, step)
         if step == 0:
-            self._check_policy(chosen, rejected)
+            self._check_policy(measured["chosen"], measured["rejected"])
         if process() == 0:
-            self.recording.keep(step, chosen, rejected)
+            self.recording.keep(step, measured)
         everyone(None)  # the step is on disk for all
         if process() == 0:
             self._report()
@@ -253,7 +286,7 @@ class Recorder(TrainerCallback):
         """Held-out metrics of the last recorded step, for the trackers of `report_to`."""
         row = metric_rows(self.recording.trajectory(self.recipe.beta, self.recipe.loss, ""))[-1]
         wanted = self.trainer.control.should_log  # the trainer takes every log for its own of this step
-        self.trainer.log({name: value for name, value in row.items() if name.startswith("eval_")})
+        self.trainer.log({name: value for name, value in row.items() if name.startswith(("eval_", "effects/"))})
         self.trainer.control.should_log = wanted
 
     def _check_policy(self, chosen: Tensor, rejected: Tensor) -> None:
@@ -311,13 +344,14 @@ class ProgressBar(TrainerCallback):
         self.bar.close()
 
 
-def _same_run(state: Path, recipe: Recipe, features: Features) -> str:
+def _same_run(state: Path, recipe: Recipe, features: Features, watch: Watch) -> str:
     """Make `state` the folder of this very run: what another run left there is removed. Returns the run's identity."""
     loss = recipe.loss
     # A loss of one's own has no more than a name: what it does at some margins tells two of the same name apart.
     probe = loss.value(torch.linspace(-4.0, 4.0, 17, dtype=torch.float64)).tolist()
     named = {**_named(recipe), "loss_type": loss.name, "loss": probe, "processes": processes()}
-    identity = key_of([named, features.model_hash, *(_fingerprint(s) for s in (features.train, features.heldout))])
+    pairs = (_fingerprint(split) for split in (features.train, features.heldout))
+    identity = key_of([named, features.model_hash, *pairs, *watch.fingerprint])
     claim(state, identity)
     return identity
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -16,21 +16,29 @@ import torch
 from transformers import TrainerCallback
 
 from margincast.errors import InputError
+from margincast.evaldata import EvalData, load_eval_data
+from margincast.evaldata.tokens import encode_eval
+from margincast.models.load import LoadedModel
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.response_pass import packing_problem
-from margincast.passes.tokenize import encode
+from margincast.passes.tokenize import Encoding, encode
+from margincast.processes import by_first
 from margincast.recipe.losses import LOSS_PARAMETERS, Loss, get_loss
-from margincast.recipe.recipe import Recipe
+from margincast.recipe.recipe import Recipe, recorded_steps
 from margincast.records import PairSet, Trajectory
 from margincast.results import Json
+from margincast.runs.effects import PREFIX as EFFECTS
 from margincast.runs.layout import SUMMARY
 from margincast.runs.load import Run
 from margincast.runs.metrics import metric_rows
 from margincast.runs.save import data_summary, save_trajectory, trajectory_results, write_summary
 from margincast.runs.store import key_of
 from margincast.training.beside import SHOWN, ForecastLog, forecast_log, go_first
+from margincast.training.meter import EffectMeter, meter_of
 from margincast.training.recording import Recording, belongs, claim
 from margincast.training.run import REFERENCE_TOLERANCE
+from margincast.training.stops import check_names, first_held, stops_of
+from margincast.training.watch import EFFECTS_BUDGET, recorded_names
 
 # Settings of DPOConfig that make a margin, or the text it is of, another thing than here; and where they are harmless.
 PLAIN = {
@@ -57,6 +65,9 @@ class MarginCallback(TrainerCallback):
     train: training pairs to record too, all or a part; they do not choose what the trainer trains on
     record_steps: None takes the forecast's steps; without one the trainer's `eval_steps` where it evaluates by steps,
     else 10 as `margincast forecast`
+    eval_data: what else the run is measured on, as `load_eval_data` takes or gives it: `effects/...` of `metrics.jsonl`
+    and of the trainer's log;  effects_budget: tokens of greedy answers of the whole run, 0: none
+    stop_if: conditions on recorded metrics, like "effects/kl>0.5", at which the trainer stops
 
     Tokenizer, beta, loss and `max_length` are the trainer's, and pairs are encoded as it does. The reference is the
     model at step 0 of the run, which is asked to log its first step too: there the trainer's own rewards are 0 when
@@ -77,6 +88,9 @@ class MarginCallback(TrainerCallback):
         forecast: Trajectory | Run | str | Path | None = None,
         train: PairSet | None = None,
         record_steps: int | None = None,
+        eval_data: EvalData | PairSet | Mapping[str, str | Path | PairSet] | Sequence[str | Path] | str | None = None,
+        effects_budget: int = EFFECTS_BUDGET,
+        stop_if: Sequence[str] = (),
     ) -> None:
         self.forecast: ForecastLog | None = None if forecast is None else forecast_log(forecast)
         foreseen = PairSet(()) if self.forecast is None else self.forecast.trajectory.heldout.pairs
@@ -87,6 +101,10 @@ class MarginCallback(TrainerCallback):
             raise InputError("the forecast is of other held-out pairs than MarginCallback's; leave heldout out")
         if record_steps is not None and record_steps < 1:
             raise InputError(f"record_steps must be at least 1, got {record_steps}")
+        loaded = eval_data is None or isinstance(eval_data, EvalData)
+        self.eval_data: Any = eval_data if loaded else load_eval_data(eval_data)  # type: ignore[arg-type]
+        self.effects_budget = effects_budget
+        self.stops = stops_of(stop_if)
         self.train = PairSet(()) if train is None else train
         self.given_out = out
         self.record_steps = record_steps
@@ -107,15 +125,20 @@ class MarginCallback(TrainerCallback):
         both = PairSet(self.train.pairs + self.heldout.pairs)
         encoding = encode(both, kwargs["processing_class"], eos=True, max_length=limit)
         packed = packing_problem(model, encoding.rows) is None
+        meter = self._meter(model, kwargs["processing_class"], encoding, limit, packed, state.max_steps)
         self.recording = Recording(
-            Evaluator(encoding.rows, packed, frozen_backbone=False), self.out / "state", self.train, self.heldout
-        )
+            Evaluator(encoding.rows, packed, frozen_backbone=False), self.out / "state", self.train, self.heldout,
+            meter=meter,
+        )  # fmt: skip
+        check_names(self.stops, recorded_names(self.heldout, meter))
         tokens = [[row.prompt, row.chosen, row.rejected] for row in encoding.rows]
-        identity = key_of([both.fingerprint, tokens, model.config.name_or_path, args.beta, args.seed])
+        measured = [] if meter is None else [meter.data.fingerprint, self.effects_budget]
+        identity = key_of([both.fingerprint, tokens, model.config.name_or_path, args.beta, args.seed, *measured])
         main = state.is_world_process_zero
         if state.global_step == 0:
             if main:
                 claim(self.recording.folder, identity)
+            self.recording.begin(model)
             self._record(model, state)
         elif not (belongs(self.recording.folder, identity) and self.recording.has(0)):
             raise InputError(
@@ -124,14 +147,17 @@ class MarginCallback(TrainerCallback):
             )
         elif main:
             self.recording.forget_after(state.global_step)
+            self.recording.begin(model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
             control.should_log = True
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._record(kwargs["model"], state)
-            if self.forecast is not None and state.global_step in self.forecast.rows:
+            if self.eval_data is not None or (self.forecast is not None and state.global_step in self.forecast.rows):
                 control.should_log = True
+            if self.stops and by_first(lambda: first_held(self.stops, self._row(args))) is not None:
+                control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         logs = {} if logs is None else logs
@@ -144,18 +170,48 @@ class MarginCallback(TrainerCallback):
             state.log_history[-1].update(shown)  # the trainer put a copy there before it called
 
     def _beside(self, args: Any) -> Mapping[str, float]:
-        """What the log of the last recorded step is to show: the forecast, and the run's own held-out metrics."""
-        if self.forecast is None or self.last not in self.forecast.rows:
+        """What the log of the last recorded step is to show: the forecast, and the run's own held-out metrics; and what
+        else was measured."""
+        foreseen = self.forecast is not None and self.last in self.forecast.rows
+        if not foreseen and self.eval_data is None:
             return {}
-        row = metric_rows(self.recording.trajectory(args.beta, self.loss, ""))[-1]
+        row = self._row(args)
+        effects = {name: row[name] for name in row if name.startswith(EFFECTS)}
+        if self.forecast is None or not foreseen:
+            return effects
         names = {name for name in row if name.startswith("eval_") and name.endswith(tuple(SHOWN.values()))}
         if args.eval_strategy != "no":
             names -= {f"eval_{metric}" for metric in SHOWN.values()}  # the trainer's, of the pairs that it evaluates
-        return {**{name: row[name] for name in row if name in names}, **self.forecast.rows[self.last]}
+        return {**{name: row[name] for name in row if name in names}, **self.forecast.rows[self.last], **effects}
+
+    def _row(self, args: Any) -> Mapping[str, Any]:
+        """The metrics of the last recorded step."""
+        return metric_rows(self.recording.trajectory(args.beta, self.loss, ""))[-1]
+
+    def _meter(
+        self, model: Any, tokenizer: Any, encoding: Encoding, limit: int, packed: bool, steps: int
+    ) -> EffectMeter | None:
+        if self.eval_data is None:
+            return None
+        for line in self.eval_data.overlaps(self.train):
+            warnings.warn(line, UserWarning, stacklevel=2)
+        context = LoadedModel("", "", model, tokenizer).context
+        heldout = encoding.select(self.heldout).rows
+        return meter_of(
+            encode_eval(self.eval_data, tokenizer, eos=True, max_length=limit, context=context),
+            tokenizer,
+            heldout,
+            budget=self.effects_budget,
+            records=len(recorded_steps(steps, self.every)),
+            packed=packed,
+            frozen_backbone=False,
+        )
 
     def _record_every(self, args: Any, state: Any) -> int:
         """How many steps lie between two records. Raises `InputError` for a forecast of another run than this."""
         if self.forecast is None:
+            if self.eval_data is not None and not go_first(self):
+                warnings.warn("no trainer found: trackers will not show effects", UserWarning, stacklevel=2)
             return self.record_steps or (state.eval_steps if args.eval_strategy == "steps" else 10)
         self.forecast.check(args.beta, self.loss)
         every, end = self.record_steps or self.forecast.every, self.forecast.trajectory.steps[-1]
@@ -210,10 +266,10 @@ class MarginCallback(TrainerCallback):
         shutil.rmtree(self.recording.folder)
 
     def _record(self, model: Any, state: Any) -> None:
-        chosen, rejected = self.recording.evaluate(model, state.global_step)
+        measured = self.recording.evaluate(model, state.global_step)
         self.last = state.global_step
         if state.is_world_process_zero:
-            self.recording.keep(state.global_step, chosen, rejected)
+            self.recording.keep(state.global_step, measured)
 
 
 def trl_loss(args: Any) -> Loss:

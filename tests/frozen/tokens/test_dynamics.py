@@ -15,9 +15,10 @@ from margincast.features import features_of
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.forecast import forecast_frozen
 from margincast.frozen.tokens import TokenFeatures, forecast_tokens, token_features
-from margincast.frozen.tokens.space import growth_of, head_space
+from margincast.frozen.tokens.space import head_space
 from margincast.models import LoadedModel
 from margincast.passes.budgets import Budgets
+from margincast.passes.growth import growth_of
 from margincast.passes.tokenize import encode
 from margincast.recipe.batches import Batch, batch_order
 from margincast.recipe.losses import get_loss

@@ -12,8 +12,9 @@ import torch
 
 import margincast as mc
 from margincast.frozen.engine.step import simulate
-from margincast.frozen.tokens.profile import RewardProfile, SplitProfile, clustered_slope
+from margincast.frozen.tokens.profile import RewardProfile, SplitProfile
 from margincast.frozen.tokens.space import head_space
+from margincast.intervals import clustered_slope
 from margincast.records import PairSet
 from margincast.report.profile import NAMES, WON, profile_results, profile_rows
 from margincast.report.sections import page_of, read_summary

@@ -40,7 +40,8 @@ from margincast.frozen.tokens.replay import (
     carry_out,
     explicit,
 )
-from margincast.frozen.tokens.space import HeadSpace, growth_of
+from margincast.frozen.tokens.space import HeadSpace
+from margincast.passes.growth import growth_of
 from margincast.recipe.optimizer import Optimizer, Slots
 
 

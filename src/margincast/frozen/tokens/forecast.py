@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from margincast.effects import HeldoutResponses
+from margincast.evaldata.features import EvalFeatures
 from margincast.features.positions import Positions, TokenFeatures
 from margincast.frozen.attribution.attributable import Attributable
 from margincast.frozen.attribution.shares import check_attributable
 from margincast.frozen.attribution.targets import Sums, Target
+from margincast.frozen.effects import HeadMeter
 from margincast.frozen.engine.step import simulate
 from margincast.frozen.flow.integrate import Stride, clock_of, follow
 from margincast.frozen.tokens.attribution import FollowedBack, SteppedBack, sums
@@ -23,6 +26,7 @@ from margincast.frozen.tokens.replay import Followed, head_flow, stepped
 from margincast.frozen.tokens.space import HeadSpace, head_space
 from margincast.models.device import on_device
 from margincast.passes.budgets import BUDGETS, Budgets
+from margincast.recipe.losses import Loss
 from margincast.recipe.recipe import Recipe
 from margincast.records import PairSet, SplitTrajectory
 
@@ -90,6 +94,7 @@ def forecast_positions(
     dtype: torch.dtype | None = None,
     progress: bool = False,
     budgets: Budgets = BUDGETS,
+    eval_features: EvalFeatures | None = None,
 ) -> TokenForecast:
     """`frozen.forecast.forecast_frozen` for responses of any length.
 
@@ -97,6 +102,7 @@ def forecast_positions(
     tell
 
     budgets: what it may hold of softmax rows at once
+    eval_features: as of `forecast_frozen`
 
     Memory is that of some matrices of the shape of the unembedding in `dtype`, eight with AdamW, beside the features
     (`memory_needed`); with gradient flow eight, and one for every recorded step.
@@ -111,17 +117,10 @@ def forecast_positions(
     loss, wanted = recipe.loss, recipe.recorded
     spaces = spaces_of(positions, recipe, dtype, budgets)
     where = spaces[0].unembedding.device
-    path: tuple[tuple[Stride, ...], ...] = ()
-    states: Iterator[tuple[int, Tensor]]
-    if recipe.rule.flow:
-        times = clock_of([recipe.learning_rate * step for step in wanted[1:]])
-        flow = head_flow(spaces[0], loss, spaces[0].unembedding, positions.train.pairs)
-        followed, _, strides = follow(flow, times, order=FLOW_ORDER)
-        states, path = zip(wanted[1:], followed, strict=True), tuple(strides)
-    else:
-        states = _states(spaces[0], recipe)
+    states, path = _flow_states(spaces[0], recipe) if recipe.rule.flow else (_states(spaces[0], recipe), ())
     shown = tqdm(states, desc="forecast", unit="step", total=recipe.steps, disable=not progress)
-    by_step, last = _recorded(spaces, (state for step, state in shown if step in wanted))
+    meter = None if eval_features is None else HeadMeter(eval_features.to(where, dtype))
+    by_step, last = _recorded(spaces, (state for step, state in shown if step in wanted), meter)
     pairs = positions.train_pairs, positions.heldout_pairs
     splits = [
         SplitTrajectory(mine, rewards[..., 0] - rewards[..., 1], rewards[..., 0])
@@ -134,6 +133,7 @@ def forecast_positions(
         beta=recipe.beta,
         loss_type=loss,
         origin=f"forecast of training the unembedding on a frozen backbone (exact{on_device(where)})",
+        effects=None if meter is None else meter.effects(loss, recipe.beta, _responses(spaces[1], loss)),
         features=positions,
         recipe=recipe,
         dtype=dtype,
@@ -147,8 +147,16 @@ def default_dtype(recipe: Recipe) -> torch.dtype:
     return torch.float64 if recipe.rule.flow else torch.float32
 
 
+def _responses(heldout: HeadSpace, loss: Loss) -> HeldoutResponses:
+    """What held-out responses were before the run."""
+    features = heldout.features
+    lengths = features.per_response(torch.ones_like(features.target)).cpu()
+    chosen = features.per_response(heldout.first_logps.double())[:, 0].cpu()
+    return HeldoutResponses(lengths, chosen, averaged=loss.averaged)
+
+
 def _recorded(
-    spaces: tuple[HeadSpace, HeadSpace], states: Iterator[Tensor]
+    spaces: tuple[HeadSpace, HeadSpace], states: Iterator[Tensor], meter: HeadMeter | None = None
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
     """By split the rewards at W0 and at all `states`, (steps, pairs, 2), and those of its positions at the last, (P,).
 
@@ -157,6 +165,8 @@ def _recorded(
     last = [each.first_rewards() for each in spaces]
     by_split = [[each.features.per_response(rewards)[None]] for each, rewards in zip(spaces, last, strict=True)]
     while some := list(islice(states, TOGETHER)):
+        if meter is not None:
+            meter.see(some)
         for place, (space, found) in enumerate(zip(spaces, by_split, strict=True)):
             of_tokens = space.token_rewards(some)
             found.append(torch.stack([space.features.per_response(rewards) for rewards in of_tokens]))
@@ -181,6 +191,17 @@ def forecast_tokens(
     """
     positions = Positions(train, heldout, *pairs, unembedding, bias, model="")
     return forecast_positions(positions, recipe, dtype=dtype, progress=progress)
+
+
+def _flow_states(
+    space: HeadSpace, recipe: Recipe
+) -> tuple[Iterator[tuple[int, Tensor]], tuple[tuple[Stride, ...], ...]]:
+    """Recorded steps and the states of the flow at their times; and the path that was taken to them."""
+    wanted = recipe.recorded[1:]
+    times = clock_of([recipe.learning_rate * step for step in wanted])
+    flow = head_flow(space, recipe.loss, space.unembedding, space.features.pairs)
+    followed, _, strides = follow(flow, times, order=FLOW_ORDER)
+    return zip(wanted, followed, strict=True), tuple(strides)
 
 
 def _states(space: HeadSpace, recipe: Recipe) -> Iterator[tuple[int, Tensor]]:

@@ -16,19 +16,12 @@ from torch import Tensor
 
 from margincast.features.positions import TokenFeatures
 from margincast.frozen.tokens.pushes import SIDES
+from margincast.intervals import Slope, clustered_slope
 from margincast.records import PairSet
 from margincast.results import Json, Result
 
 CARRIED = (0.5, 0.7, 0.9)  # shares of a margin, whose first tokens are counted
 Side = Literal["chosen", "rejected"]
-
-
-@dataclass(frozen=True)
-class Slope:
-    """A least-squares slope, per token, and its standard error; not numbers where all lengths are the same."""
-
-    value: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -158,25 +151,6 @@ def profile_of(
         for features, mine, values in zip(positions, pairs, rewards, strict=True)
     ]
     return RewardProfile(splits[0], splits[1], origin, step)
-
-
-def clustered_slope(lengths: Tensor, rewards: Tensor) -> Slope:
-    """Least squares of `rewards` on `lengths`, both (pairs, responses of each) float64, an intercept a column.
-
-    Without one for each side, what chosen responses gain over rejected ones would count for length wherever they are
-    the longer ones. The error is the sandwich with a pair's responses as one cluster, times
-    G / (G - 1) x (N - 1) / (N - K) for G clusters of N responses together and K coefficients.
-    """
-    centred, count, coefficients = lengths - lengths.mean(0), lengths.numel(), 1 + lengths.shape[1]
-    spread = float(centred.square().sum())
-    if spread == 0 or count <= coefficients:
-        return Slope(float("nan"), float("nan"))
-    slope = float((centred * rewards).sum()) / spread
-    residuals = rewards - rewards.mean(0) - slope * centred
-    scores = (centred * residuals).sum(1)
-    clusters = len(lengths)
-    correction = clusters / (clusters - 1) * (count - 1) / (count - coefficients)
-    return Slope(slope, (correction * float(scores.square().sum())) ** 0.5 / spread)
 
 
 def _rows(name: str, split: SplitProfile) -> list[Json]:

@@ -17,13 +17,9 @@ from margincast.errors import InputError
 from margincast.features.positions import TokenFeatures
 from margincast.frozen.tokens.decomposition import block_buffers, block_height, blocks, distributions, pull
 from margincast.passes.budgets import BUDGETS, Budgets
+from margincast.passes.growth import growth_of
 from margincast.recipe.batches import Batch
 from margincast.recipe.losses import Loss
-
-IN_CACHE = 8  # rows of logits that several operations go over one after the other while a processor's cache holds them
-# A change of logits by which exp is taken of what probabilities times it would lose: below it even the smallest
-# probability of float32, times exp of it and as many as a vocabulary has, is nothing beside 1.
-LARGE = 40.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class HeadSpace:
         """(P,) what every response position adds to its reward at W0: 0; beta log pi / pi_ref of a policy that is not
         its reference; beta log pi where there is no reference."""
         if self.reference_free:
-            return self.beta * self.features.share * self._first_logps
+            return self.beta * self.features.share * self.first_logps
         ratios = self.features.start_log_ratios
         if ratios is None:
             return torch.zeros_like(self.features.hidden[:, 0])
@@ -142,11 +138,11 @@ class HeadSpace:
         if self.reference_free:
             return replace(self.features, reference=None, start=None)
         ratios = self.features.start_log_ratios
-        first = self._first_logps if ratios is None else self._first_logps - ratios.to(self._first_logps)
+        first = self.first_logps if ratios is None else self.first_logps - ratios.to(self.first_logps)
         return replace(self.features, reference=first, start=None)
 
     @cached_property
-    def _first_logps(self) -> Tensor:
+    def first_logps(self) -> Tensor:
         """(P,) log-probabilities at W0."""
         part, known = self.features, self.features.policy_logps
         if self.same_arithmetic and known is not None:
@@ -236,26 +232,3 @@ def _within(features: TokenFeatures, batch: Batch, room: int) -> Iterator[Batch]
             first, taken = place, 0
         taken += length
     yield Batch(batch.rows[first:], batch.weights[first:])
-
-
-def growth_of(logits: Tensor, probability: Tensor, change: Tensor) -> Tensor:
-    """By how much log sum exp grows, less the mean of `change`, which is taken from `change` in place: (rows, 1).
-
-    logits: (rows, V), up to what all of a row have in common;  probability: (rows, V) their softmax
-    change: (rows, V) of the logits
-    """
-    growth = change.new_empty(len(change), 1)
-    height = IN_CACHE if change.device.type == "cpu" else max(1, len(change))
-    work = torch.empty_like(change[:height])
-    for start in range(0, len(change), height):
-        rows = slice(start, start + height)
-        moved, known = change[rows], probability[rows]
-        some = work[: len(moved)]
-        # Whatever mean is taken, growth is beside it: its rounding is not lost.
-        moved -= torch.mul(moved, known, out=some).sum(1, keepdim=True)
-        growth[rows] = torch.expm1(moved, out=some).mul_(known).sum(1, keepdim=True).log1p_()
-    large = change.amax(1) >= LARGE
-    if bool(large.any()):
-        known = torch.log_softmax(logits[large], dim=1)
-        growth[large] = torch.logsumexp(known + change[large], 1, keepdim=True)
-    return growth
