@@ -13,8 +13,8 @@ EXPECTED_HEADER = ("held-out pairs", "n", "expected accuracy [95%]", "against ch
 
 def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
     """`results.verdict`: the decision, its reasons and, of a sweep, which value is best."""
-    reasons = [f"  {reason['decision']:<8} {reason['text']}" for reason in verdict["reasons"]]
-    sweep = [f"  sweep    {verdict['sweep']['text']}"] if "sweep" in verdict else []
+    reasons = [f"  {reason['decision']:<8} {reason['says']}" for reason in verdict["reasons"]]
+    sweep = [f"  sweep    {verdict['sweep']['says']}"] if "sweep" in verdict else []
     return [f"Verdict: {verdict['decision'].upper()}", *reasons, *sweep, ""]
 
 
@@ -23,8 +23,8 @@ def verdict_sections(results: Mapping[str, Any]) -> list[Section]:
     if "verdict" not in results:
         return []
     verdict = results["verdict"]
-    reasons = [(reason["decision"], reason["text"]) for reason in verdict["reasons"]]
-    sweep = [("sweep", verdict["sweep"]["text"])] if "sweep" in verdict else []
+    reasons = [(reason["decision"], reason["says"]) for reason in verdict["reasons"]]
+    sweep = [("sweep", verdict["sweep"]["says"])] if "sweep" in verdict else []
     caption = "What is expected of pairs like these: the forecast's own error, and that so few pairs are held out"
     return [
         Section(
