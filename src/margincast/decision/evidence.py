@@ -102,10 +102,10 @@ class Evidence:
         return (_means(train.margins) if len(train.pairs) else None), _means(self.forecast.heldout.margins)
 
     @property
-    def ahead(self) -> float | None:
-        """By how much accuracy of training pairs is above that of held-out ones at the end; None where unknown."""
+    def train_accuracy(self) -> float | None:
+        """Of training pairs at the end; None where none is known."""
         train = self.forecast.train
-        return _means(train.margins > 0)[-1] - self.accuracy()[-1] if len(train.pairs) else None
+        return _means(train.margins > 0)[-1] if len(train.pairs) else None
 
     @cached_property
     def settled(self) -> Estimate:

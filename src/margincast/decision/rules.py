@@ -124,9 +124,9 @@ def overfits(evidence: Evidence) -> Iterator[Reason]:
         gained = None if train is None else (train[-1] - train[at], heldout[-1] - heldout[at])
         around = "" if stop.low == stop.high else f" (90%: {stop.low:.0f} to {stop.high:.0f})"
         text = f"Held-out accuracy stops rising at step {stop.value:.0f}{around} of {last}"
-        ahead = evidence.ahead
+        right = evidence.train_accuracy
         apart = gained and train and gained[0] > GOES_ON * abs(train[-1]) and gained[1] < CARRIES_OVER * gained[0]
-        if apart and ahead is not None and ahead >= AHEAD:
+        if apart and right is not None and right >= max(POOR, evidence.accuracy()[-1] + AHEAD):
             moves = f"{train[at]:.2g} to {train[-1]:.2g}, held-out ones from {heldout[at]:.2g} to {heldout[-1]:.2g}"
             text += f", and training margins go on from {moves}: expect it to overfit after."
             yield Reason("overfits", CAUTION, text)

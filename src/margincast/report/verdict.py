@@ -8,7 +8,7 @@ from typing import Any
 from margincast.report.page import Judged, PageTable, Section
 from margincast.report.tables import Rows
 
-EXPECTED_HEADER = ("held-out pairs", "n", "expected accuracy [95%]", "against chance, 50%", "pairs that would tell")
+EXPECTED_HEADER = ("held-out", "n", "accuracy [95%]", "chance: 50%", "would tell")
 
 
 def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
@@ -25,12 +25,17 @@ def verdict_sections(results: Mapping[str, Any]) -> list[Section]:
     verdict = results["verdict"]
     reasons = [(reason["decision"], reason["says"]) for reason in verdict["reasons"]]
     sweep = [("sweep", verdict["sweep"]["says"])] if "sweep" in verdict else []
-    caption = "What is expected of pairs like these: the forecast's own error, and that so few pairs are held out"
+    caption = (
+        "What to expect of more pairs like these: intervals hold the forecast's own error, and that so few are held "
+        "out. Would tell: how many held-out pairs."
+    )
+    rows = expected_rows(verdict)
+    columns = len(EXPECTED_HEADER) if any(row[-1] for row in rows) else len(EXPECTED_HEADER) - 1
     return [
         Section(
             title="Verdict",
             judged=Judged(verdict["decision"], [*reasons, *sweep]),
-            tables=[PageTable(caption, EXPECTED_HEADER, expected_rows(verdict))],
+            tables=[PageTable(caption, EXPECTED_HEADER[:columns], [row[:columns] for row in rows])],
         )
     ]
 
