@@ -8,7 +8,7 @@ from typing import Any
 from margincast.report.page import Judged, PageTable, Section
 from margincast.report.tables import Rows
 
-EXPECTED_HEADER = ("held-out", "n", "accuracy [95%]", "chance: 50%", "would tell")
+EXPECTED_HEADER = ("held-out", "n", "accuracy [95%]", "chance: 50%")
 
 
 def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
@@ -25,17 +25,15 @@ def verdict_sections(results: Mapping[str, Any]) -> list[Section]:
     verdict = results["verdict"]
     reasons = [(reason["decision"], reason["says"]) for reason in verdict["reasons"]]
     sweep = [("sweep", verdict["sweep"]["says"])] if "sweep" in verdict else []
-    caption = (
-        "What to expect of more pairs like these: intervals hold the forecast's own error, and that so few are held "
-        "out. Would tell: how many held-out pairs."
+    about = (
+        "What to expect of more such pairs: intervals hold the forecast's error, and that so few pairs are held out."
     )
-    rows = expected_rows(verdict)
-    columns = len(EXPECTED_HEADER) if any(row[-1] for row in rows) else len(EXPECTED_HEADER) - 1
     return [
         Section(
             title="Verdict",
             judged=Judged(verdict["decision"], [*reasons, *sweep]),
-            tables=[PageTable(caption, EXPECTED_HEADER[:columns], [row[:columns] for row in rows])],
+            texts=[about],
+            tables=[PageTable("Held-out pairs at the last step", EXPECTED_HEADER, expected_rows(verdict))],
         )
     ]
 
@@ -48,7 +46,6 @@ def expected_rows(verdict: Mapping[str, Any]) -> Rows:
             str(row["pairs"]),
             f"{row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}]",
             row["standing"],
-            str(row["needed"]) if row["needed"] is not None and row["standing"] == "not shown" else "",
         ]
         for name, row in {"all": verdict["accuracy"], **verdict["concepts"]}.items()
     ]
