@@ -25,9 +25,7 @@ def verdict_sections(results: Mapping[str, Any]) -> list[Section]:
     verdict = results["verdict"]
     reasons = [(reason["decision"], reason["says"]) for reason in verdict["reasons"]]
     sweep = [("sweep", verdict["sweep"]["says"])] if "sweep" in verdict else []
-    about = (
-        "What to expect of more such pairs: intervals hold the forecast's error, and that so few pairs are held out."
-    )
+    about = "What to expect of more such pairs: intervals hold the forecast's error, and that so few are held out."
     return [
         Section(
             title="Verdict",
