@@ -48,7 +48,7 @@ def of_share(right: int, count: int, **more: Any) -> Verdict:
 
 
 def texts(found: Verdict, rule: str) -> list[str]:
-    return [reason.text for reason in found.reasons if reason.rule == rule]
+    return [reason.says for reason in found.reasons if reason.rule == rule]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,9 @@ def test_overfitting_is_training_margins_that_go_on_alone() -> None:
     (text,) = texts(alone, "overfits")
     assert "stops rising at step 10 of 40, and training margins go on from 0.2 to 1.4" in text
     assert alone.decision == "caution"
+    behind = exact(heldout, [most, most, most, most], train=(-0.2, -0.3, -0.5, -0.9))
+    assert texts(verdict(replace(behind, train=replace(behind.train, margins=-behind.train.margins))), "overfits")
+    assert "expect it to overfit" not in " ".join(texts(verdict(behind), "overfits"))  # training pairs are not right
     together = verdict(exact(heldout, [most, 3 * most, 6 * most, 9 * most], train=(0.1, 0.15, 0.2, 0.25)))
     assert texts(together, "overfits") == ["Held-out accuracy stops rising at step 10 of 40: about as many would do."]
     growing = [signs([k < 30 + 2 * step for k in range(40)]) for step in range(4)]
@@ -201,10 +204,11 @@ def test_of_a_sweep_the_best_is_named_with_those_not_told_from_it() -> None:
     low, middle, best = row(0.55, 0.5, 0.6, 1e-6), row(0.78, 0.72, 0.83, 1e-5), row(0.8, 0.75, 0.85, 2e-5, True)
     found = best_of("learning_rate", [low, middle, best])
     assert (found["best"], found["beyond_noise"], found["level_with"]) == (2e-5, False, [1e-5])
-    assert "no difference shown to 1e-05, and better than 1e-06. Untested: 2e-05." in found["text"]
+    assert "no difference shown to 1e-05, and better than 1e-06. No run behind the forecast" in found["says"]
+    assert "went as far as with 2e-05" in found["says"]
     assert best_of("learning_rate", [low, best])["beyond_noise"] is True
-    assert "No difference shown" in best_of("learning_rate", [middle, best])["text"]
-    assert "no other value" in best_of("learning_rate", [best])["text"]
+    assert "No difference shown" in best_of("learning_rate", [middle, best])["says"]
+    assert "no other value" in best_of("learning_rate", [best])["says"]
 
 
 def test_the_terminal_begins_with_the_decision_and_the_severest_reason() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from margincast.cli.compare import check_twins
 from margincast.comparison import compare
 from margincast.errors import InputError
 from margincast.records import PairSet, SplitTrajectory, Trajectory
@@ -131,6 +132,15 @@ def test_the_backbone_is_claimed_only_where_nothing_else_differs() -> None:
     assert "does not record: learning_rate" in unknown
     assert "backbone adds" not in said(frozen, of("train", "lora"))
     assert said(frozen, of("train", "head")) == ""
+
+
+def test_a_twin_is_the_same_run_under_another_seed() -> None:
+    run = of("train", "all", seed=1)
+    check_twins(run, [of("train", "all", seed=2), of("train", "all", seed=3)])
+    with pytest.raises(InputError, match="differs from the run in learning_rate"):
+        check_twins(run, [of("train", "all", 1e-4, seed=2)])
+    with pytest.raises(InputError, match="has the seed of the run"):
+        check_twins(run, [of("train", "all", seed=1)])
 
 
 def test_settings_that_move_nothing_are_not_named() -> None:

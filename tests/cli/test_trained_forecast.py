@@ -149,6 +149,11 @@ def test_a_path_that_no_run_behind_the_constants_had_is_said(rehearsed: Path, in
     inside = forecast(inputs, *known, "--sweep", "max_steps=18,40", "--out", tmp_path / "inside")
     assert inside.status == 0, inside.err
     assert "Untested:" not in inside.out
+    assert inside.out.index("Verdict: ") < inside.out.index("This is a forecast of")
+    judged = summary(tmp_path / "inside")["results"]["verdict"]
+    assert judged["decision"] == judged["reasons"][0]["decision"]
+    assert judged["sweep"]["setting"] == "max_steps"
+    assert judged["sweep"]["says"] in inside.out
     assert "Untested values of max_steps: 40." in inside.out
     assert "Untested: the learning rates of this run add up to 0.02," in (rehearsed / "report.html").read_text()
 

@@ -25,6 +25,7 @@ LEFT_OUT = {
     "setting",
     "hash",
     "notes",
+    "says",
 }
 LONG = 4  # numbers of a list that are kept one by one
 

@@ -77,13 +77,13 @@ def best_of(name: str, rows: Sequence[Mapping[str, Any]]) -> Json:
         )
     beyond = [f"{row[name]:g}" for row in rows if row["beyond"]]
     if beyond:
-        text += f" Untested: {', '.join(beyond)}."
+        text += f" No run behind the forecast went as far as with {', '.join(beyond)}, or as little."
     return {
         "setting": name,
         "best": best[name],
         "beyond_noise": bool(len(rows) > 1 and not level),
         "level_with": level,
-        "text": text,
+        "says": text,
     }
 
 

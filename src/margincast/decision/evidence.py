@@ -101,6 +101,12 @@ class Evidence:
         train = self.forecast.train
         return (_means(train.margins) if len(train.pairs) else None), _means(self.forecast.heldout.margins)
 
+    @property
+    def train_accuracy(self) -> float | None:
+        """Of training pairs at the end; None where none is known."""
+        train = self.forecast.train
+        return _means(train.margins > 0)[-1] if len(train.pairs) else None
+
     @cached_property
     def settled(self) -> Estimate:
         """The recorded step from which held-out accuracy gains no more than a point or a single pair."""

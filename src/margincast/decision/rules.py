@@ -14,6 +14,7 @@ GO, CAUTION, STOP = "go", "caution", "stop"
 POOR = 0.65  # accuracy: an interval around chance that ends below it measured that little is learned
 EARLY = 0.75  # part of the steps: accuracy that stops rising before has stopped early
 GOES_ON = 0.2  # of the training margin at the end: gained after that step
+AHEAD = 0.1  # of accuracy: training pairs before held-out ones
 CARRIES_OVER = 0.5  # held-out margin gained for training margin gained
 BY_LENGTH = 0.5  # of the mean held-out margin
 FALLS = 0.5  # of held-out pairs: their chosen responses
@@ -26,11 +27,11 @@ LEARNED, REVERSED, AT_CHANCE, NOT_SHOWN = "learned", "learned the wrong way roun
 
 @dataclass(frozen=True)
 class Reason:
-    """rule: its name in docs/verdict.md;  decision: what it speaks for;  text: with the numbers it rests on"""
+    """rule: its name in docs/verdict.md;  decision: what it speaks for;  says: with the numbers it rests on"""
 
     rule: str
     decision: str
-    text: str
+    says: str
 
 
 def standing(expected: Expected) -> str:
@@ -123,7 +124,9 @@ def overfits(evidence: Evidence) -> Iterator[Reason]:
         gained = None if train is None else (train[-1] - train[at], heldout[-1] - heldout[at])
         around = "" if stop.low == stop.high else f" (90%: {stop.low:.0f} to {stop.high:.0f})"
         text = f"Held-out accuracy stops rising at step {stop.value:.0f}{around} of {last}"
-        if gained and train and gained[0] > GOES_ON * abs(train[-1]) and gained[1] < CARRIES_OVER * gained[0]:
+        right = evidence.train_accuracy
+        apart = gained and train and gained[0] > GOES_ON * abs(train[-1]) and gained[1] < CARRIES_OVER * gained[0]
+        if apart and right is not None and right >= max(POOR, evidence.accuracy()[-1] + AHEAD):
             moves = f"{train[at]:.2g} to {train[-1]:.2g}, held-out ones from {heldout[at]:.2g} to {heldout[-1]:.2g}"
             text += f", and training margins go on from {moves}: expect it to overfit after."
             yield Reason("overfits", CAUTION, text)

@@ -8,13 +8,13 @@ from typing import Any
 from margincast.report.page import Judged, PageTable, Section
 from margincast.report.tables import Rows
 
-EXPECTED_HEADER = ("held-out pairs", "n", "expected accuracy [95%]", "against chance, 50%", "pairs that would tell")
+EXPECTED_HEADER = ("held-out", "n", "accuracy [95%]", "chance: 50%")
 
 
 def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
     """`results.verdict`: the decision, its reasons and, of a sweep, which value is best."""
-    reasons = [f"  {reason['decision']:<8} {reason['text']}" for reason in verdict["reasons"]]
-    sweep = [f"  sweep    {verdict['sweep']['text']}"] if "sweep" in verdict else []
+    reasons = [f"  {reason['decision']:<8} {reason['says']}" for reason in verdict["reasons"]]
+    sweep = [f"  sweep    {verdict['sweep']['says']}"] if "sweep" in verdict else []
     return [f"Verdict: {verdict['decision'].upper()}", *reasons, *sweep, ""]
 
 
@@ -23,14 +23,15 @@ def verdict_sections(results: Mapping[str, Any]) -> list[Section]:
     if "verdict" not in results:
         return []
     verdict = results["verdict"]
-    reasons = [(reason["decision"], reason["text"]) for reason in verdict["reasons"]]
-    sweep = [("sweep", verdict["sweep"]["text"])] if "sweep" in verdict else []
-    caption = "What is expected of pairs like these: the forecast's own error, and that so few pairs are held out"
+    reasons = [(reason["decision"], reason["says"]) for reason in verdict["reasons"]]
+    sweep = [("sweep", verdict["sweep"]["says"])] if "sweep" in verdict else []
+    about = "What to expect of more such pairs: intervals hold the forecast's error, and that so few are held out."
     return [
         Section(
             title="Verdict",
             judged=Judged(verdict["decision"], [*reasons, *sweep]),
-            tables=[PageTable(caption, EXPECTED_HEADER, expected_rows(verdict))],
+            texts=[about],
+            tables=[PageTable("Held-out pairs at the last step", EXPECTED_HEADER, expected_rows(verdict))],
         )
     ]
 
@@ -43,7 +44,6 @@ def expected_rows(verdict: Mapping[str, Any]) -> Rows:
             str(row["pairs"]),
             f"{row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}]",
             row["standing"],
-            str(row["needed"]) if row["needed"] is not None and row["standing"] == "not shown" else "",
         ]
         for name, row in {"all": verdict["accuracy"], **verdict["concepts"]}.items()
     ]
