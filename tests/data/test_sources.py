@@ -38,6 +38,22 @@ def test_the_three_formats_hold_the_same_pairs(write):
     assert [pair.line for pair in load_pairs("c/rows.parquet")] == [1, 2]
 
 
+def test_several_data_are_read_one_after_the_other(write):
+    write("a/train.jsonl", ROW)
+    write("b/train.jsonl", OTHER)
+    write("c.csv", b"chosen,rejected,prompt", b" No, Yes,Q")
+    pairs = load_pairs("a/train.jsonl + b/train.jsonl + c.csv")
+    assert [pair.prompt for pair in pairs] == [ROW["prompt"], OTHER["prompt"], "Q"]
+    assert [pair.id for pair in pairs] == ["a/train.jsonl:1", "b/train.jsonl:1", "c:2"]
+    assert pairs.concepts == ("a/train.jsonl", "b/train.jsonl", "c")
+    write("d + e.jsonl", ROW)
+    assert load_pairs("d + e.jsonl").concepts == ("d + e",)
+    with pytest.raises(InputError, match="two of these are the same"):
+        load_pairs("c.csv + c.csv")
+    with pytest.raises(InputError, match=r"d\.csv.*no such file"):
+        load_pairs("c.csv + d.csv")
+
+
 def test_messages_in_parquet(write):
     user, yes, no = ({"role": role, "content": text} for role, text in [("user", "Q"), ("assistant", "Y"), ("a", "N")])
     path = write("rows.parquet")

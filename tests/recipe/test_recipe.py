@@ -193,11 +193,15 @@ def test_departures_from_trl_are_said_where_they_are_in_use() -> None:
         ("{path: a/b, split: train_prefs, columns: [chosen, rejected]}", "a/b:train_prefs"),
         ("{path: a/b, fraction: 0.5}", "a/b"),  # shares are of the mixture, and this is all of it
         ("{path: a/b, name: math}", None),
-        ("{path: json, data_files: x.jsonl}", None),
-        ("{path: a/b}, {path: c/d}", None),
+        ("{path: json, data_files: x.jsonl}", "x.jsonl"),
+        ("{path: json, data_files: 'x-*.jsonl'}", None),
+        ("{path: text, data_files: x.txt}", None),
+        ("{path: a/b}, {path: c/d, split: test}", "a/b + c/d:test"),
+        ("{path: json, data_files: [x.jsonl, y.jsonl]}, {path: c/d}", "x.jsonl + y.jsonl + c/d"),
+        ("{path: a/b, fraction: 0.5}, {path: c/d, fraction: 0.5}", None),  # as many rows as the smaller one has
     ],
 )
-def test_a_mixture_of_one_data_set_is_that_data_set(entry: str, data: str | None, tmp_path: Path) -> None:
+def test_a_mixture_is_its_data_sets_one_after_the_other(entry: str, data: str | None, tmp_path: Path) -> None:
     file = tmp_path / "dpo.yaml"
     file.write_text(f"model_name_or_path: m\ndatasets: [{entry}]\n")
     settings, unused = settings_in(file, read_yaml(file), ["model", "data", "beta"])

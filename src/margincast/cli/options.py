@@ -23,7 +23,7 @@ Data = Annotated[
     typer.Argument(
         help="traits | persona:NAME[,NAME...] | persona:k1 ... persona:k16 | persona:all | a .jsonl, .json, .parquet, "
         ".arrow, .csv or .tsv file (also .gz, .zst, .xz, .bz2), a folder of them or of save_to_disk | "
-        "owner/name[:split] on the Hugging Face Hub"
+        "owner/name[:split] on the Hugging Face Hub | several of these, as in 'a.jsonl + b.jsonl'"
     ),
 ]
 

@@ -39,7 +39,7 @@ def load_pairs(
 
     data: `traits`, `persona:NAME[,NAME…]` (also `persona:k1` … `persona:k16`, `persona:all`), a .jsonl, .json,
         .parquet, .arrow, .csv or .tsv file (also .gz, .zst, .xz or .bz2), a folder of them or of `save_to_disk`,
-        `owner/name[:split]` on the Hub, or a table in memory. The shapes of rows are those of `shapes`.
+        `owner/name[:split]` on the Hub, several of these joined by " + ", or a table in memory, of rows as in `shapes`
     heldout: held-out pairs of one's own, as `data`; those of `data` are then for training
     dataset_test_split: the part of `data` that is held out, by its name; without it the files `test` (or
         `validation`) of a folder that has `train` too, and of the Hub nothing. "test", which is TRL's default, may be

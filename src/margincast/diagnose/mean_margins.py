@@ -31,7 +31,8 @@ class SumParts(MarginParts):
 
         margin = start + sum(contributions) + residual
 
-    start: the part of no pair, which only weight decay has;  residual: rounding, or what quadrature leaves
+    start: the part of no pair, which only weight decay, losses without a reference and trained adapters have
+    residual: rounding, or what quadrature leaves
     """
 
     contributions: tuple[float, ...]

@@ -30,6 +30,13 @@ RENAMED = {
 TELLING = ("model_name_or_path", "dataset_name", "output_dir", "optim", "use_peft")
 # Words that YAML 1.1, and so TRL, reads as true and false.
 WORDS = {"yes": True, "on": True, "no": False, "off": False}
+FILE_KINDS = (
+    "json",
+    "csv",
+    "parquet",
+    "arrow",
+)  # what `load_dataset` calls readers of files, where it takes data_files
+FILE_PATTERN = re.compile(r"[*?\[]|://")
 MISSPELT = 0.92  # as alike as learning_rat and learning_rate; ref_model_name_or_path is a name of its own
 PLAIN = {
     "bool": r"^(?:true|True|TRUE|false|False|FALSE)$",
@@ -139,7 +146,7 @@ def from_trl_names(values: Mapping[str, Any], ours: set[str]) -> tuple[Settings,
         if name in ours and value is not None:
             out[name] = value
     unused += [f"dtype {where.pop('dtype')}" for where in (given, out) if where.get("dtype") == "auto"]
-    mixed = _one_of_mixture(given)
+    mixed = _mixture(given)
     if mixed and "data" in ours:
         del given["datasets"]
         out["data"] = mixed
@@ -178,19 +185,30 @@ def from_trl_names(values: Mapping[str, Any], ours: set[str]) -> tuple[Settings,
     return {**out, **given}, [*unused, *more]
 
 
-def _one_of_mixture(given: Settings) -> str | None:
-    """The one data set of TRL's `datasets:` list, as DATA here; like TRL, it is read in place of dataset_name.
+def _mixture(given: Settings) -> str | None:
+    """TRL's `datasets:` list as DATA here; like TRL, it is read in place of dataset_name, one after the other.
 
-    None for a mixture of several or a part of one (data_files, data_dir, a configuration): DATA says what to read.
+    None where some of it has no name here: a configuration, a data_dir, a pattern of files, shares of several.
     """
     listed = given.get("datasets")
-    if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
+    if not isinstance(listed, list) or not listed or not all(isinstance(each, dict) for each in listed):
         return None
-    one = {name: value for name, value in listed[0].items() if value is not None}
-    path, split = one.pop("path", None), one.pop("split", "train")
+    if len(listed) > 1 and any(each.get("fraction") is not None for each in listed):
+        return None
+    parts = [_part_of_mixture(each) for each in listed]
+    return None if None in parts else " + ".join(map(str, parts))
+
+
+def _part_of_mixture(entry: Settings) -> str | None:
+    one = {name: value for name, value in entry.items() if value is not None}
+    path, split, files = one.pop("path", None), one.pop("split", "train"), one.pop("data_files", None)
     one.pop("columns", None)  # those of a pair: others would be refused by TRL's trainer or not be read
     if one.pop("fraction", 1.0) <= 0 or one or not isinstance(path, str) or not isinstance(split, str):
         return None
+    if files is not None:
+        names = files if isinstance(files, list) else [files]
+        plain = all(isinstance(name, str) and not FILE_PATTERN.search(name) for name in names)
+        return " + ".join(names) if path in FILE_KINDS and split == "train" and plain and names else None
     return path if split == "train" or Path(path).exists() else f"{path}:{split}"
 
 

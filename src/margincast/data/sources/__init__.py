@@ -4,6 +4,7 @@ traits                    the data set packaged with margincast
 persona:NAME[,NAME…]      persona files
 path                      a data file, a folder of `save_to_disk`, or a folder of either
 owner/name[:split]        a data set on the Hugging Face Hub
+DATA + DATA               one after the other
 a table in memory         in Python: a Dataset or DatasetDict of `datasets`, a DataFrame of pandas, a list of dicts
 
 A kind of another package is an entry point of the group `margincast.sources`: a `SourceKind`.
@@ -63,5 +64,5 @@ def find_sources(data: object, where: Where) -> list[Source]:
     raise InputError(
         f"{shorten(named)}: no such file or folder; data are 'traits', 'persona:NAME[,NAME…]', "
         f"a {', '.join(READERS)} file (also {', '.join(COMPRESSIONS)}) or a folder of them, "
-        "or 'owner/name[:split]' on the Hub"
+        "or 'owner/name[:split]' on the Hub; several are joined by ' + '"
     )

@@ -29,7 +29,7 @@ class PairAttribution(Shown):
 
     id, split: of the pair whose margin it is, "train" or "heldout"
     pairs: the training pairs;  values: (N,) float64, the contribution of each, in their order
-    start: the part of no pair, which only weight decay and losses without a reference have
+    start: the part of no pair, which only weight decay, losses without a reference and trained adapters have
     margin: as the forecast has it
     """
 

@@ -11,8 +11,9 @@ its batch, times the clipping factor. With Lambda_k the derivative of sum_legs <
     pair i contributes  sum_k <Lambda_k, G_k^i>
 
 and these add up to the margin as an identity. Lambda is found from the last step to the first, through what the
-optimizer remembers. No pair's are (`start`) what weight decay takes from W0, and margins at W0 where the loss has no
-reference. s_p is 1 at chosen responses and -1 at rejected ones, over their length where the loss averages.
+optimizer remembers. No pair's are (`start`) what weight decay takes from W0, and margins at W0: where the loss has no
+reference, or a trained adapter has moved them. s_p is 1 at chosen responses and -1 at rejected ones, over their length
+where the loss averages.
 
 With Adam the sum is NOT what leaving the pair out would do: without it the preconditioner would have been another.
 """
