@@ -2,7 +2,8 @@
 
 The loss is f(r) of the margin r = beta [(log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)], without the
 reference where the loss leaves it out. Its gradient, averaged over the batches of a step, is cut to `max_grad_norm`
-(0: never), and the optimizer takes it with the scheduled learning rate; norms and biases do not decay. A real run's
+(0: never), and the optimizer takes it with the scheduled learning rate, weights of 16 bits by copies in float32
+(`training.master`); norms and biases do not decay. A real run's
 batches, clipping and schedule are carried out by transformers' Trainer in this same order.
 """
 
@@ -23,6 +24,7 @@ from margincast.passes.tokenize import Encoded
 from margincast.recipe.loss import Loss
 from margincast.recipe.optimizer import Optimizer
 from margincast.recipe.recipe import Recipe
+from margincast.training.master import optimizer_of
 
 T = TypeVar("T")
 # What transformers' Trainer keeps from decaying, by its patterns.
@@ -65,10 +67,7 @@ def decaying(model: nn.Module) -> list[str]:
 
 def torch_optimizer(model: nn.Module, rule: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of `model`'s trainable weights. Raises `ValueError` for a rule that cannot train."""
-    known = rule.torch_optimizer()
-    if known is None:
-        raise ValueError(f"{rule!r} cannot train a model")
-    kind, settings = known
+    kind, settings = optimizer_of(model, rule)
     names = set(decaying(model))
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     groups = [
