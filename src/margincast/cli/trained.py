@@ -50,7 +50,7 @@ def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, ou
     job = open_job("forecast", output, recipe, fitted, reading.options, reading.pairs, data=reading.data)
     check_recipe(recipe)
     pilot = read_pilot(fitted.pilot, recipe.max_steps)
-    # Only a pilot reports to trackers, and takes the run's own steps; who forecasts a run need not have what that takes.
+    # Only a pilot reports to trackers and steps as the run does; who forecasts a run need not have what that takes.
     alone = replace(recipe, report_to="none", optimizer=recipe.rule.in_forecasts)
     (recipe if pilot.steps else alone).check_trainable()
     beforehand = Beforehand(pilot, fitted.rehearsal if pilot.trains else 0.0, read_sweep(fitted.sweep, pilot))
