@@ -16,6 +16,11 @@ from margincast.errors import InputError, StatedFailure
 # One process may wait for another's whole part of the work; a process that died is noticed sooner, by its launcher.
 PATIENCE = timedelta(days=1)
 T = TypeVar("T")
+# Why DeepSpeed is refused. ZeRO-3 leaves weights empty outside their modules' own calls, and the head is read outside.
+DEEPSPEED = (
+    "runs under DeepSpeed are not supported (its ZeRO-3 empties the unembedding that packed passes read, and it has no "
+    "build that could be tested); shard with FSDP 2: accelerate launch --config_file examples/paper/fsdp.yaml"
+)
 
 
 def join(device: str) -> None:

@@ -337,3 +337,14 @@ def test_a_model_without_some_of_its_weights_is_refused(data_folder: Path, model
     Path("deeper", "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
     outcome = run("forecast", data_folder, "--model", "./deeper", "--train", "head", "--out", "out")
     refused(outcome, "has weights its config does not know: model.layers.1")
+
+
+@pytest.mark.parametrize("command", ["train", "forecast"])
+def test_a_launch_by_deepspeed_is_refused_before_anything_is_read(
+    command: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `accelerate launch` says it, also of a single process."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    outcome = run(command, "no-such-file.jsonl", "--out", "out")
+    refused(outcome, "runs under DeepSpeed are not supported", "ZeRO-3", "--config_file examples/paper/fsdp.yaml")
+    assert not Path("out").exists()

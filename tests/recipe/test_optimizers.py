@@ -74,7 +74,7 @@ def test_names_of_the_command_line() -> None:
         (("sgd", -1.0), "learning_rate must be a positive number"),
         (("adamw", float("nan")), "learning_rate must be a positive number"),
         (("adamw", float("inf")), "learning_rate must be a positive number"),
-        (("adam", 0.1, 0.1), "weight_decay belongs to adamw, gd, sgd; with adam leave it out"),
+        (("adam", 0.1, 0.1), "weight_decay belongs to adamw, adamw_bnb_8bit, gd, sgd; with adam leave it out"),
         (("flow", 0.1, 0.1), "weight_decay"),
         (("adamw", 0.1, -0.1), "weight_decay"),
         (("adamw", 0.1, float("nan")), "weight_decay"),
@@ -83,3 +83,21 @@ def test_names_of_the_command_line() -> None:
 def test_settings_that_cannot_be_are_refused(arguments, message) -> None:
     with pytest.raises(InputError, match=message):
         rule(*arguments[:2], **({"weight_decay": arguments[2]} if len(arguments) > 2 else {}))
+
+
+def test_adamw_in_8_bits_is_named_where_it_is_missing_and_forecast_as_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(optimizer="adamw_bnb_8bit", weight_decay=0.1, adam_beta2=0.9)
+    assert recipe.rule.in_forecasts == AdamW(1e-5, beta2=0.9, weight_decay=0.1)
+    assert AdamW().in_forecasts == AdamW()
+    slots: list[Slots] = [{}, {}]
+    gradient = torch.linspace(-1.0, 1.0, 6).view(2, 3)
+    steps = [
+        rule.update(gradient, torch.ones(2, 3), each, 1, 0.1)
+        for rule, each in zip((recipe.rule, recipe.rule.in_forecasts), slots, strict=True)
+    ]
+    assert torch.equal(*steps)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="optimizer 'adamw_bnb_8bit' needs bitsandbytes, which is not installed: pip"):
+        recipe.check_trainable()
+    with pytest.raises(InputError, match="'flow' cannot train; use one of: adam, adamw, gd, sgd"):
+        Recipe(optimizer="flow").check_trainable()

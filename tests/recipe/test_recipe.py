@@ -40,9 +40,12 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     [
         ({"max_steps": 3, "num_train_epochs": 1.0}, "not both"),
         ({"lora_r": 8}, "lora_r belongs to train lora"),
-        ({"optimizer": "adam", "weight_decay": 0.1}, "weight_decay belongs to adamw, gd, sgd; with adam"),
+        (
+            {"optimizer": "adam", "weight_decay": 0.1},
+            "weight_decay belongs to adamw, adamw_bnb_8bit, gd, sgd; with adam",
+        ),
         ({"optimizer": "flow", "momentum": 0.1}, "momentum belongs to gd, sgd; with flow"),
-        ({"optimizer": "sgd", "adam_beta1": 0.5}, "adam_beta1 belongs to adam, adamw; with sgd"),
+        ({"optimizer": "sgd", "adam_beta1": 0.5}, "adam_beta1 belongs to adam, adamw, adamw_bnb_8bit; with sgd"),
         ({"optimizer": "sgd", "nesterov": True}, "nesterov needs a momentum"),
         ({"loss_type": "apo_zero"}, "not a function of the margin"),
         ({"label_smoothing": 0.1}, "sigmoid with label smoothing is called cdpo"),

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from margincast.cli.conditions import Condition, check, check_concepts, conditions_of
-from margincast.cli.launch import launched
+from margincast.cli.launch import by_deepspeed, launched
 from margincast.errors import InputError
-from margincast.processes import by_first, join, process, processes
+from margincast.processes import DEEPSPEED, by_first, join, process, processes
 from margincast.recipe.fields import options_of
 from margincast.results import Json, Provenance, Result
 from margincast.runs.layout import (
@@ -137,11 +137,14 @@ class Job:
         return job
 
     def say_defaults(self, recipe: Recipe) -> None:
-        """Where the paper's defaults are used and TRL has others: once, before anything else."""
+        """Where the paper's defaults are used and TRL has others, and what is forecast as something else: once, before
+        anything else."""
         from margincast.recipe.recipe import departures
 
         if said := departures(recipe):
             self.say(said)
+        if self.command != "train" and recipe.rule.in_forecasts != recipe.rule:
+            self.say(f"{recipe.optimizer} is forecast as {type(recipe.rule.in_forecasts).__name__}")
 
     def write_config(self) -> None:
         """Claim the folder for this run: to be called when the input is known to be good."""
@@ -167,8 +170,11 @@ def open_job(command: str, output: OutputOptions, *records: DataclassInstance, *
     """Start (or find again) the job of `command` with the settings in `records` and `settings`.
 
     Nothing is written yet, so that input found to be bad leaves no folder behind. Raises `InputError` when the folder
-    to write to holds the results of something else, and for a command that a launcher cannot start several times.
+    to write to holds the results of something else, and for a command that a launcher cannot start several times, and
+    under DeepSpeed.
     """
+    if by_deepspeed():
+        raise InputError(DEEPSPEED)
     config = config_of(*records, **settings)
     conditions = conditions_of(getattr(output, "fail_if", None) or (), command, config)
     if not launched():

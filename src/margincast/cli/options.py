@@ -62,6 +62,9 @@ class InputOptions:
     merge_adapter: bool = option(
         False, "Merge the model's LoRA adapter into its weights, so that the reference has it too", INPUT
     )
+    load_in_4bit: bool = option(
+        False, "Put the weights into 4 bits (bitsandbytes, on a CUDA device): QLoRA, with --train lora", INPUT
+    )
     trust_remote_code: bool = option(False, "Run code that comes with a Hub model", INPUT)
     persona_dir: Path | None = option(None, "Folder of persona files", INPUT, environment="MARGINCAST_PERSONA_DIR")
     cache_dir: Path | None = option(
@@ -100,6 +103,7 @@ class InputOptions:
             merge_adapter=self.merge_adapter,
             trust_remote_code=self.trust_remote_code,
             cache_dir=self.cache,
+            load_in_4bit=self.load_in_4bit,
         )
         set_plan(loaded.model, self.pack_tokens, self.cache)
         return loaded

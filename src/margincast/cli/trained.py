@@ -50,13 +50,14 @@ def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, ou
     job = open_job("forecast", output, recipe, fitted, reading.options, reading.pairs, data=reading.data)
     check_recipe(recipe)
     pilot = read_pilot(fitted.pilot, recipe.max_steps)
-    # Only a pilot reports to trackers; who forecasts a run need not have those of the run.
-    (recipe if pilot.steps else replace(recipe, report_to="none")).check_trainable()
+    # Only a pilot reports to trackers and steps as the run does; who forecasts a run need not have what that takes.
+    alone = replace(recipe, report_to="none", optimizer=recipe.rule.in_forecasts)
+    (recipe if pilot.steps else alone).check_trainable()
     beforehand = Beforehand(pilot, fitted.rehearsal if pilot.trains else 0.0, read_sweep(fitted.sweep, pilot))
     job.say_defaults(recipe)
     inputs = read_inputs(job, reading, recipe.loss)
-    alone = not beforehand.rehearsal  # a rehearsal of many tokens has no use for inner layers
-    deep = with_features(job, inputs, layers=inputs.encoding.single_token or alone)
+    unrehearsed = not beforehand.rehearsal  # a rehearsal of many tokens has no use for inner layers
+    deep = with_features(job, inputs, layers=inputs.encoding.single_token or unrehearsed)
     job.done(run_trained(job, deep, recipe.for_pairs(len(inputs.train)), beforehand, reading))
 
 

@@ -126,7 +126,7 @@ def overfits(evidence: Evidence) -> Iterator[Reason]:
         text = f"Held-out accuracy stops rising at step {stop.value:.0f}{around} of {last}"
         right = evidence.train_accuracy
         apart = gained and train and gained[0] > GOES_ON * abs(train[-1]) and gained[1] < CARRIES_OVER * gained[0]
-        if apart and right is not None and right >= max(POOR, evidence.accuracy()[-1] + AHEAD):
+        if apart and train and right is not None and right >= max(POOR, evidence.accuracy()[-1] + AHEAD):
             moves = f"{train[at]:.2g} to {train[-1]:.2g}, held-out ones from {heldout[at]:.2g} to {heldout[-1]:.2g}"
             text += f", and training margins go on from {moves}: expect it to overfit after."
             yield Reason("overfits", CAUTION, text)

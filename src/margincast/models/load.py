@@ -18,6 +18,7 @@ from margincast.models.device import AUTO, DTYPES, resolve_device, resolve_dtype
 from margincast.models.digest import config_digest, tokenizer_digest, weights_digest
 from margincast.models.gguf import MANIFEST
 from margincast.models.place import Place, adapter_on_hub, default_cache_dir, fetching, locate
+from margincast.models.quantised import four_bits, is_quantised, refuse_4bit
 from margincast.runs.store import file_sha256, key_of
 
 __all__ = ["LoadedModel", "default_cache_dir", "load_model", "opened"]
@@ -63,6 +64,7 @@ def load_model(
     merge_adapter: bool = False,
     trust_remote_code: bool = False,
     cache_dir: str | Path | None = None,
+    load_in_4bit: bool = False,
 ) -> LoadedModel:
     """Load a model, with dropout off, in evaluation mode.
 
@@ -72,27 +74,35 @@ def load_model(
     the checkpoint's own. A quantised model stays as it is
     device: as torch names it; `auto` is cuda, mps or cpu, the first there is
     merge_adapter: add an adapter to the weights: the reference then has it too
+    load_in_4bit: put the weights but the unembedding into 4 bits, by bitsandbytes on a CUDA device; dtype is then what
+    is computed in, `auto` bfloat16
 
     Raises `InputError` for a folder or dtype that cannot be used and for a model that is not whole and finite,
     `StatedFailure` for a model that cannot be fetched.
     """
     if not isinstance(name, (str, Path)):
+        if load_in_4bit:
+            raise InputError("a model in memory has the bits that it has; give load_in_4bit with a folder or a Hub id")
         loaded = _in_memory(name, merge_adapter)
         disable_dropout(loaded.model)
         loaded.model.eval()
         return loaded
     if dtype not in (AUTO, *DTYPES):
         raise InputError(f"dtype {dtype!r} is not known; use one of: {', '.join((AUTO, *DTYPES))}")
+    device = resolve_device(device)
+    if load_in_4bit:
+        refuse_4bit(device, merge_adapter)
     name = str(name)
     cache = None if cache_dir is None else Path(cache_dir)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     place = locate(name, cache, revision)
     with fetching(place):
         place, config, tokenizer = _described(name, place, options, cache)
-        device = resolve_device(device)
-        model = _weights(name, place, config, dtype, device, options)
+        model = _weights(name, place, config, dtype, device, options, four_bits(dtype) if load_in_4bit else None)
     commit = getattr(model.config, "_commit_hash", None)
     identity = str(commit) if commit else _files_hash(Path(place.base))
+    if load_in_4bit:
+        identity = key_of([identity, "4 bits"])
     if place.adapter is not None:
         model = open_adapter(model, place.adapter, name, merge_adapter).to(device)
         identity = key_of([identity, weights_digest(model), config_digest(model)])
@@ -154,11 +164,15 @@ def _tokenizer(place: Place, options: dict[str, Any]) -> Any:
     return _tokenizer_at(place.base, _of_base(place, options))
 
 
-def _weights(name: str, place: Place, config: Any, dtype: str, device: str, options: dict[str, Any]) -> Any:
-    """The base model on `device`. Raises as `load_model`."""
+def _weights(
+    name: str, place: Place, config: Any, dtype: str, device: str, options: dict[str, Any], bits: Any = None
+) -> Any:
+    """The base model on `device`; bits: how it is quantised as it is loaded. Raises as `load_model`."""
     from transformers import AutoModelForCausalLM
 
     quantised = getattr(config, "quantization_config", None)
+    if quantised is not None and bits is not None:
+        raise InputError(f"model {name!r} is quantised already; leave load_in_4bit out")
     if quantised is not None and not device.startswith("cuda"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
         raise InputError(
@@ -167,7 +181,9 @@ def _weights(name: str, place: Place, config: Any, dtype: str, device: str, opti
         )
     # A quantised model is put in place as it is loaded, and keeps its numbers.
     how: dict[str, Any] = {"dtype": "auto", "device_map": {"": device}}
-    if quantised is None:
+    if bits is not None:
+        how |= {"dtype": bits.bnb_4bit_compute_dtype, "quantization_config": bits}
+    elif quantised is None:
         how = {"dtype": resolve_dtype(dtype, getattr(config, "dtype", None), _count(config, options), device)}
     try:
         loading: Any = AutoModelForCausalLM.from_pretrained(
@@ -179,7 +195,7 @@ def _weights(name: str, place: Place, config: Any, dtype: str, device: str, opti
     refuse_other_weights(name, found)
     keep_softcap(model)
     try:
-        return model if quantised is not None else model.to(device)
+        return model if is_quantised(model) else model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} cannot be used: {first_line(error)}") from error
 

@@ -44,6 +44,7 @@ class Optimizer:
     flow: the limit of small steps, integrated in time t = learning_rate * steps instead of stepped
     path_known: a step moves every weight by about the learning rate, so that a run's path length is known before it
     averaged: beta1 of an optimizer that divides a running mean of the gradients by `divisor`; None for others
+    package: what has to be installed to train with it
     """
 
     learning_rate: float = 1e-5
@@ -53,6 +54,7 @@ class Optimizer:
     linear: ClassVar[bool] = False
     flow: ClassVar[bool] = False
     path_known: ClassVar[bool] = False
+    package: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -74,6 +76,11 @@ class Optimizer:
     def divisor(self, slots: Slots, step: int) -> Tensor:
         """What step `step` divided its mean gradient by, entry by entry, where it is `averaged`."""
         raise InputError(f"{type(self).__name__} divides its gradients by nothing known; give it `divisor`")
+
+    @property
+    def in_forecasts(self) -> Optimizer:
+        """What forecasts and rehearsals take it for."""
+        return self
 
     def without_decay(self) -> Optimizer:
         """The same rule without weight decay."""

@@ -94,6 +94,7 @@ class Recipe:
     )
     gradient_checkpointing: bool = option(False, "Compute activations twice, to save memory")
     bf16: bool = option(False, "Mixed precision")
+    torch_compile: bool = option(False, "Compile the layers for training; left out, with the reason, where that fails")
     # The largest seed that numpy takes.
     seed: int = option(1234, "Of the split and of the batch order", INPUT, least=0, most=2**32 - 1)
     max_length: int = option(1024, "Cut prompt + response here, in tokens", INPUT, least=2)
@@ -184,8 +185,14 @@ class Recipe:
 
     def check_trainable(self) -> None:
         """Raises `InputError` for what a forecast can follow and a training run cannot, and for missing packages."""
+        package = self.rule.package
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"optimizer {self.optimizer!r} needs {package}, which is not installed: pip install {package}"
+            )
         if self.rule.torch_optimizer() is None:
-            able = [name for name, kind in OPTIMIZERS.all().items() if kind().torch_optimizer() is not None]
+            rules = {name: kind() for name, kind in OPTIMIZERS.all().items() if kind.package is None}
+            able = [name for name, rule in rules.items() if rule.torch_optimizer() is not None]
             raise InputError(f"optimizer {self.optimizer!r} cannot train; use one of: {', '.join(able)}")
         if self.train == "lora" and importlib.util.find_spec("peft") is None:
             raise InputError("train lora needs peft: pip install 'margincast[lora]'")

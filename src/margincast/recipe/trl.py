@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 # The same thing under the same name, in a DPOConfig and in a recipe.
 SAME = (
     "beta", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "max_grad_norm", "seed", "max_length",
+    "gradient_accumulation_steps", "max_grad_norm", "seed", "max_length", "torch_compile",
 )  # fmt: skip
 ADAPTER = {"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 OPTIM = {
     "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw", "sgd": "sgd",
+    "adamw_bnb_8bit": "adamw_bnb_8bit", "adamw_8bit": "adamw_bnb_8bit",
 }  # fmt: skip
 # Losses of the margin that DPOTrainer has, under the same names.
 TRL_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop")
@@ -37,6 +38,7 @@ ASIDE = (
     "gradient_checkpointing", "precompute_ref", "bf16", "remove_unused", "label_names", "accelerator_config",
     "per_device_eval", "data_seed", "optim", "max_steps", "num_train", "lr_scheduler", "warmup", "loss_type",
     "activation", "padding_free", "pad_", "trackio", "debug", "include_", "skip_memory", "resume",
+    "torch_compile_",
 )  # fmt: skip
 
 
@@ -150,7 +152,7 @@ def dpo_config(recipe: Recipe, output_dir: str | Path) -> Any:
     """See `Recipe.to_trl`."""
     from trl import DPOConfig  # type: ignore[attr-defined]
 
-    names = {"adamw": "adamw_torch", "adam": "adamw_torch", "sgd": "sgd"}
+    names = {"adamw": "adamw_torch", "adam": "adamw_torch", "sgd": "sgd", "adamw_bnb_8bit": "adamw_bnb_8bit"}
     loss, optimizer = recipe.loss, recipe.optimizer
     if loss.name not in TRL_LOSSES:
         raise InputError(f"TRL's DPOTrainer has no loss {loss.name!r}; use one of: {', '.join(TRL_LOSSES)}")

@@ -223,7 +223,7 @@ def read_settings(path: Path, known: Iterable[str]) -> tuple[Settings, list[str]
     elsewhere = {
         "data", "persona_dir", "heldout", "dataset_test_split", "holdout", "allow_leakage", "on_bad_row", "eos",
         "concept_column", "topics", "prompt_column", "chosen_column", "rejected_column",
-        "model", "revision", "dtype", "device", "merge_adapter", "trust_remote_code",
+        "model", "revision", "dtype", "device", "merge_adapter", "load_in_4bit", "trust_remote_code",
     }  # fmt: skip
     return settings_in(path, {name: value for name, value in values.items() if name not in elsewhere}, known)
 

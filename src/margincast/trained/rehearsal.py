@@ -21,6 +21,7 @@ from tqdm import tqdm
 from margincast.errors import InputError, StatedFailure
 from margincast.models.adapter import merged_model, with_adapter
 from margincast.models.load import LoadedModel
+from margincast.models.quantised import refuse_training_quantised
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.plan import share_plan
 from margincast.passes.response_pass import packing_problem
@@ -96,13 +97,14 @@ def rehearsed_logps(
 ) -> tuple[Tensor, Tensor]:
     """Held-out log-probabilities (chosen, rejected), (pairs,) each, after a step on each of `batches`, which are rows
     of the training pairs, with its learning rate."""
+    refuse_training_quantised(loaded.model, recipe.train)
     model = copy.deepcopy(loaded.model)
     share_plan(loaded.model, model)
     model = with_adapter(model, recipe) if recipe.train == "lora" else merged_model(model)
     rows, heldout = encoding.select(features.train.pairs).rows, encoding.select(features.heldout.pairs).rows
     packed = packing_problem(model, rows) is None
     evaluator = Evaluator(heldout, packed, frozen_backbone=False)
-    optimizer = torch_optimizer(model, recipe.rule)
+    optimizer = torch_optimizer(model, recipe.rule.in_forecasts)
     starts_there = features.train.start_log_ratios is None
     reference = features.train.reference_chosen.float(), features.train.reference_rejected.float()
     steps = tqdm(zip(batches, learning_rates, strict=True), "rehearse", len(batches), disable=not progress)

@@ -20,16 +20,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from margincast.errors import InputError
 from margincast.models.adapter import has_adapter, merged_model, with_adapter
 from margincast.models.load import LoadedModel, untie
+from margincast.models.quantised import refuse_training_quantised
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoded, Encoding
-from margincast.processes import by_first, everyone, process, processes
+from margincast.processes import DEEPSPEED, by_first, everyone, process, processes
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, FeatureSet, PairSet, Trajectory
 from margincast.runs.layout import LOCK, STATE
 from margincast.runs.metrics import metric_rows
 from margincast.runs.store import key_of, write_jsonl
 from margincast.training.checkpoints import last_checkpoint, seal, step_of
+from margincast.training.compiled import compile_layers
+from margincast.training.master import has_masters
 from margincast.training.recording import Recording, claim
 from margincast.training.stops import Stop, first_held, stops_of
 from margincast.training.trainer import MarginTrainer, PairDataset, arguments, collate
@@ -37,6 +40,7 @@ from margincast.training.watch import Watch, watched
 
 # Log-probabilities of two passes over the same model differ by rounding alone; more means another model.
 TRAINED = {"all": "all weights", "head": "the unembedding, backbone frozen", "lora": "a LoRA adapter"}
+COMPILED = 3  # pairs that compiled layers are tried with
 REFERENCE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 2.0, torch.float16: 0.5}
 
 
@@ -85,8 +89,8 @@ def train_model(
         recording = Recording(evaluator, state, recorded, features.heldout.pairs, begun, meter)
         recorder = Recorder(recording, recipe, features, stop_after, stops_of(watch.stop_if))
         recorder.trainer = trainer = trainer_of(model, rows, features, recipe, state, packed)
+        make_ready(trainer, rows[:COMPILED], say)
         if trainer.is_fsdp_enabled:
-            refuse_several_batches(recipe)
             watch.refuse_with_fsdp()
         for callback in (recorder, ProgressBar()) if progress else (recorder,):
             trainer.add_callback(callback)
@@ -124,6 +128,7 @@ def prepared(loaded: LoadedModel, recipe: Recipe, say: Callable[[str], None] = w
     An adapter that came with it goes on training under train lora, and else becomes part of the weights. Either way the
     reference is what the features have it to be: the model without.
     """
+    refuse_training_quantised(loaded.model, recipe.train)
     if recipe.train == "lora":
         if has_adapter(loaded.model):
             say(f"the adapter of {loaded.name} trains on as it is: its own rank, scale and modules, and no dropout")
@@ -138,8 +143,27 @@ def prepared(loaded: LoadedModel, recipe: Recipe, say: Callable[[str], None] = w
     return loaded.model
 
 
-def refuse_several_batches(recipe: Recipe) -> None:
-    """Raises `InputError` for a step of several batches: with FSDP the second one crashed (torch 2.13, on a CPU)."""
+def make_ready(trainer: MarginTrainer, sample: Sequence[Encoded], say: Callable[[str], None]) -> None:
+    """Compile the layers where they are to be. Raises `InputError` where processes were started in a way that this run
+    cannot be trained in."""
+    if trainer.is_deepspeed_enabled:
+        raise InputError(DEEPSPEED)
+    if trainer.is_fsdp_enabled:
+        refuse_sharded(trainer.recipe, trainer.model)
+    if trainer.recipe.torch_compile:
+        compile_layers(trainer.model, sample, trainer.packed, say)
+
+
+def refuse_sharded(recipe: Recipe, model: Any) -> None:
+    """Raises `InputError` for what FSDP cannot train: a step of several batches, of which the second one crashed (torch
+    2.13, on a CPU), weights of 16 bits, whose copies in float32 it would not shard, and compiled layers."""
+    if has_masters(model):
+        raise InputError(
+            f"weights in {str(model.dtype).removeprefix('torch.')} are trained by copies in float32, which FSDP does "
+            "not shard; give dtype float32 and bf16"
+        )
+    if recipe.torch_compile:
+        raise InputError("torch_compile was not tried where FSDP shards the weights; leave it out")
     if recipe.gradient_accumulation_steps > 1:
         raise InputError(
             f"gradient_accumulation_steps {recipe.gradient_accumulation_steps} does not work where FSDP shards the "

@@ -3,8 +3,8 @@
 The loss is f(r) of the margin r = beta [(log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)], without the
 reference where the loss leaves it out, each log-ratio over the tokens of its response where the loss averages. Its
 gradient, averaged over the batches of a step, is cut to `max_grad_norm` (0: never), and the optimizer takes it with the
-scheduled learning rate; norms and biases do not decay. A real run's batches, clipping and schedule are carried out by
-transformers' Trainer in this same order.
+scheduled learning rate, weights of 16 bits by copies in float32 (`training.master`); norms and biases do not decay. A
+real run's batches, clipping and schedule are carried out by transformers' Trainer in this same order.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from margincast.passes.tokenize import Encoded
 from margincast.recipe.loss import Loss
 from margincast.recipe.optimizer import Optimizer
 from margincast.recipe.recipe import Recipe
+from margincast.training.master import optimizer_of
 
 T = TypeVar("T")
 # What transformers' Trainer keeps from decaying, by its patterns.
@@ -82,10 +83,7 @@ def decaying(model: nn.Module) -> list[str]:
 
 def torch_optimizer(model: nn.Module, rule: Optimizer) -> torch.optim.Optimizer:
     """The optimizer of `model`'s trainable weights. Raises `ValueError` for a rule that cannot train."""
-    known = rule.torch_optimizer()
-    if known is None:
-        raise ValueError(f"{rule!r} cannot train a model")
-    kind, settings = known
+    kind, settings = optimizer_of(model, rule)
     names = set(decaying(model))
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     groups = [

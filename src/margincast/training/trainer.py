@@ -20,6 +20,7 @@ from margincast.passes.response_pass import response_pass
 from margincast.passes.tokenize import Encoded
 from margincast.recipe.recipe import Recipe
 from margincast.training.checkpoints import KEPT
+from margincast.training.master import optimizer_of
 from margincast.training.step import decaying, pack_by_pack, rewards
 
 # transformers renamed the setting between 5.15 and 5.23, and warns of the old name.
@@ -99,7 +100,7 @@ class MarginTrainer(Trainer):
     """
 
     def __init__(self, *, recipe: Recipe, packed: bool, from_reference: bool = True, **kwargs: Any) -> None:
-        super().__init__(optimizer_cls_and_kwargs=recipe.rule.torch_optimizer(), **kwargs)
+        super().__init__(optimizer_cls_and_kwargs=optimizer_of(kwargs["model"], recipe.rule), **kwargs)
         self.recipe = recipe
         self.packed = packed
         self.from_reference = from_reference
