@@ -223,7 +223,9 @@ def test_inside_trl_they_are_those_of_train(tmp_path: Path) -> None:
     from tests.training.test_callback import OWN, TRAIN, trl
 
     heldout, loaded = multi_token(30)[24:], tiny_loaded()
-    data = load_eval_data({"others": make_pairs(6, 2, start=50), "builtin": "builtin"})
+    words = tmp_path / "words.txt"
+    words.write_text("What would you say to a friend?\n\n" * 40, encoding="utf-8")
+    data = load_eval_data({"others": make_pairs(6, 2, start=50), "words": words})
     both = PairSet(TRAIN.pairs + tuple(replace(pair, id=f"h{pair.id}") for pair in heldout))
     train, heldout = both[: len(TRAIN)], both[len(TRAIN) :]
     encoding = encode(both, loaded.tokenizer, eos=True)
