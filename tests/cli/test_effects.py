@@ -26,7 +26,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def test_a_run_stops_says_so_and_goes_on_and_the_forecast_foresaw_it(common: Words, tmp_path: Path) -> None:
     text = tmp_path / "words.txt"
-    text.write_text("I like the rain and tea, and songs on the stairs.\n" * 9)
+    text.write_text("I like the rain and tea, and songs on the stairs.\n" * 30)
     others = tmp_path / "others.jsonl"
     others.write_text("".join(json.dumps(row) + "\n" for row in persona_rows("patience", 8)))
     measured = ("--eval_data", f"words={text}", "--eval_data", others)
