@@ -137,4 +137,4 @@ def test_of_many_pairs_some_of_every_concept_are_measured() -> None:
     assert measured is not None
     assert len(measured.rows) == MOST_PAIRS
     assert max(measured.pairs.counts.values()) - min(measured.pairs.counts.values()) <= 1
-    assert encoded.notes == ("eval data many: 100 of 300 pairs are measured",)
+    assert encoded.notes == ("eval data many: 50 of 300 pairs are measured",)

@@ -32,7 +32,7 @@ from tests.problems import make_pairs
 from tests.tiny import CONTEXT, tiny_loaded, tiny_model, tiny_tokenizer
 
 RECIPE = Recipe(beta=0.1, learning_rate=3e-3, max_steps=6, per_device_train_batch_size=4, eval_steps=2)
-BUDGET = 4 * 64 * 4  # four answers at each of four recorded steps
+BUDGET = 4 * 48 * 4  # four answers at each of four recorded steps
 Train = Callable[..., Trajectory]
 
 
@@ -223,7 +223,9 @@ def test_inside_trl_they_are_those_of_train(tmp_path: Path) -> None:
     from tests.training.test_callback import OWN, TRAIN, trl
 
     heldout, loaded = multi_token(30)[24:], tiny_loaded()
-    data = load_eval_data({"others": make_pairs(6, 2, start=50), "builtin": "builtin"})
+    words = tmp_path / "words.txt"
+    words.write_text("What would you say to a friend?\n\n" * 40, encoding="utf-8")
+    data = load_eval_data({"others": make_pairs(6, 2, start=50), "words": words})
     both = PairSet(TRAIN.pairs + tuple(replace(pair, id=f"h{pair.id}") for pair in heldout))
     train, heldout = both[: len(TRAIN)], both[len(TRAIN) :]
     encoding = encode(both, loaded.tokenizer, eos=True)
@@ -250,3 +252,24 @@ def test_inside_trl_they_are_those_of_train(tmp_path: Path) -> None:
     stopped = trl(stopping, tmp_path / "trl2")
     stopped.train()
     assert stopped.state.global_step == 2
+
+
+def test_inside_trl_a_resumed_run_has_the_same_effects(tmp_path: Path) -> None:
+    from tests.training.test_callback import HELDOUT, trl
+
+    words = tmp_path / "words.txt"
+    words.write_text("The answer to the question is that the weather is good.", encoding="utf-8")
+
+    def callback(folder: str, **more: object) -> MarginCallback:
+        return MarginCallback(HELDOUT, tmp_path / folder, eval_data=words, effects_budget=0, **more)  # type: ignore[arg-type]
+
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    trl(callback("whole"), tmp_path / "once").train()
+    trl(callback("parted", stop_if=["effects/kl>0"]), tmp_path / "parts", **saving).train()
+    stopped = json.loads((tmp_path / "parted" / "summary.json").read_text())["results"]["stopped"]
+    assert (stopped["step"], stopped["stop_if"]) == (2, "effects/kl>0")
+    checkpoint = str(tmp_path / "parts" / "checkpoint-2")
+    trl(callback("parted"), tmp_path / "parts", **saving).train(resume_from_checkpoint=checkpoint)
+    whole, parted = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parted"))
+    assert whole == parted
+    assert not (tmp_path / "parted" / "state").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ class KeepOptions(EvalOptions):
 
     save_model: bool = option(True, "Keep the trained model", OUTPUT)
     effects_budget: int = option(
-        8192,
+        4096,
         "Tokens of greedy answers to prompts of the eval data, over all recorded steps together; 0: none",
         INPUT,
         least=0,
@@ -108,6 +107,7 @@ def run_training(
     from margincast.runs.save import save_trajectory, trajectory_results, write_summary
     from margincast.training.references import write_references
     from margincast.training.run import forget_state, train_model
+    from margincast.training.stops import stopped_at, stops_of
     from margincast.training.watch import Watch
 
     watch = Watch(eval_data=measured, effects_budget=keep.effects_budget, stop_if=keep.stop_if or ())
@@ -129,7 +129,7 @@ def run_training(
     if inputs.encoding.eos:  # without that token they are of other responses than TRL's
         write_references(job.out / REFERENCES, inputs.features, inputs.encoding)
     save_figure(run_curves(trajectory), job.out / "figures", "curves")
-    stopped = stopped_at(rows[-1], recipe.for_pairs(len(inputs.train)).steps, keep.stop_if or ())
+    stopped = stopped_at(stops_of(watch.stop_if), rows[-1], recipe.for_pairs(len(inputs.train)).steps)
     results = {**trajectory_results(trajectory, rows, job.seconds), **stopped}
     leave_effects(job.out, rows)
     summary = write_summary(job.out, "train", job.config, results, **inputs.sections())
@@ -142,13 +142,3 @@ def run_training(
     if stopped:
         job.say(f"Stopped early: {stopped['stopped']['reason']}. Without it the same command goes on from there.")
     return summary
-
-
-def stopped_at(row: Json, steps: int, stop_if: Sequence[str]) -> Json:
-    """The `stopped` of a summary's results, where the last recorded step is not that of the recipe."""
-    from margincast.training.stops import first_held, stops_of
-
-    held = first_held(stops_of(stop_if), row) if row["step"] < steps else None
-    if held is None:
-        return {}
-    return {"stopped": {"step": row["step"], "stop_if": held.text, "reason": held.reason(row)}}

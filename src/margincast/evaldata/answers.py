@@ -15,7 +15,7 @@ from torch import Tensor
 from margincast.effects import AnswerEffects
 from margincast.passes.hooks import unwrapped
 
-NEW_TOKENS = 64
+NEW_TOKENS = 48
 BATCH = 32
 NONE = -1  # behind the end of an answer
 GRAM = 4

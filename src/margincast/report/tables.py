@@ -22,9 +22,11 @@ def interval(estimate: Mapping[str, float], digits: int = 3) -> str:
 
 
 def percent(estimate: Mapping[str, float | None]) -> str:
-    """A share with its interval, or `-` where there is none."""
+    """A share with its interval, or `-` where there is no value."""
     if estimate["value"] is None or estimate["value"] != estimate["value"]:
         return "-"
+    if estimate["low"] is None or estimate["low"] != estimate["low"]:
+        return f"{estimate['value']:.0%}"  # of one text or pair, which has no interval
     return f"{estimate['value']:.0%} [{estimate['low']:.0%}, {estimate['high']:.0%}]"
 
 

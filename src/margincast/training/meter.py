@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from margincast.effects import Effects, HeldoutResponses, PairEffects, TextEffects
+from margincast.errors import InputError
 from margincast.evaldata.answers import answered, effects_of_answers, greedy_answers
 from margincast.evaldata.measure import (
     KeptHead,
@@ -59,13 +61,9 @@ class EffectMeter:
     frozen_backbone: bool
     _first: Measured = field(default_factory=dict)
 
-    def begin(self, model: Any, folder: Path) -> None:
-        """Keep what `model`, that of step 0, says of the texts; or read it, where `folder` has it from before."""
-        path = folder / FIRST
+    def begin(self, model: Any) -> None:
+        """Remember what `model`, that of step 0, says of the texts."""
         if not self._texts or process() != 0:
-            return
-        if path.is_file():
-            self._first = load_file(path)
             return
         head = kept_head(model)
         kept = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
@@ -77,7 +75,23 @@ class EffectMeter:
             kept[f"loss{number}"] = first_loss(of_head(head, hidden), positions.target, len(head.weight))
         model.train(was_training)
         self._first = kept
-        write_tensors(path, kept)
+
+    def keep(self, folder: Path) -> None:
+        """Leave it in `folder`, for a run that goes on where its first model is not at hand."""
+        if self._texts:
+            write_tensors(folder / FIRST, self._first)
+
+    def read(self, folder: Path) -> None:
+        """Read it again. Raises `InputError` where it is not there, or damaged."""
+        if not self._texts:
+            return
+        try:
+            self._first = load_file(folder / FIRST)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"training resumes and {folder / FIRST} cannot be read, so what the eval data are compared "
+                "with is not known; resume with the folder that the run began with"
+            ) from error
 
     def measure(self, model: Any) -> Measured:
         """What the model says now, by name. Every process must call it; the first has all of it."""

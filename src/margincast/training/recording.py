@@ -45,9 +45,9 @@ class Recording:
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def begin(self, model: Any) -> None:
-        """Before the first recorded step, or the first after an interruption. Every process must call it."""
+        """Before the first recorded step, and after an interruption, with the model of step 0."""
         if self.meter is not None:
-            self.meter.begin(model, self.folder)
+            self.meter.begin(model)
 
     def evaluate(self, model: Any, step: int) -> dict[str, Tensor]:
         """`chosen`, `rejected`: log-probabilities under `model`, (pairs,) each; and what the meter measures.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from margincast.errors import InputError
 from margincast.recipe.fields import near
+from margincast.results import Json
 
 _FORM = re.compile(r"\s*(?P<name>\S(?:.*\S)?)\s*(?P<relation>[<>])\s*(?P<limit>[^\s<>=]+)\s*", re.DOTALL)
 
@@ -64,3 +65,11 @@ def check_names(stops: Iterable[Stop], recorded: Sequence[str]) -> None:
 def first_held(stops: Iterable[Stop], row: Mapping[str, float]) -> Stop | None:
     """The first condition that a row after step 0 meets."""
     return next((each for each in stops if row["step"] > 0 and each.holds(row)), None)
+
+
+def stopped_at(stops: Iterable[Stop], row: Json, steps: int) -> Json:
+    """The `stopped` of a summary's results, where the last recorded step, of `row`, is not that of a run of `steps`."""
+    held = first_held(stops, row) if row["step"] < steps else None
+    if held is None:
+        return {}
+    return {"stopped": {"step": row["step"], "stop_if": held.text, "reason": held.reason(row)}}

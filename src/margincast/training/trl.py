@@ -37,7 +37,7 @@ from margincast.training.beside import SHOWN, ForecastLog, forecast_log, go_firs
 from margincast.training.meter import EffectMeter, meter_of
 from margincast.training.recording import Recording, belongs, claim
 from margincast.training.run import REFERENCE_TOLERANCE
-from margincast.training.stops import check_names, first_held, stops_of
+from margincast.training.stops import check_names, first_held, stopped_at, stops_of
 from margincast.training.watch import EFFECTS_BUDGET, recorded_names
 
 # Settings of DPOConfig that make a margin, or the text it is of, another thing than here; and where they are harmless.
@@ -118,7 +118,7 @@ class MarginCallback(TrainerCallback):
         self.every = self._record_every(args, state)
         self.started = time.monotonic()
         self.out = Path(args.output_dir) / "margincast" if self.given_out is None else Path(self.given_out)
-        if (self.out / SUMMARY).exists():
+        if (self.out / SUMMARY).exists() and not (state.global_step > 0 and (self.out / "state").is_dir()):
             raise InputError(f"{self.out} already holds a finished run; give MarginCallback another folder")
         # TRL cuts at max_length only.
         limit = sys.maxsize if args.max_length is None else args.max_length
@@ -139,6 +139,8 @@ class MarginCallback(TrainerCallback):
             if main:
                 claim(self.recording.folder, identity)
             self.recording.begin(model)
+            if main and meter is not None:
+                meter.keep(self.recording.folder)
             self._record(model, state)
         elif not (belongs(self.recording.folder, identity) and self.recording.has(0)):
             raise InputError(
@@ -147,7 +149,8 @@ class MarginCallback(TrainerCallback):
             )
         elif main:
             self.recording.forget_after(state.global_step)
-            self.recording.begin(model)
+            if meter is not None:
+                meter.read(self.recording.folder)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
@@ -248,6 +251,7 @@ class MarginCallback(TrainerCallback):
         loss_type = self.loss if self.loss.parameters else self.loss.name
         trajectory = self.recording.trajectory(args.beta, loss_type, f"training of {origin} by TRL's DPOTrainer")
         rows = save_trajectory(self.out, trajectory)
+        stopped = stopped_at(self.stops, rows[-1], state.max_steps)
         config = {**_settings(args), **self.loss.parameters, "loss_type": self.loss.name, "beta": args.beta}
         config |= {"train": what, "trainer": "TRL's DPOTrainer", "max_steps": state.max_steps, "eval_steps": self.every}
         if self.forecast is not None and self.forecast.folder is not None:
@@ -256,14 +260,15 @@ class MarginCallback(TrainerCallback):
             self.out,
             "train",
             config,
-            trajectory_results(trajectory, rows, time.monotonic() - self.started),
+            {**trajectory_results(trajectory, rows, time.monotonic() - self.started), **stopped},
             data=data_summary(
                 PairSet(self.train.pairs + self.heldout.pairs), self.train, self.heldout, "given to MarginCallback"
             ),
             model={"id": model.config.name_or_path},
             device=str(model.device),
         )
-        shutil.rmtree(self.recording.folder)
+        if not stopped:  # it goes on from here
+            shutil.rmtree(self.recording.folder)
 
     def _record(self, model: Any, state: Any) -> None:
         measured = self.recording.evaluate(model, state.global_step)

@@ -18,7 +18,7 @@ from margincast.runs.metrics import metric_rows
 from margincast.training.meter import EffectMeter, meter_of
 from margincast.training.stops import check_names, stops_of
 
-EFFECTS_BUDGET = 8192  # tokens of greedy answers of a run
+EFFECTS_BUDGET = 4096  # tokens of greedy answers of a run
 
 
 @dataclass(frozen=True, kw_only=True)
