@@ -18,7 +18,9 @@ from margincast.results import Json
 
 WHAT = "What to show"
 # Of training the unembedding alone: what only the training of more, or a real run, takes is no option here.
-HEAD = Fixed({"train": "head"}, without=(*LORA, "gradient_checkpointing", "bf16", "record_train", "report_to"))
+HEAD = Fixed(
+    {"train": "head"}, without=(*LORA, "gradient_checkpointing", "bf16", "torch_compile", "record_train", "report_to")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
