@@ -43,7 +43,10 @@ ALLOWED: dict[str, set[str]] = {
     "comparison": BASE | {"intervals", "runs"},
     "paper": BASE | {"intervals", "runs", "structure", "frozen", "recipe", "theory"},
     "diagnose": BASE | {"recipe", "features", "frozen", "runs"},
-    "report": BASE | {"recipe", "intervals", "comparison", "runs", "structure", "theory", "paper", "trained"},
+    "selection": BASE
+    | {"diagnose", "features", "forecasting", "frozen", "intervals", "recipe", "runs", "splitting", "structure"},
+    "report": BASE
+    | {"recipe", "intervals", "comparison", "runs", "structure", "theory", "paper", "trained", "selection"},
 }
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "pandas")
 FILES = sorted(ROOT.rglob("*.py"))
