@@ -48,7 +48,8 @@ def choosing_noise(parts: Values) -> float:
     if count < 2:
         return 0.0
     spread = float(parts.mean(axis=1).std(ddof=1))
-    return spread * (1 + 1 / count) ** 0.5 * float(t.ppf(0.5 + LEVEL / 2, count - 1)) / LEAST
+    wider: float = (1 + 1 / count) ** 0.5 * float(t.ppf(0.5 + LEVEL / 2, count - 1)) / LEAST
+    return spread * wider
 
 
 def differences(values: Values, beside: Values, noise: float, resamples: Values) -> list[Estimate]:
@@ -69,7 +70,7 @@ def differences(values: Values, beside: Values, noise: float, resamples: Values)
 
 def best_of(names: Sequence[str], accuracy: Sequence[float], margin: Sequence[float]) -> str:
     """The largest accuracy; of equal ones the larger margin, then the first."""
-    place = max(range(len(names)), key=lambda k: (accuracy[k], margin[k], -k))
+    place: int = max(range(len(names)), key=lambda k: (accuracy[k], margin[k], -k))
     return names[place]
 
 
