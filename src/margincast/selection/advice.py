@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from margincast.intervals import Estimate
 
 if TYPE_CHECKING:
     from margincast.selection.budget import Budget
-    from margincast.selection.choosing import Selection
+    from margincast.selection.choosing import Choice, Selection
 
 
 def points(gain: Estimate) -> str:
@@ -55,8 +56,8 @@ def advice_of(found: Selection, yardstick: str) -> tuple[str, ...]:
     return (*said, *(() if found.budget is None else budget_advice(found.budget, len(found.train_pairs))))
 
 
-def _random_is_as_good(others: dict[str, object], of: str) -> str:
-    gains = {name: choice.over_random for name, choice in others.items()}  # type: ignore[attr-defined]
+def _random_is_as_good(others: Mapping[str, Choice], of: str) -> str:
+    gains = {name: choice.over_random for name, choice in others.items()}
     if not gains:
         return f"Train on a random part, {of}: no other rule was tried."
     best = max(gains, key=lambda name: gains[name].value)

@@ -59,8 +59,7 @@ class Evidence:
 
     @cached_property
     def margins(self) -> Tensor:
-        """(N,) float64, after the last step of the run on all pairs: beta times the implicit-reward gap's logarithm
-        ratio, chosen less rejected."""
+        """(N,) float64, after the last step of the run on all pairs: their implicit-reward gaps."""
         return self.whole.train.margins[-1].double()
 
     @cached_property

@@ -14,7 +14,8 @@ from margincast.results import PRESENTERS, Json, Presenter
 from margincast.runs.layout import SELECTION
 from margincast.runs.save import data_summary
 from margincast.runs.store import write_jsonl
-from margincast.selection.choosing import Choice, Selection, Worth
+from margincast.selection.choosing import Choice, Selection
+from margincast.selection.judging import Worth
 from margincast.selection.subset import write_chosen
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from margincast.errors import InputError
@@ -61,9 +62,7 @@ def rule_of(name: str) -> Rule:
 
 def ranks(values: Tensor) -> Tensor:
     """The share of values below each, (N,) float64; equal ones have their mean."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    middles = counts.cumsum(0).double() - (counts.double() + 1) / 2
-    return middles[inverse] / max(1, len(values) - 1)
+    return torch.from_numpy((rankdata(values.numpy()) - 1) / max(1, len(values) - 1))
 
 
 def in_turns(groups: Tensor, draw: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ def _value(evidence: Evidence) -> Tensor:
     width = min(WIDTH, pooled.shape[1])
     turn = torch.randn(pooled.shape[1], width, generator=generator) / width**0.5
     mean = pooled.mean(dim=0)
-    points = torch.cat([(part - mean) @ turn for part in pooled.split(BLOCK)])
+    points = torch.cat([(part - mean) @ turn for part in torch.split(pooled, BLOCK)])
     sample = points[torch.randperm(len(points), generator=generator)[:SAMPLE]]
     centres = kmeans(sample[None], count, generator, restarts=1)
-    groups = torch.cat([assign(part[None], centres)[0] for part in points.split(BLOCK)])
+    groups = torch.cat([assign(part[None], centres)[0] for part in torch.split(points, BLOCK)])
     return in_turns(groups, evidence.draw)
 
 
