@@ -1,4 +1,4 @@
-"""Does the forecast rank rules as true runs do (`truth`), and are 100,000 pairs chosen from in time (`scale`, in `rows`)?"""
+"""Does the forecast rank rules as true runs do (`truth`)? How long do 100,000 pairs take (`scale`, run by `rows`)?"""
 
 from __future__ import annotations
 

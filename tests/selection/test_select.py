@@ -119,6 +119,7 @@ def test_advice_is_computed() -> None:
 
 def test_keep_of_all_and_of_none() -> None:
     features, _ = problem()
+    assert select(features, RECIPE, keep=7, rules=["gap_small"]).size == 7
     whole = select(features, RECIPE, keep=1.0, rules=["reference_high"])
     assert [pair.id for pair in whole.chosen] == [pair.id for pair in features.train_pairs]
     assert whole.rules["reference_high"].over_all.value == 0

@@ -57,13 +57,12 @@ def advice_of(found: Selection, yardstick: str) -> tuple[str, ...]:
 
 
 def _random_is_as_good(others: Mapping[str, Choice], of: str) -> str:
-    gains = {name: choice.over_random for name, choice in others.items()}
-    if not gains:
+    if not others:
         return f"Train on a random part, {of}: no other rule was tried."
-    best = max(gains, key=lambda name: gains[name].value)
+    best = max(others, key=lambda name: (others[name].worth.accuracy.value, others[name].worth.margin.value))
     return (
-        f"Random is as good: train on a random part, {of}. The best rule, {best}, is {points(gains[best])} over it, "
-        "which is within noise."
+        f"Random is as good: train on a random part, {of}. The best other rule, {best}, stands at "
+        f"{points(others[best].over_random)} to it: {verdict(others[best].over_random)}."
     )
 
 

@@ -100,7 +100,7 @@ def count_of(keep: float | int, pairs: int) -> int:
         raise InputError(
             f"keep {keep:g}: a share lies above 0 and is at most 1.0; give a whole number for so many pairs"
         )
-    count = round(keep * pairs)
+    count = round(keep * pairs) if share else int(keep)
     if count < 1:
         raise InputError(f"keep {keep:g}: of {pairs} training pairs that is none; keep at least 1")
     if count > pairs:
@@ -141,21 +141,17 @@ def select(
         raise InputError(f"parts are judged by exact forecasts: give a recipe with train 'head', not {recipe.train!r}")
     if draws < 2:
         raise InputError(f"draws must be at least 2, got {draws}: their spread is the noise of choosing")
-    count = count_of(keep, len(features.train_pairs))
-    wanted = _wanted(rules)
+    count, wanted = count_of(keep, len(features.train_pairs)), _wanted(rules)
     looks = any(rule.looks for rule in wanted.values())
     seen, judges = _sides(features.heldout_pairs, target, recipe.seed, looks)
     runs = _Runs(features, recipe, say or (lambda _: None))
     evidence = Evidence(runs.whole(), seen, draw_of(features.train_pairs, recipe.seed), recipe.seed)
     values, left_out = _values(evidence, wanted, named=rules is not None)
-    parts = {name: [kept(value, evidence.draw, count)] for name, value in values.items()}
+    by_draw = {name: [value] for name, value in values.items()}
     # Parts by other seeds are the yardstick's alone: the other rules choose the same whatever the draw.
-    more = [draw_of(features.train_pairs, recipe.seed + k) for k in range(1, draws)]
-    parts[YARDSTICK] += [kept(draw, draw, count) for draw in more]
-    margins = {name: torch.stack([runs.end(rows) for rows in each]) for name, each in parts.items()}
-    judge = Judge(features.heldout_pairs, judges, recipe.seed)
-    whole = evidence.whole.heldout.margins[-1].double()
-    choices = _choices(judge, wanted, values, {n: each[0] for n, each in parts.items()}, margins, whole)
+    by_draw[YARDSTICK] += [draw_of(features.train_pairs, recipe.seed + k) for k in range(1, draws)]
+    judge, whole = Judge(features.heldout_pairs, judges, recipe.seed), evidence.whole.heldout.margins[-1].double()
+    choices = _choices(judge, wanted, by_draw, evidence.draw, count, runs, whole)
     found = Selection(
         train_pairs=features.train_pairs,
         heldout_pairs=features.heldout_pairs,
@@ -167,11 +163,8 @@ def select(
         rules=choices,
         picked=_picked(choices, list(rules or ())),
         left_out=left_out,
+        budget=budget_of(runs.end, kept, by_draw, features.train_pairs, judge, whole) if curve else None,
     )
-    if curve:
-        more_values = {YARDSTICK: [evidence.draw, *more], **{n: [v] for n, v in values.items() if n != YARDSTICK}}
-        budget = budget_of(runs.end, kept, more_values, features.train_pairs, judge, whole)
-        found = replace(found, budget=budget)
     return replace(found, advice=advice_of(found, YARDSTICK))
 
 
@@ -268,19 +261,29 @@ class _Runs:
 def _choices(
     judge: Judge,
     wanted: dict[str, Rule],
-    values: dict[str, Tensor],
-    rows: dict[str, Tensor],
-    margins: dict[str, Tensor],
+    values: dict[str, list[Tensor]],
+    draw: Tensor,
+    count: int,
+    runs: _Runs,
     whole: Tensor,
 ) -> dict[str, Choice]:
-    """values, rows, margins: by rule, as of `Choice`;  whole: (M,) margins of the run on all pairs"""
-    parts = judge.right(margins[YARDSTICK])
-    noise, right = choosing_noise(parts), np.stack([judge.right(each).mean(axis=0) for each in margins.values()])
-    over_random = differences(right, parts.mean(axis=0), noise, judge.resamples)
+    """values: by rule, of random parts one for each;  whole: (M,) margins of the run on all pairs"""
+    parts = {name: [kept(value, draw, count) for value in each] for name, each in values.items()}
+    margins = {name: torch.stack([runs.end(rows) for rows in each]) for name, each in parts.items()}
+    random = judge.right(margins[YARDSTICK])
+    noise, right = choosing_noise(random), np.stack([judge.right(each).mean(axis=0) for each in margins.values()])
+    over_random = differences(right, random.mean(axis=0), noise, judge.resamples)
     over_all = differences(right, judge.right(whole[None])[0], noise, judge.resamples)
     return {
         name: Choice(
-            wanted[name].meaning, values[name], rows[name], each, judge.worth(each), judge.concepts(each), *over
+            meaning=wanted[name].meaning,
+            value=values[name][0],
+            rows=parts[name][0],
+            margins=each,
+            worth=judge.worth(each),
+            concepts=judge.concepts(each),
+            over_random=random_gap,
+            over_all=all_gap,
         )
-        for (name, each), *over in zip(margins.items(), over_random, over_all, strict=True)
+        for (name, each), random_gap, all_gap in zip(margins.items(), over_random, over_all, strict=True)
     }

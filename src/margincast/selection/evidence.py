@@ -15,7 +15,7 @@ from torch import Tensor
 
 from margincast.diagnose.kernel import pair_points
 from margincast.diagnose.leave_one_out import spectrum
-from margincast.diagnose.mislabel import choose, mislabelled_in
+from margincast.diagnose.mislabel import Mislabelled, choose, mislabelled_in
 from margincast.diagnose.points import Points
 from margincast.diagnose.sequences import concept_numbers, lengths_of, reference_of, sequence_points
 from margincast.diagnose.treatment import treatment
@@ -95,9 +95,8 @@ class Evidence:
         return sums / torch.bincount(train.pair, minlength=train.pairs)[:, None].clamp(min=1)
 
     @cached_property
-    def left_out(self) -> Tensor:
-        """(N,) float64: the margin that all other pairs foresee, 1 what a right label should have
-        (`diagnose.mislabel`)."""
+    def left_out(self) -> Mislabelled:
+        """Of every pair the margin that all other pairs foresee, and how likely its label is wrong."""
         features = self.whole.features
         points: Points[object]  # type: ignore[type-var]
         if isinstance(features, Positions):
@@ -107,7 +106,7 @@ class Evidence:
             points = pair_points(features.train, treatment(hidden)(hidden), self.pairs.concepts)  # type: ignore[assignment]
         settings = choose(points, self.seed)  # type: ignore[type-var]
         found = spectrum(points, settings, self.seed, exact=EXACT, landmarks=LANDMARKS)  # type: ignore[type-var]
-        return mislabelled_in(found, points.concept).margins
+        return mislabelled_in(found, points.concept)
 
     @cached_property
     def influence(self) -> Tensor:

@@ -3,5 +3,5 @@
 from margincast.selection.rules import RULES, Rule
 
 RULES.register("influence")(
-    Rule("adds most to the mean margin of other held-out pairs", lambda e: e.influence, rank=11, looks=True)
+    Rule("adds most to the mean margin of other held-out pairs", lambda e: e.influence, rank=12, looks=True)
 )

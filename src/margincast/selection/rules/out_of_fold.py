@@ -3,5 +3,5 @@
 from margincast.selection.rules import RULES, Rule
 
 RULES.register("out_of_fold")(
-    Rule("largest left-out margin: what the other pairs contradict goes first", lambda e: e.left_out, rank=10)
+    Rule("largest left-out margin: what the other pairs contradict goes first", lambda e: e.left_out.margins, rank=10)
 )
