@@ -84,6 +84,7 @@ def test_rules_keep_what_they_say() -> None:
               for c in features.train_pairs.concepts]  # fmt: skip
     assert min(counts) == 18  # all that there are of the rare one
     assert set(found().left_out) == {"length_match", "distinct"}
+    assert float(wrong[chosen["unsuspected"].rows].double().mean()) < 0.05
 
 
 def test_influence_is_the_mean_of_the_attribution() -> None:
