@@ -117,3 +117,19 @@ def test_responses_of_many_tokens(model_folder: Path, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "s" / "summary.json").read_text())["results"]
     assert set(results["rules"]) == {"random", "length_match", "influence", "out_of_fold", "diverse"}
     assert len((tmp_path / "s" / "chosen.jsonl").read_text().splitlines()) == 15
+
+
+def test_pairs_of_several_files_train_next_too(data_folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    """Their rows are written as margincast has them, with the concepts that the file names were."""
+    words = ("--model", model_folder, "--holdout", 0.25, "--rules", "reference_high", *WORDS)
+    done = run("select", data_folder, *words, "--out", tmp_path / "s")
+    assert done.status == 0, done.err
+    next_words = shlex.split(re.search(r"Next: margincast (.*)", done.out)[1])  # type: ignore[index]
+    again = run("forecast", *next_words[1:], "--out", tmp_path / "f")
+    assert again.status == 0, again.err
+    results = [json.loads((tmp_path / name / "summary.json").read_text())["results"] for name in ("s", "f")]
+    worth = results[0]["rules"]["reference_high"]["concepts"]
+    assert results[1]["concepts"].keys() == worth.keys() == set(CONCEPTS)
+    for concept, each in worth.items():
+        found = results[1]["concepts"][concept]["heldout_margin"]["value"]
+        assert found == pytest.approx(each["margin"]["value"], rel=1e-6)

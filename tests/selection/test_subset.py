@@ -33,10 +33,10 @@ def test_lines_are_copied(tmp_path: Path, end: str) -> None:
     text = (end or "\n").join(["", *lines]) + end
     path.write_bytes(text.encode())
     pairs, chosen = some(path)
-    written = write_chosen(chosen, pairs, tmp_path / "out", "chosen", whole=False)
+    written, untouched = write_chosen(chosen, pairs, tmp_path / "out", "chosen", whole=False)
     kept = [(line + (end or "\n")).encode() for line in lines[::3]]
-    assert written.name == "chosen.jsonl" and written.read_bytes() == b"".join(kept)
-    whole = write_chosen(pairs, pairs, tmp_path / "out", "whole", whole=True)
+    assert untouched and written.name == "chosen.jsonl" and written.read_bytes() == b"".join(kept)
+    whole, _ = write_chosen(pairs, pairs, tmp_path / "out", "whole", whole=True)
     assert whole.read_bytes() == path.read_bytes()
 
 
@@ -48,12 +48,12 @@ def test_cells_with_line_ends_stay_in_one_record(tmp_path: Path, name: str, deli
         table.writerow(["prompt", "chosen", "rejected", "note"])
         table.writerows([[row["prompt"], "Yes", "No", 'a "quote"'] for row in ROWS])
     pairs, chosen = some(path)
-    written = write_chosen(chosen, pairs, tmp_path / "out", "chosen", whole=False)
+    written, untouched = write_chosen(chosen, pairs, tmp_path / "out", "chosen", whole=False)
     with written.open(newline="", encoding="utf-8") as file:
         cells = list(csv.reader(file, delimiter=delimiter))
     assert cells[0] == ["prompt", "chosen", "rejected", "note"]
     assert [row[0] for row in cells[1:]] == [row["prompt"] for row in ROWS[::3]]
-    assert written.name == f"chosen{path.suffix}" and {row[3] for row in cells[1:]} == {'a "quote"'}
+    assert untouched and written.name == f"chosen{path.suffix}" and {row[3] for row in cells[1:]} == {'a "quote"'}
 
 
 def test_arrays_and_parquet(tmp_path: Path) -> None:
@@ -62,13 +62,13 @@ def test_arrays_and_parquet(tmp_path: Path) -> None:
     array = tmp_path / "data.json"
     array.write_text(json.dumps(ROWS, indent=2), encoding="utf-8")
     pairs, chosen = some(array)
-    written = write_chosen(chosen, pairs, tmp_path / "out", "chosen", whole=False)
-    assert json.loads(written.read_text(encoding="utf-8")) == ROWS[::3]
+    written, untouched = write_chosen(chosen, pairs, tmp_path / "out", "chosen", whole=False)
+    assert untouched and json.loads(written.read_text(encoding="utf-8")) == ROWS[::3]
     table = tmp_path / "data.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), table)
     pairs, chosen = some(table)
-    written = write_chosen(chosen, pairs, tmp_path / "out", "chosen", whole=False)
-    assert parquet.read_table(written).to_pylist() == ROWS[::3]
+    written, untouched = write_chosen(chosen, pairs, tmp_path / "out", "chosen", whole=False)
+    assert untouched and parquet.read_table(written).to_pylist() == ROWS[::3]
     assert parquet.read_table(written).schema.equals(parquet.read_table(table).schema)
 
 
@@ -78,6 +78,6 @@ def test_rows_that_are_no_pair_are_not_guessed_at(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     pairs, chosen = some(path)
     known = PairSet(pairs.pairs[:-1])
-    written = write_chosen(chosen, known, tmp_path / "out", "chosen", whole=False)
+    written, untouched = write_chosen(chosen, known, tmp_path / "out", "chosen", whole=False)
     first = json.loads(written.read_bytes().splitlines()[0])
-    assert first["prompt"] == ROWS[0]["prompt"] and "extra" not in first
+    assert not untouched and first["prompt"] == ROWS[0]["prompt"] and "extra" not in first

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WHICH = "Which pairs"
 ALL = "all"
+COLUMNS = {"concept_column", "prompt_column", "chosen_column", "rejected_column"}
 
 
 def rule_names() -> tuple[str, ...]:
@@ -165,12 +166,16 @@ def next_command(job: Job, inputs: Inputs, results: Json) -> str:
     given = job.config.get("heldout")
     if given is not None:
         words += ["--heldout", str(given)]
-    elif results["heldout"] is not None and results["size"] < results["pairs"]:
+    elif results["heldout"] is not None:
         words += ["--heldout", str(job.out / results["heldout"])]
     defaults = {**_defaults(Recipe), **_defaults(InputOptions), **_defaults(PairOptions)}
+    left_out = {"train", "heldout", "dataset_test_split", "max_steps", "topics"}
+    if not results["as_it_came"]:
+        left_out |= COLUMNS
+        words += ["--concept_column", "concept"]
     for name, default in defaults.items():
         value = job.config.get(name)
-        if name in ("train", "heldout", "max_steps", "topics") or value == default or value is None:
+        if name in left_out or value == default or value is None:
             continue
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     if job.config.get("num_train_epochs") is None and job.config.get("max_steps") is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from margincast.diagnose.kernel import pair_points
 from margincast.diagnose.leave_one_out import spectrum
 from margincast.diagnose.mislabel import Mislabelled, choose, mislabelled_in
-from margincast.diagnose.points import Points
+from margincast.diagnose.points import Points, S
 from margincast.diagnose.sequences import concept_numbers, lengths_of, reference_of, sequence_points
 from margincast.diagnose.treatment import treatment
 from margincast.errors import InputError
@@ -98,15 +98,11 @@ class Evidence:
     def left_out(self) -> Mislabelled:
         """Of every pair the margin that all other pairs foresee, and how likely its label is wrong."""
         features = self.whole.features
-        points: Points[object]  # type: ignore[type-var]
         if isinstance(features, Positions):
-            points = sequence_points(features.train, self.pairs)  # type: ignore[assignment]
-        else:
-            hidden = features.train.hidden
-            points = pair_points(features.train, treatment(hidden)(hidden), self.pairs.concepts)  # type: ignore[assignment]
-        settings = choose(points, self.seed)  # type: ignore[type-var]
-        found = spectrum(points, settings, self.seed, exact=EXACT, landmarks=LANDMARKS)  # type: ignore[type-var]
-        return mislabelled_in(found, points.concept)
+            return _left_out(sequence_points(features.train, self.pairs), self.seed)
+        hidden = features.train.hidden
+        treated = treatment(hidden)(hidden)
+        return _left_out(pair_points(features.train, treated, self.pairs.concepts), self.seed)
 
     @cached_property
     def influence(self) -> Tensor:
@@ -115,6 +111,11 @@ class Evidence:
             return self.whole.sums([self.seen], self.whole.steps[-1]).values[0]
         _, heldout = token_spaces(self.whole.features, self.whole.recipe, self.whole.dtype)
         return added_to_mean(self.whole.attributed(), heldout.rows(self.seen.rows))
+
+
+def _left_out(points: Points[S], seed: int) -> Mislabelled:
+    settings = choose(points, seed)
+    return mislabelled_in(spectrum(points, settings, seed, exact=EXACT, landmarks=LANDMARKS), points.concept)
 
 
 def added_to_mean(found: Attribution, targets: TokenSpace) -> Tensor:

@@ -21,8 +21,8 @@ from margincast.runs.store import atomic_path
 Record = tuple[int, bytes]  # where it stands, as `Pair.line` counts, and its bytes
 
 
-def write_chosen(chosen: PairSet, all_pairs: PairSet, folder: Path, name: str, *, whole: bool) -> Path:
-    """Write `chosen` into `folder` as `name` with the ending of their file, and give the path.
+def write_chosen(chosen: PairSet, all_pairs: PairSet, folder: Path, name: str, *, whole: bool) -> tuple[Path, bool]:
+    """Write `chosen` into `folder` as `name` with the ending of their file; where, and whether rows are as they came.
 
     all_pairs: that came with them, which account for all rows of the file where it can be written as it is
     whole: nothing was left out, so that the file itself is the answer, byte for byte
@@ -35,12 +35,12 @@ def write_chosen(chosen: PairSet, all_pairs: PairSet, folder: Path, name: str, *
         if whole:
             with atomic_path(path) as temporary:
                 shutil.copyfile(source, temporary)
-            return path
+            return path, True
         if WRITERS[source.suffix.lower()](source, path, lines, known):
-            return path
+            return path, True
     path = folder / f"{name}.jsonl"
     write_pairs(path, chosen.pairs)
-    return path
+    return path, False
 
 
 def _one_file(sources: set[str]) -> Path | None:

@@ -45,17 +45,19 @@ def _leave(found: Selection, folder: Path) -> Contents:
 
 
 def _files(found: Selection, folder: Path) -> Json:
-    """The pairs to train on and, where they lie among the training pairs, the held-out ones."""
+    """The files of the pairs to train on, and of the held-out ones where the first does not hold them too.
+
+    as_it_came: whether the chosen rows are those of their file
+    """
     both = PairSet(found.train_pairs.pairs + found.heldout_pairs.pairs)
     whole = found.size == len(found.train_pairs)
-    chosen = write_chosen(found.chosen, both, folder, "chosen", whole=whole)
+    chosen, untouched = write_chosen(found.chosen, both, folder, "chosen", whole=whole)
+    files: Json = {"chosen": chosen.name, "heldout": None, "as_it_came": untouched}
     apart = {pair.source for pair in found.heldout_pairs}.isdisjoint(pair.source for pair in found.train_pairs)
-    if apart:
-        return {"chosen": chosen.name, "heldout": None}
-    return {
-        "chosen": chosen.name,
-        "heldout": write_chosen(found.heldout_pairs, both, folder, "heldout", whole=False).name,
-    }
+    if whole and untouched and not apart:
+        return files
+    heldout, _ = write_chosen(found.heldout_pairs, both, folder, "heldout", whole=False)
+    return {**files, "heldout": heldout.name}
 
 
 def _worth(worth: Worth) -> Json:
