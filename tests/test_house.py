@@ -16,10 +16,11 @@ from margincast.diagnose.kinds import KINDS
 from margincast.recipe.losses import LOSSES
 from margincast.recipe.optimizers import OPTIMIZERS
 from margincast.results import PRESENTERS
+from margincast.selection.rules import RULES
 
 ROOT = Path(margincast.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-REGISTRIES = (LOSSES, OPTIMIZERS, SHAPES, SOURCES, KINDS, PRESENTERS)
+REGISTRIES = (LOSSES, OPTIMIZERS, SHAPES, SOURCES, KINDS, RULES, PRESENTERS)
 LONGEST, WIDEST = 60, 12
 
 

@@ -48,8 +48,10 @@ ALLOWED: dict[str, set[str]] = {
     "decision": BASE | {"intervals", "runs", "trained"},
     "paper": BASE | {"intervals", "runs", "structure", "frozen", "recipe", "theory"},
     "diagnose": BASE | {"recipe", "features", "frozen", "runs"},
+    "selection": BASE
+    | {"diagnose", "features", "forecasting", "frozen", "intervals", "recipe", "runs", "splitting", "structure"},
     "report": BASE
-    | {"recipe", "intervals", "comparison", "runs", "structure", "theory", "paper", "trained", "decision"},
+    | {"recipe", "intervals", "comparison", "runs", "structure", "theory", "paper", "trained", "decision", "selection"},
 }
 HEAVY = ("torch", "transformers", "datasets", "matplotlib", "scipy", "pandas")
 FILES = sorted(ROOT.rglob("*.py"))

@@ -82,6 +82,8 @@ if TYPE_CHECKING:
     from margincast.runs.load import Run as Run
     from margincast.runs.load import load_run as load_run
     from margincast.runs.metrics import metric_rows as metric_rows
+    from margincast.selection import Selection as Selection
+    from margincast.selection import select as select
     from margincast.structure import inspect_features as inspect_features
     from margincast.structure.inspect import Structure as Structure
     from margincast.structure.topics import Topics as Topics
@@ -178,6 +180,8 @@ _HOMES = {
     "Diagnosis": "margincast.diagnose",
     "clean": "margincast.diagnose",
     "write_without_worst": "margincast.diagnose",
+    "select": "margincast.selection",
+    "Selection": "margincast.selection",
     "decompose": "margincast.frozen.tokens",
     "Decomposition": "margincast.frozen.tokens",
     "displacements": "margincast.frozen.tokens",

@@ -1,5 +1,5 @@
 """A part of one's own is one file, used from Python and the command line: an optimizer, a loss, a source, a shape, a
-suspect kind, a field of the recipe."""
+suspect kind, a rule of selection, a field of the recipe."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from margincast.recipe.fields import option
 from margincast.recipe.losses import LOSSES
 from margincast.recipe.optimizers import OPTIMIZERS
 from margincast.recipe.recipe import Recipe
+from margincast.selection.rules import RULES
 from tests.cli.helpers import Outcome, run
 
 SIGN = """
@@ -103,6 +104,13 @@ def score(evidence):
 
 EVEN = SuspectKind("whether its row is even", 0.5, score)
 """
+ODD = """
+import torch
+
+from margincast.selection.rules import Rule
+
+ODD = Rule("rows with odd numbers", lambda evidence: (torch.arange(len(evidence.pairs)) % 2).double())
+"""
 POINTS = """
 [margincast.optimizers]
 sign = own_sign:Sign
@@ -114,9 +122,11 @@ shelf = own_shelf:SHELF
 saying = own_saying:SAYING
 [margincast.suspects]
 even = own_even:EVEN
+[margincast.rules]
+odd = own_odd:ODD
 """
-MODULES = {"sign": SIGN, "cubic": CUBIC, "shelf": SHELF, "saying": SAYING, "even": EVEN}
-REGISTRIES = {"sign": OPTIMIZERS, "cubic": LOSSES, "shelf": SOURCES, "saying": SHAPES, "even": KINDS}
+MODULES = {"sign": SIGN, "cubic": CUBIC, "shelf": SHELF, "saying": SAYING, "even": EVEN, "odd": ODD}
+REGISTRIES = {"sign": OPTIMIZERS, "cubic": LOSSES, "shelf": SOURCES, "saying": SHAPES, "even": KINDS, "odd": RULES}
 
 
 @pytest.fixture
@@ -162,7 +172,7 @@ def test_an_optimizer_and_a_loss_of_another_package(model_folder: Path, data_fol
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_source_a_shape_and_a_suspect_kind_of_another_package(model_folder: Path, tmp_path: Path) -> None:
+def test_a_source_a_shape_a_suspect_kind_and_a_rule_of_another_package(model_folder: Path, tmp_path: Path) -> None:
     pairs = load_pairs("shelf:40")
     assert (len(pairs), pairs[1].chosen, pairs[1].prompt) == (40, " Yes", "Item 1 2?")
     words = ("shelf:40", "--model", model_folder, "--train", "head", *WORDS)
@@ -175,6 +185,10 @@ def test_a_source_a_shape_and_a_suspect_kind_of_another_package(model_folder: Pa
     rows = [json.loads(line) for line in (tmp_path / "a" / "issues.jsonl").read_text().splitlines()]
     assert {row["even_score"] for row in rows} == {0.0, 0.75}
     assert len(cleaned.read_text().splitlines()) == sum(not row["is_even_issue"] for row in rows)
+    selected = run("select", *words[:3], "--rules", "odd", *WORDS, "--out", tmp_path / "s")
+    assert selected.status == 0, selected.err
+    kept = [json.loads(line) for line in (tmp_path / "s" / "selection.jsonl").read_text().splitlines()]
+    assert [row["keep"] for row in kept] == [bool(row["value"]) for row in kept]
     refused = run("attribute", tmp_path / "f", "--issues", "odd", "--export", cleaned, "--out", tmp_path / "b")
     assert refused.status == 2 and "even" in refused.err
 

@@ -162,7 +162,8 @@ def config_of(*records: DataclassInstance, **settings: Any) -> Json:
     """What decides a command's numbers: `settings`, then those of the records, as YAML can hold them."""
     config = dict(settings)
     for record in records:
-        config |= {name: getattr(record, name) for name, each in options_of(type(record)).items() if each.setting}
+        named = ((name, each) for name, each in options_of(type(record)).items() if each.setting)
+        config |= {name.rstrip("_"): getattr(record, name) for name, _ in named}
     return {name: str(value) if isinstance(value, Path) else value for name, value in config.items()}
 
 

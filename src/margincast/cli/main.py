@@ -121,6 +121,7 @@ def _commands(recipe: type[Recipe]) -> None:
         forecast,
         report,
         reproduce,
+        select,
         simulate,
         train,
     )
@@ -135,6 +136,7 @@ def _commands(recipe: type[Recipe]) -> None:
         compare.compare,
         attribute.attribute,
         decompose.decompose,
+        select.select,
         bounds.bounds,
         simulate.simulate,
         reproduce.reproduce,

@@ -74,7 +74,7 @@ def option_parameter(kind: type[DataclassInstance], name: str) -> inspect.Parame
     default = next(each.default for each in fields(kind) if each.name == name)
     choices = ", ".join(option.choices()) if option.choices else ""
     described = typer.Option(
-        f"--{name}/--no_{name}" if plain is bool else f"--{name}",
+        f"--{name}/--no_{name}" if plain is bool else f"--{name.rstrip('_')}",  # of a field `for_`, which is a keyword
         help=option.help.replace("{choices}", choices),
         rich_help_panel=option.panel,
         envvar=option.environment,

@@ -23,6 +23,7 @@ from margincast.passes.hooks import unwrapped
 from margincast.passes.response_pass import hidden_states, logit_transform, logits_of
 from margincast.passes.tokenize import Encoded, Encoding, encode, message_starts
 from margincast.records import FeatureSet, PairSet
+from margincast.results import Json
 
 IN_CACHE = 8  # rows of logits that a processor's cache holds
 
@@ -110,7 +111,7 @@ class TokenFeatures:
     def _changed(self, change: Callable[[Tensor], Tensor]) -> TokenFeatures:
         """With `change` of every tensor in its place."""
         held = {each.name: getattr(self, each.name) for each in fields(self)}
-        changed: dict[str, Any] = {name: change(each) for name, each in held.items() if isinstance(each, Tensor)}
+        changed: Json = {name: change(each) for name, each in held.items() if isinstance(each, Tensor)}
         return replace(self, **changed)
 
     def as_single(self, pairs: PairSet) -> FeatureSet:

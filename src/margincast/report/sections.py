@@ -20,6 +20,7 @@ from margincast.report.page import PageFigure, PageTable, Section, render_page
 from margincast.report.profile import profile_sections
 from margincast.report.reading import read_comparison, read_inspection, read_run
 from margincast.report.reproduction import reproduction_sections
+from margincast.report.selection import selection_sections
 from margincast.report.simulation import simulation_sections
 from margincast.report.trained import answers_in_words, limits
 from margincast.report.verdict import verdict_sections
@@ -231,6 +232,7 @@ BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], list[Section]]] = {
     "compare": comparison_sections,
     "decompose": decomposition_sections,
     "attribute": attribution_sections,
+    "select": selection_sections,
     "bounds": bound_sections,
     "simulate": simulation_sections,
     "demo": demo_sections,

@@ -32,13 +32,14 @@ ATTRIBUTION, ISSUES, SUSPECTS = "attribution.jsonl", "issues.jsonl", "suspects.j
 DISPLACEMENT = "displacement.jsonl"
 LENGTH = "length.jsonl"  # of a forecast of responses of many tokens
 FORETOLD = "foretold.jsonl"  # of compare: every quantity of a forecast with intervals, and what came
+SELECTION = "selection.jsonl"  # of select: every training pair, and whether it is kept
 COSINES, CURVES, STAGES, LOCKS = "cosines.jsonl", "curves.jsonl", "runs", "locks"
 
 # Files whose SHA-256 summary.json keeps. Features are not read twice for it: their manifest, which is here, has theirs.
 HASHED = (
     *(MARGINS, PAIRS, METRICS, FEATURES_MANIFEST, FEATURES_HEAD, FEATURES_PAIRS, INTERVALS, REHEARSAL, TRAIN_LOG),
     REFERENCES,
-    *(ATTRIBUTION, ISSUES, SUSPECTS, DISPLACEMENT, LENGTH, FORETOLD, COSINES, CURVES),
+    *(ATTRIBUTION, ISSUES, SUSPECTS, DISPLACEMENT, LENGTH, FORETOLD, SELECTION, COSINES, CURVES),
 )
 
 # All that a run leaves in its folder.
