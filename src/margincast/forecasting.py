@@ -11,15 +11,13 @@ from margincast.errors import InputError
 from margincast.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from margincast.features.positions import Positions
     from margincast.frozen.forecast import Forecast
     from margincast.frozen.tokens.forecast import TokenForecast
     from margincast.records import Features, Trajectory
-    from margincast.trained.constants import Constants
+    from margincast.trained.calibration import Given
     from margincast.trained.forecast import TrainedForecast
     from margincast.trained.rehearsal import Rehearsal
 
@@ -35,7 +33,8 @@ def forecast(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
-    constants: Constants | str | Path | None = None,
+    calibration: Given = None,
+    constants: Given = None,
     dtype: torch.dtype | None = None,
 ) -> Forecast | TrainedForecast: ...
 
@@ -46,7 +45,8 @@ def forecast(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
-    constants: Constants | str | Path | None = None,
+    calibration: Given = None,
+    constants: Given = None,
     dtype: torch.dtype | None = None,
 ) -> Forecast | TokenForecast | TrainedForecast:
     """Margins of every training and held-out pair at step 0, every `eval_steps` and the last, of the run of `recipe`.
@@ -56,7 +56,8 @@ def forecast(
     recipe: None is `Recipe()`, the paper's run of all weights
     rehearsal: of this run (`rehearse`);  pilot: some first steps of it as trained. Both are of runs that train all
     weights or an adapter, whose forecast is not exact and has intervals
-    constants: of such forecasts, for another model than SmolLM2: from `fit_constants`, or the file they were saved in
+    calibration: of such forecasts: from `calibrate`, constants from `fit_constants`, or the file of either; None: the
+    nearest that there is, as `TrainedForecast.validity` says;  constants: its former name
     dtype: what an exact forecast is calculated in; None is float64 for responses of one token and, except for gradient
     flow, float32 for those of many
 
@@ -67,6 +68,9 @@ def forecast(
     from margincast.features.positions import Positions
 
     recipe = Recipe() if recipe is None else recipe
+    if calibration is not None and constants is not None:
+        raise InputError("constants is the former name of calibration; give calibration alone")
+    calibration = constants if calibration is None else calibration
     if isinstance(features, Positions):
         return _forecast_positions(features, recipe, dtype)
     if recipe.train != "head":
@@ -74,9 +78,9 @@ def forecast(
             raise InputError(f"dtype is for exact forecasts, with train head; train is {recipe.train!r}")
         from margincast.trained.forecast import forecast_trained
 
-        return forecast_trained(features, recipe, rehearsal=rehearsal, pilot=pilot, constants=constants)
-    if rehearsal is not None or pilot is not None or constants is not None:
-        raise InputError("with train head the forecast is exact: it takes no rehearsal, no pilot and no constants")
+        return forecast_trained(features, recipe, rehearsal=rehearsal, pilot=pilot, calibration=calibration)
+    if rehearsal is not None or pilot is not None or calibration is not None:
+        raise InputError("with train head the forecast is exact: it takes no rehearsal, no pilot and no calibration")
     from margincast.frozen.forecast import forecast_frozen
 
     return forecast_frozen(features, recipe, dtype=dtype)

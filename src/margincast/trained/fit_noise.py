@@ -48,7 +48,9 @@ def _amplitude_noise(left_out: LeftOut, laws: Laws) -> tuple[float, float]:
             x = run.length(step) / run.length(run.max_steps)
             if 0 < x < 1 and size > SMALL:
                 slopes.append((-np.log(x), np.log(size / float(forecast.rest[step].mean())) / doubt))
-    amplitude, early = _normal_deviation(ends), np.array(slopes)
+    amplitude, early = _normal_deviation(ends), np.array(slopes).reshape(-1, 2)
+    if not len(early):
+        return amplitude, 0.0
     # |error| of a normal is 0.8 of its deviation; at x it is amplitude + early (-log x).
     slope = float((np.abs(early[:, 1]) / MEAN_SIZE - amplitude) @ early[:, 0] / (early[:, 0] @ early[:, 0]))
     return amplitude, max(0.0, slope)
