@@ -224,7 +224,7 @@ def test_a_file_of_other_constants_is_refused(tmp_path: Path, keys: Sequence[str
     path.write_text(json.dumps(values))
     with pytest.raises(InputError, match=said):
         Constants.read(path)
-    with pytest.raises(InputError, match=f"{word} {tmp_path / 'none'}: No such file"):
+    with pytest.raises(InputError, match=f"constants {tmp_path / 'none'}: No such file"):
         Constants.read(tmp_path / "none")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from margincast.cli.job import Job, config_of
-from margincast.cli.options import InputOptions, OutputOptions, PairOptions
+from margincast.cli.options import InputOptions, PairOptions
 from margincast.errors import InputError
 from margincast.recipe.fields import OUTPUT, option
 from margincast.recipe.recipe import Recipe

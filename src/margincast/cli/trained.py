@@ -217,8 +217,8 @@ def sweep_rows(
     rows = []
     for value in values:
         changed = replace(recipe, **{name: value})
-        scaled = None if rehearsal is None else rescaled(
-            rehearsal, inputs.features, recipe, changed, calibration.constants
+        scaled = (
+            None if rehearsal is None else rescaled(rehearsal, inputs.features, recipe, changed, calibration.constants)
         )
         forecast = forecast_trained(inputs.features, changed, rehearsal=scaled, calibration=calibration)
         rows.append(

@@ -1,6 +1,6 @@
 """What does a fitted forecast need to know of this model? A few true runs, planned, made and fitted; resumable.
 
-    made = calibrate({"a": (train, heldout), "b": (train, heldout)}, "my-model", recipe, budget=30, out="my.json")
+made = calibrate({"a": (train, heldout), "b": (train, heldout)}, "my-model", recipe, budget=30, out="my.json")
 """
 
 from __future__ import annotations
@@ -157,9 +157,7 @@ class Maker:
             kept = load_file(path)
             return Rehearsal(kept["heldout"], int(kept["pairs"]))
         steps, batch = size_of(recipe, SHARE)
-        done = rehearse(
-            self.loaded, encoding, features, recipe, steps, batch, seed=recipe.seed, progress=self.progress
-        )
+        done = rehearse(self.loaded, encoding, features, recipe, steps, batch, seed=recipe.seed, progress=self.progress)
         write_tensors(path, {"heldout": done.heldout, "pairs": torch.tensor(done.pairs)})
         return done
 

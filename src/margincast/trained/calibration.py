@@ -1,6 +1,6 @@
 """What does a fitted forecast know, of which model, from which runs, and how far did it miss them? One small file.
 
-    calibration_for("my-model.json", features, recipe, cache_dir)     # or None: the nearest that there is
+calibration_for("my-model.json", features, recipe, cache_dir)     # or None: the nearest that there is
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ class Calibration:
     def save(self, path: str | Path) -> None:
         """Write it to a JSON file, which `forecast(..., calibration=path)` reads."""
         constants, world = asdict(self.constants), asdict(self.world)
-        write_json(
-            Path(path), {"schema_version": SCHEMA, "constants": constants, "world": world, "error": self.error}
-        )
+        write_json(Path(path), {"schema_version": SCHEMA, "constants": constants, "world": world, "error": self.error})
 
     @classmethod
     def read(cls, path: str | Path) -> Calibration:

@@ -108,7 +108,8 @@ def floor_of(runs: Sequence[FitRun]) -> Json | None:
 
 def _twins(one: FitRun, other: FitRun) -> bool:
     same = all(
-        getattr(one.trained.features, split).pairs.fingerprint == getattr(other.trained.features, split).pairs.fingerprint
+        getattr(one.trained.features, split).pairs.fingerprint
+        == getattr(other.trained.features, split).pairs.fingerprint
         for split in ("train", "heldout")
     )
     recipes = one.trained.recipe, other.trained.recipe

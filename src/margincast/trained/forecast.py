@@ -60,7 +60,8 @@ class TrainedForecast(Trajectory):
     draws: (draws, steps) held-out accuracy of drawn runs;  worst: (concepts,) how often each is the least accurate
     spectrum: of training pairs against held-out ones, None for responses of several tokens
     length: of the path, the sum of learning rates;  tested: the shortest and longest of the runs behind the constants
-    constants: of the forecast, before they are widened;  validity: how near it is to their runs;  order: of responses of many tokens from features alone, the rank correlation of margins
+    constants: of the forecast, before they are widened;  validity: how near it is to their runs
+    order: of responses of many tokens from features alone, the rank correlation of margins
     with those of runs that it was tested on
     """
 
@@ -115,8 +116,8 @@ def forecast_trained(
 
     features: of the untrained model;  rehearsal: of this run (`rehearse`), None forecasts from features alone
     pilot: some first steps of this run as trained, its last recorded one at most the last of the run
-    calibration: from `calibrate`, or constants from `fit_constants`, or the file of either; None: the nearest that there
-    is, of those in `cache_dir` and that of the package. Far from its runs intervals are twice as wide (`validity`)
+    calibration: from `calibrate`, or constants from `fit_constants`, or the file of either; None: the nearest there is,
+    of those in `cache_dir` and that of the package. Far from its runs intervals are twice as wide (`validity`)
 
     Raises `InputError` for settings that a path length does not describe, a trained adapter that trains on, a pilot of
     other pairs, constants that are none, or that know no such run, and for an adapter or other constants than the
@@ -265,9 +266,7 @@ def noise_of(laws: Laws, reached: float | None, pilot_margins: PilotMargins | No
     return noise
 
 
-def rescaled(
-    rehearsal: Rehearsal, features: Features, old: Recipe, new: Recipe, constants: Constants
-) -> Rehearsal:
+def rescaled(rehearsal: Rehearsal, features: Features, old: Recipe, new: Recipe, constants: Constants) -> Rehearsal:
     """The rehearsal of `old` as one of `new` is expected to be: the runs' ends differ as features alone have it."""
     laws = constants.laws(with_rehearsal=True)
     if laws.rehearsal is None or not single_token(features):

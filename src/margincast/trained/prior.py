@@ -90,9 +90,7 @@ def laws_with_prior(runs: Sequence[FitRun], package: Laws) -> Laws:
     share = share_of(runs)
     measured = fit_noise([(run, forecast) for run, forecast, _ in left_out], laws)
     pilot = fit_pilot([(run, forecast) for run, forecast, _ in left_out])
-    return replace(
-        laws, noise=pooled(package.noise, measured, share), pilot=moved(package.pilot, pilot, share)
-    )
+    return replace(laws, noise=pooled(package.noise, measured, share), pilot=moved(package.pilot, pilot, share))
 
 
 def left_out_of(runs: Sequence[FitRun], package: Laws) -> list[tuple[FitRun, EffectiveForecast, Laws]]:
