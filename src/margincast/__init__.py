@@ -101,6 +101,8 @@ if TYPE_CHECKING:
     from margincast.theory.simulation import sweep as sweep
     from margincast.theory.theorems import guarantees as guarantees
     from margincast.theory.tube import flow_tube as flow_tube
+    from margincast.trained.calibrate import calibrate as calibrate
+    from margincast.trained.calibration import Calibration as Calibration
     from margincast.trained.constants import Constants as Constants
     from margincast.trained.fit import fit_constants as fit_constants
     from margincast.trained.forecast import TrainedForecast as TrainedForecast
@@ -142,6 +144,8 @@ _HOMES = {
     "forecast_trained": "margincast.trained.forecast",
     "rehearse": "margincast.trained.rehearsal",
     "Rehearsal": "margincast.trained.rehearsal",
+    "calibrate": "margincast.trained.calibrate",
+    "Calibration": "margincast.trained.calibration",
     "Constants": "margincast.trained.constants",
     "fit_constants": "margincast.trained.fit",
     "TrainedRun": "margincast.trained.trained_run",

@@ -11,8 +11,6 @@ from margincast.errors import InputError
 from margincast.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from margincast.evaldata.features import EvalFeatures
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from margincast.frozen.forecast import Forecast
     from margincast.frozen.tokens.forecast import TokenForecast
     from margincast.records import Features, Trajectory
-    from margincast.trained.constants import Constants
+    from margincast.trained.calibration import Given
     from margincast.trained.forecast import TrainedForecast
     from margincast.trained.rehearsal import Rehearsal
 
@@ -42,7 +40,8 @@ def forecast(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
-    constants: Constants | str | Path | None = None,
+    calibration: Given = None,
+    constants: Given = None,
     dtype: torch.dtype | None = None,
     eval_features: EvalFeatures | None = None,
 ) -> Forecast | TrainedForecast: ...
@@ -54,7 +53,8 @@ def forecast(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
-    constants: Constants | str | Path | None = None,
+    calibration: Given = None,
+    constants: Given = None,
     dtype: torch.dtype | None = None,
     eval_features: EvalFeatures | None = None,
 ) -> Forecast | TokenForecast | TrainedForecast:
@@ -65,7 +65,8 @@ def forecast(
     recipe: None is `Recipe()`, the paper's run of all weights
     rehearsal: of this run (`rehearse`);  pilot: some first steps of it as trained. Both are of runs that train all
     weights or an adapter, whose forecast is not exact and has intervals
-    constants: of such forecasts, for another model than SmolLM2: from `fit_constants`, or the file they were saved in
+    calibration: of such forecasts: from `calibrate`, constants from `fit_constants`, or the file of either; None: the
+    nearest that there is, as `TrainedForecast.validity` says;  constants: its former name
     dtype: what an exact forecast is calculated in; None is float64 for responses of one token and, except for gradient
     flow, float32 for those of many
     eval_features: of data that the run is not trained on (`extract_eval_features`), for `effects` of an exact forecast
@@ -77,6 +78,9 @@ def forecast(
     from margincast.features.positions import Positions
 
     recipe = Recipe() if recipe is None else recipe
+    if calibration is not None and constants is not None:
+        raise InputError("constants is the former name of calibration; give calibration alone")
+    calibration = constants if calibration is None else calibration
     if isinstance(features, Positions):
         return _forecast_positions(features, recipe, dtype, eval_features)
     if recipe.train != "head":
@@ -86,9 +90,9 @@ def forecast(
             raise InputError("eval features are for exact forecasts, with train head; train_model measures other runs")
         from margincast.trained.forecast import forecast_trained
 
-        return forecast_trained(features, recipe, rehearsal=rehearsal, pilot=pilot, constants=constants)
-    if rehearsal is not None or pilot is not None or constants is not None:
-        raise InputError("with train head the forecast is exact: it takes no rehearsal, no pilot and no constants")
+        return forecast_trained(features, recipe, rehearsal=rehearsal, pilot=pilot, calibration=calibration)
+    if rehearsal is not None or pilot is not None or calibration is not None:
+        raise InputError("with train head the forecast is exact: it takes no rehearsal, no pilot and no calibration")
     from margincast.frozen.forecast import forecast_frozen
 
     return forecast_frozen(features, recipe, dtype=dtype, eval_features=eval_features)

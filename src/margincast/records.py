@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from margincast.effects import Effects
+    from margincast.models.kind import ModelKind
     from margincast.recipe.losses import Loss
 
 Message = Mapping[str, str]
@@ -237,6 +238,7 @@ class Features:
     logits: what the model does with W g before the softmax: "linear", or the reason why it is not linear in W
     scale: the factor the model puts on W g (1 for most)
     device: where forecasts of them are calculated, that of the model; the tensors themselves are on the CPU
+    kind: family and size of the model, None where they are not known
     """
 
     train: FeatureSet
@@ -249,6 +251,7 @@ class Features:
     scale: float = 1.0
     bias: Tensor | None = None
     device: str = "auto"
+    kind: ModelKind | None = None
 
     @property
     def train_pairs(self) -> PairSet:

@@ -150,7 +150,7 @@ def test_intervals_of_own_constants_hold_runs_that_the_fit_did_not_know(tmp_path
         assert end / 2 < span.value < 2 * end
     with pytest.raises(InputError, match="21 runs of 7 data sets, drawn were fitted without rehearsals"):
         forecast(run.features, run.recipe, constants=path, rehearsal=run.rehearsal)
-    with pytest.raises(InputError, match="takes no rehearsal, no pilot and no constants"):
+    with pytest.raises(InputError, match="takes no rehearsal, no pilot and no calibration"):
         forecast(run.features, Recipe(train="head"), constants=path)
 
 

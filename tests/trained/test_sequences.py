@@ -73,7 +73,7 @@ def test_every_concept_misses_by_a_number_of_its_own() -> None:
 def test_what_no_run_was_like_is_refused(features: Features) -> None:
     others = replace(package_constants(), fitted_on="runs of another model")
     with pytest.raises(InputError, match="for runs of all weights, with the constants of the package"):
-        forecast_trained(features, RECIPE, constants=others)
+        forecast_trained(features, RECIPE, calibration=others)
     with pytest.raises(InputError, match="for runs of all weights"):
         forecast_trained(features, replace(RECIPE, train="lora"))
     without = replace(features, train=replace(features.train, layers=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from margincast.cli.effects import EvalOptions, eval_inputs, read_eval, say_effects
@@ -35,6 +36,10 @@ class FittedOptions:
     sweep: str | None = option(
         None,
         "Compare values of a setting without a pilot, as in learning_rate=5e-6,1e-5,2e-5. Not with --train head",
+    )
+    calibration: Path | None = option(
+        None,
+        "File of `margincast calibrate` [default: the nearest in the cache, else the package's]. Not with --train head",
     )
     backbone: str | None = option(
         None,
@@ -98,7 +103,7 @@ def _by_backbone(recipe: Recipe, fitted: FittedOptions) -> Recipe:
 
 def _refuse_fitted(recipe: Recipe, fitted: FittedOptions) -> None:
     """Raises `InputError` where something was given that an exact forecast does not have."""
-    for name in ("pilot", "rehearsal", "sweep"):
+    for name in ("pilot", "rehearsal", "sweep", "calibration"):
         if getattr(fitted, name) != getattr(FittedOptions, name):
             raise InputError(f"--{name} is of forecasts that are not exact; with --train head leave it out")
     if recipe.bf16:

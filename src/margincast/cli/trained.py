@@ -18,6 +18,7 @@ from margincast.results import Json
 
 if TYPE_CHECKING:
     from margincast.records import Trajectory
+    from margincast.trained.calibration import Calibration
     from margincast.trained.rehearsal import Rehearsal
 
 SWEPT = {"learning_rate": float, "beta": float, "max_steps": int, "per_device_train_batch_size": int}
@@ -42,9 +43,11 @@ class Beforehand:
     pilot: Pilot
     rehearsal: float
     swept: tuple[str, list[Any]] | None = None
+    calibration: Calibration | None = None
 
 
 def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, output: OutputOptions) -> None:
+    from margincast.trained.calibration import Calibration
     from margincast.trained.inputs import check_recipe
 
     job = open_job("forecast", output, recipe, fitted, reading.options, reading.pairs, data=reading.data)
@@ -53,7 +56,9 @@ def forecast_trained(reading: Reading, recipe: Recipe, fitted: FittedOptions, ou
     # Only a pilot reports to trackers and steps as the run does; who forecasts a run need not have what that takes.
     alone = replace(recipe, report_to="none", optimizer=recipe.rule.in_forecasts)
     (recipe if pilot.steps else alone).check_trainable()
-    beforehand = Beforehand(pilot, fitted.rehearsal if pilot.trains else 0.0, read_sweep(fitted.sweep, pilot))
+    calibration = None if fitted.calibration is None else Calibration.read(fitted.calibration)
+    rehearsal = fitted.rehearsal if pilot.trains else 0.0
+    beforehand = Beforehand(pilot, rehearsal, read_sweep(fitted.sweep, pilot), calibration)
     job.say_defaults(recipe)
     inputs = read_inputs(job, reading, recipe.loss)
     unrehearsed = not beforehand.rehearsal  # a rehearsal of many tokens has no use for inner layers
@@ -116,9 +121,12 @@ def run_trained(job: Job, inputs: PairInputs, recipe: Recipe, beforehand: Before
     swept = beforehand.swept
     rehearsal = rehearsed(job, inputs, recipe, beforehand.rehearsal) if beforehand.rehearsal > 0.0 else None
     pilot = pilot_of(job, inputs, recipe, beforehand.pilot, reading)
-    trajectory = forecast_trained(inputs.features, recipe, rehearsal=rehearsal, pilot=pilot)
+    trajectory = forecast_trained(
+        inputs.features, recipe, rehearsal=rehearsal, pilot=pilot,
+        calibration=beforehand.calibration, cache_dir=inputs.options.cache,
+    )  # fmt: skip
     pairs = more_pairs(inputs.features, recipe, trajectory)
-    sweep = None if swept is None else sweep_rows(inputs, recipe, rehearsal, swept)
+    sweep = None if swept is None else sweep_rows(inputs, recipe, rehearsal, swept, trajectory.validity.calibration)
     rows = save_trajectory(job.out, trajectory)
     write_tensors(job.out / "intervals.safetensors", trajectory.interval_tensors)
     save_figure(band_curves(trajectory), job.out / "figures", "curves")
@@ -215,8 +223,9 @@ def pilot_of(job: Job, inputs: PairInputs, recipe: Recipe, pilot: Pilot, reading
 
 
 def sweep_rows(
-    inputs: PairInputs, recipe: Recipe, rehearsal: Rehearsal | None, swept: tuple[str, list[Any]]
-) -> list[Json]:
+    inputs: PairInputs, recipe: Recipe, rehearsal: Rehearsal | None, swept: tuple[str, list[Any]],
+    calibration: Calibration,
+) -> list[Json]:  # fmt: skip
     """The end of the run by every value of the setting, from one rehearsal."""
     from margincast.trained.answers import stops_rising
     from margincast.trained.forecast import forecast_trained, rescaled
@@ -225,8 +234,10 @@ def sweep_rows(
     rows = []
     for value in values:
         changed = replace(recipe, **{name: value})
-        scaled = None if rehearsal is None else rescaled(rehearsal, inputs.features, recipe, changed)
-        forecast = forecast_trained(inputs.features, changed, rehearsal=scaled)
+        scaled = (
+            None if rehearsal is None else rescaled(rehearsal, inputs.features, recipe, changed, calibration.constants)
+        )
+        forecast = forecast_trained(inputs.features, changed, rehearsal=scaled, calibration=calibration)
         rows.append(
             {
                 name: value,

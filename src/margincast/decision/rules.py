@@ -176,6 +176,10 @@ def untested(evidence: Evidence) -> Iterator[Reason]:
             f"The learning rates of this run add up to {forecast.length:.2g}; those behind the forecast ({known}) to "
             f"{least:.2g} to {most:.2g}: intervals may be far too narrow.",
         )
+    if forecast.validity.far:
+        why = "; ".join(forecast.validity.far)
+        text = f"The calibration is far from this run, so that intervals are doubled: {why}."
+        yield Reason("untested", CAUTION, text)
     if forecast.spectrum is None or forecast.order is not None:
         yield Reason("untested", CAUTION, f"Responses have many tokens, of which little is tested; behind it: {known}.")
 

@@ -15,6 +15,7 @@ from margincast.features.cache import LAYOUT
 from margincast.features.extraction import Kept, evaluating, kept_tensors
 from margincast.models.adapter import adapter_trained, without_adapter
 from margincast.models.digest import config_digest
+from margincast.models.kind import kind_of
 from margincast.models.load import LoadedModel, default_cache_dir, opened
 from margincast.passes.budgets import BUDGETS, Budgets
 from margincast.passes.hooks import decoder_layers
@@ -196,4 +197,5 @@ def _assemble(
         logits=logits,
         scale=logit_transform(loaded.model)[0],
         device=loaded.device,
+        kind=kind_of(loaded.model),
     )

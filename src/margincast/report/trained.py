@@ -69,6 +69,7 @@ def trained_results(forecast: TrainedForecast, pairs: Pairs | None) -> Json:
         "still_rising": still_rising(forecast),
         "more_pairs": None if pairs is None else vars(pairs),
         "path": {"length": forecast.length, "tested": list(forecast.tested), "beyond": forecast.beyond},
+        "validity": forecast.validity.as_dict(),
         **({} if known == package_constants() else {"constants": known.fitted_on}),
         **({} if forecast.order is None else {"order": forecast.order}),
         **({} if forecast.begun is None else {"begun": asdict(forecast.begun)}),
@@ -88,11 +89,29 @@ def _many_tokens(rehearsal: Mapping[str, int] | None, *, adapter: bool) -> str:
     return text if adapter else f"{text} Compare --pilot 0."
 
 
+def calibration_in_words(validity: Mapping[str, Any]) -> str:
+    """Which calibration the forecast has, how near it is and how far it missed the runs it was tested on."""
+    near = {"same": "of this model", "family": "of its family", "other": "of another model"}[validity["model"]]
+    error = validity["error"]
+    missed = "its error is not known"
+    if error:
+        missed = (
+            f"leaving {error['left_out']} out it missed accuracies by {error['accuracy_median']:.1f} points in the "
+            f"median and margins by {error['margin_relative']:.0%}"
+        )
+    text = f"Calibration: {validity['calibration']}, {near} ({validity['fitted_on']}); {missed}."
+    if validity["far"]:
+        text += f" Intervals are doubled: {'; '.join(validity['far'])}."
+    elif validity["outside"]:
+        text += f" Outside its runs: {', '.join(validity['outside'])}."
+    return text
+
+
 def answers_in_words(results: Mapping[str, Any], max_steps: int) -> list[str]:
     """How far to trust it, when to stop, whether more pairs would help, which concept lags."""
     stop, rising, path = results["stops_rising"], results["still_rising"], results["path"]
     known = "those of the runs behind the constants to {:.2g} to {:.2g}".format(*path["tested"])
-    texts = []
+    texts = [calibration_in_words(results["validity"])] if "validity" in results else []
     if path["beyond"]:
         texts.append(
             f"Untested: the learning rates of this run add up to {path['length']:.2g}, {known}. Intervals may be far "

@@ -84,13 +84,6 @@ def package_constants() -> Constants:
     return parsed(json.loads(path.read_text("utf-8")), "the constants of the package")
 
 
-def constants_of(given: Constants | str | Path | None) -> Constants:
-    """`given`, read where it is a file; None: those of the package."""
-    if given is None:
-        return package_constants()
-    return given if isinstance(given, Constants) else Constants.read(given)
-
-
 def parsed(values: Any, where: str) -> Constants:
     """The constants in what JSON gave. Raises `InputError`, which begins with `where`."""
     if not isinstance(values, Mapping) or values.get("schema_version") != VERSION:

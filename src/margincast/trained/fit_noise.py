@@ -10,6 +10,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
+from torch import Tensor
 
 from margincast.trained.fit_run import FitRun
 from margincast.trained.laws import EffectiveForecast, Laws, PilotLaw, PilotMargins
@@ -34,6 +35,11 @@ def fit_noise(left_out: LeftOut, laws: Laws) -> Noise:
     return Noise(amplitude, early, concept, pair, pair_slope, *_accuracy_noise(left_out), *_offset_noise(left_out))
 
 
+def _size(rest: Tensor) -> float:
+    """The mean margin of a forecast, which has a logarithm however wrong the forecast is."""
+    return max(SMALL, float(rest.mean()))
+
+
 def _doubt(run: FitRun, laws: Laws) -> float:
     return 1.0 if laws.rehearsal is None else laws.rehearsal.doubt(run.rehearsal_reached)
 
@@ -42,13 +48,15 @@ def _amplitude_noise(left_out: LeftOut, laws: Laws) -> tuple[float, float]:
     """`Noise.amplitude` and `amplitude_early`."""
     ends, slopes = [], []
     for run, forecast in left_out:
-        doubt, end = _doubt(run, laws), float(forecast.rest[-1].mean())
+        doubt, end = _doubt(run, laws), _size(forecast.rest[-1])
         ends.append(np.log(run.amplitude / end) / doubt)
         for step, size in zip(run.steps, run.sizes, strict=True):
             x = run.length(step) / run.length(run.max_steps)
             if 0 < x < 1 and size > SMALL:
-                slopes.append((-np.log(x), np.log(size / float(forecast.rest[step].mean())) / doubt))
-    amplitude, early = _normal_deviation(ends), np.array(slopes)
+                slopes.append((-np.log(x), np.log(size / _size(forecast.rest[step])) / doubt))
+    amplitude, early = _normal_deviation(ends), np.array(slopes).reshape(-1, 2)
+    if not len(early):
+        return amplitude, 0.0
     # |error| of a normal is 0.8 of its deviation; at x it is amplitude + early (-log x).
     slope = float((np.abs(early[:, 1]) / MEAN_SIZE - amplitude) @ early[:, 0] / (early[:, 0] @ early[:, 0]))
     return amplitude, max(0.0, slope)
@@ -58,7 +66,7 @@ def _concept_errors(left_out: LeftOut, laws: Laws) -> list[float]:
     """Of log A of every concept, the forecast scaled to the run's own A."""
     errors = []
     for run, forecast in left_out:
-        factor, least = run.amplitude / float(forecast.rest[-1].mean()), SMALL * run.amplitude
+        factor, least = run.amplitude / _size(forecast.rest[-1]), SMALL * run.amplitude
         for rows in run.groups:
             true, expected = float(run.end.rest[rows].mean()), factor * float(forecast.rest[-1][rows].mean())
             if len(run.groups) > 1:
@@ -71,7 +79,7 @@ def _pair_noise(left_out: LeftOut) -> tuple[float, float]:
     slopes, squares = [], []
     for run, forecast in left_out:
         true = run.end.rest / run.amplitude - 1.0
-        expected = forecast.rest[-1] / float(forecast.rest[-1].mean()) - 1.0
+        expected = forecast.rest[-1] / _size(forecast.rest[-1]) - 1.0
         spread = float(expected.square().mean())
         if spread > 0.0:
             slopes.append(float((true * expected).mean()) / spread)

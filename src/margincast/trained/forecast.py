@@ -20,7 +20,8 @@ from margincast.intervals import Estimate
 from margincast.recipe.recipe import Recipe
 from margincast.records import Features, PairSet, SplitTrajectory, Trajectory
 from margincast.runs.metrics import concept_rows
-from margincast.trained.constants import Constants, constants_of, package_constants
+from margincast.trained.calibration import Given, calibration_of, package_calibration
+from margincast.trained.constants import Constants, package_constants
 from margincast.trained.inputs import (
     Begun,
     begun_of,
@@ -39,6 +40,7 @@ from margincast.trained.offset import Kinds
 from margincast.trained.rehearsal import Rehearsal
 from margincast.trained.sequences import SEQUENCES_FITTED_ON, kinds_of_sequences, sequence_forecast, sequence_law
 from margincast.trained.shape import KERNEL_PAIRS, Spectrum, token_spectra
+from margincast.trained.validity import Validity, validity_of, widened
 
 SMALL = 0.05  # nats reached that count as none
 
@@ -60,7 +62,8 @@ class TrainedForecast(Trajectory):
     draws: (draws, steps) held-out accuracy of drawn runs;  worst: (concepts,) how often each is the least accurate
     spectrum: of training pairs against held-out ones, None for responses of several tokens
     length: of the path, the sum of learning rates;  tested: the shortest and longest of the runs behind the constants
-    constants: of the forecast;  order: of responses of many tokens from features alone, the rank correlation of margins
+    constants: of the forecast, before they are widened;  validity: how near it is to their runs
+    order: of responses of many tokens from features alone, the rank correlation of margins
     with those of runs that it was tested on
     begun: where margins start, of a model with a trained adapter
     """
@@ -74,6 +77,7 @@ class TrainedForecast(Trajectory):
     length: float = field(kw_only=True)
     tested: tuple[float, float] = field(kw_only=True)
     constants: Constants = field(kw_only=True, repr=False)
+    validity: Validity = field(kw_only=True, repr=False)
     order: float | None = field(kw_only=True, default=None)
     begun: Begun | None = field(kw_only=True, default=None)
 
@@ -109,14 +113,16 @@ def forecast_trained(
     *,
     rehearsal: Rehearsal | None = None,
     pilot: Trajectory | None = None,
-    constants: Constants | str | Path | None = None,
+    calibration: Given = None,
+    cache_dir: Path | None = None,
 ) -> TrainedForecast:
     """What training by `recipe` will do to margins, at step 0, every `eval_steps` and the last.
 
     features: of the untrained model, whose margins start at its log-ratios where it comes with a trained adapter
     rehearsal: of this run (`rehearse`), None forecasts from features alone
     pilot: some first steps of this run as trained, its last recorded one at most the last of the run
-    constants: of another model, from `fit_constants` or the file that they were saved in; None: those of the package
+    calibration: from `calibrate`, or constants from `fit_constants`, or the file of either; None: the nearest there is,
+    of those in `cache_dir` and that of the package. Far from its runs intervals are twice as wide (`validity`)
 
     Raises `InputError` for settings that a path length does not describe, a pilot of other pairs, constants that are
     none, or that know no such run, and for an adapter or other constants than the package's where responses have
@@ -124,12 +130,17 @@ def forecast_trained(
     """
     check_recipe(recipe)
     check_lengths(features, recipe)
-    known = constants_of(constants)
     recipe = recipe.for_pairs(len(features.train.pairs))
     plan = plan_of(recipe, len(features.train.pairs))
+    if calibration is None and rehearsal is None and not single_token(features):
+        calibration = package_calibration()  # no other is of responses of many tokens
+    nearest = calibration_of(calibration, features.model_hash, features.kind, cache_dir)
+    validity = validity_of(nearest, features, recipe, sum(plan.learning_rates))
+    known = nearest.constants
     if rehearsal is None and not single_token(features):
-        return _of_sequences(features, recipe, plan, known, pilot)
-    laws, tested = known.laws(rehearsal is not None), known.tested(plan.lora)
+        return _of_sequences(features, recipe, plan, validity, pilot)
+    tested = known.tested(plan.lora)
+    laws = widened(known, validity).laws(rehearsal is not None)
     responses = responses_of(features, features.heldout)
     spaces = token_spaces(features, recipe, torch.float64) if single_token(features) else None
     rehearsal_margins = None if rehearsal is None else rehearsal.heldout.double() / recipe.beta
@@ -144,7 +155,7 @@ def forecast_trained(
     reached = None if rehearsal_margins is None else float(responses.part(rehearsal_margins).rest.mean())
     noise = noise_of(laws, reached, pilot_margins, recipe.steps)
     origin = origin_of(recipe, features, plan, rehearsal, pilot)
-    made = _with_intervals(features, recipe, plan, effective, responses.kinds, noise, origin, tested, known)
+    made = _with_intervals(features, recipe, plan, effective, responses.kinds, noise, origin, tested, known, validity)
     if spaces is None or spectra is None:
         return made
     train = train_split(features, spaces[0], spectra, plan, laws, effective.rest, recipe)
@@ -152,12 +163,13 @@ def forecast_trained(
 
 
 def _of_sequences(
-    features: Features, recipe: Recipe, plan: Plan, known: Constants, pilot: Trajectory | None
+    features: Features, recipe: Recipe, plan: Plan, validity: Validity, pilot: Trajectory | None
 ) -> TrainedForecast:
     """`forecast_trained` of responses of many tokens, from features alone.
 
     Raises `InputError` for an adapter, and for constants that are not the package's.
     """
+    known = validity.calibration.constants
     if plan.lora or known != package_constants():
         raise InputError(
             "responses of many tokens are forecast from features alone for runs of all weights, with the constants of "
@@ -171,13 +183,13 @@ def _of_sequences(
     kinds = kinds_of_sequences(responses.concepts)
     origin, tested = origin_of(recipe, features, plan, None, pilot), (law.shortest, law.longest)
     known = replace(known, fitted_on=SEQUENCES_FITTED_ON)
-    made = _with_intervals(features, recipe, plan, effective, kinds, noise, origin, tested, known)
+    made = _with_intervals(features, recipe, plan, effective, kinds, noise, origin, tested, known, validity)
     return replace(made, order=law.rank)
 
 
 def _with_intervals(
     features: Features, recipe: Recipe, plan: Plan, effective: EffectiveForecast, kinds: Kinds, noise: Noise,
-    origin: str, tested: tuple[float, float], constants: Constants,
+    origin: str, tested: tuple[float, float], constants: Constants, validity: Validity,
 ) -> TrainedForecast:  # fmt: skip
     """The record of `effective`, with what runs do around it. Without training pairs."""
     concepts = responses_of(features, features.heldout).concepts
@@ -198,6 +210,7 @@ def _with_intervals(
         tested=tested,
         constants=constants,
         begun=begun_of(features, recipe),
+        validity=validity,
         **vars(drawn),
     )
 
@@ -259,11 +272,9 @@ def noise_of(laws: Laws, reached: float | None, pilot_margins: PilotMargins | No
     return noise
 
 
-def rescaled(
-    rehearsal: Rehearsal, features: Features, old: Recipe, new: Recipe, constants: Constants | None = None
-) -> Rehearsal:
+def rescaled(rehearsal: Rehearsal, features: Features, old: Recipe, new: Recipe, constants: Constants) -> Rehearsal:
     """The rehearsal of `old` as one of `new` is expected to be: the runs' ends differ as features alone have it."""
-    laws = constants_of(constants).laws(with_rehearsal=True)
+    laws = constants.laws(with_rehearsal=True)
     if laws.rehearsal is None or not single_token(features):
         raise InputError("settings can be compared for responses of one token")
     law, plans = laws.rehearsal, [plan_of(each, len(features.train.pairs)) for each in (old, new)]
