@@ -78,6 +78,11 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         if switch != isinstance(value, bool) and value is not None:
             what = "true or false" if switch else f"no {value!r}"
             raise InputError(f"config file {path}: {name} takes {what}")
+    if settings.get("load_in_4bit") is True and context.info_name != "train":
+        from margincast.models.device import resolve_device
+
+        if not resolve_device("auto").startswith("cuda"):  # a run elsewhere is forecast from the full weights
+            unused.append(f"load_in_4bit {settings.pop('load_in_4bit')}, without a CUDA device")
     if unused:
         names = ", ".join(unused)
         print(
