@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": BASE | {"hub", "runs"},
     "models": BASE | {"hub", "processes", "recipe", "runs"},
     "passes": BASE | {"models", "processes", "runs"},
-    "evaldata": BASE | {"data", "effects", "models", "passes", "splitting"},
+    "evaldata": BASE | {"data", "effects", "models", "passes", "runs", "splitting"},
     "features": BASE | {"models", "passes", "processes", "runs"},
     "structure": BASE,
     "frozen": BASE | {"effects", "evaldata", "intervals", "recipe", "models", "passes", "features", "runs"},

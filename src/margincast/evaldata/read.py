@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -74,15 +73,6 @@ class EvalData:
 
     def __repr__(self) -> str:
         return f"EvalData({', '.join(each.name for each in self.sets)})"
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over names, texts and pairs."""
-        content = [
-            [each.name, [text.text for text in each.texts], each.pairs.fingerprint if each.pairs else None]
-            for each in self.sets
-        ]
-        return hashlib.sha256(json.dumps(content, ensure_ascii=False, default=dict).encode()).hexdigest()
 
     def overlaps(self, train: PairSet) -> list[str]:
         """A line for every set that training pairs `train` overlap."""

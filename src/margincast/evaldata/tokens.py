@@ -11,6 +11,7 @@ from margincast.errors import InputError
 from margincast.evaldata.read import EvalData, EvalSet, EvalText
 from margincast.passes.tokenize import Encoding, encode
 from margincast.records import PairSet
+from margincast.runs.store import key_of
 
 # Of each set, at every recorded step. Of `builtin` on SmolLM2 that is about 8% of a persona run of 60 steps of 32:
 # twice as much took 23 s of two cores a record, where a step took 15 and recording the run's own pairs 39.
@@ -51,14 +52,18 @@ class EncodedSet:
 
 @dataclass(frozen=True)
 class EncodedEval:
-    """notes: what is not measured, a line each;  fingerprint: of the data
+    """notes: what is not measured, a line each
     context: how many tokens fit into the model, where that is known
     """
 
     sets: tuple[EncodedSet, ...]
-    notes: tuple[str, ...]
-    fingerprint: str
+    notes: tuple[str, ...] = ()
     context: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names and tokens of what is measured."""
+        return key_of([[each.name for each in self.sets], list(self.sequences)])
 
     @property
     def sequences(self) -> Iterator[tuple[tuple[int, ...], ...]]:
@@ -107,7 +112,7 @@ def encode_eval(
                 pairs, tokenizer, eos=eos or None, max_length=max_length, context=context, on_bad_row=on_bad_row
             )
         sets.append(EncodedSet(each.name, texts, prompts, encoding))
-    return EncodedEval(tuple(sets), tuple(notes), data.fingerprint, context)
+    return EncodedEval(tuple(sets), tuple(notes), context)
 
 
 def _some_pairs(data: EvalSet) -> PairSet | None:
