@@ -81,8 +81,8 @@ def calibration_in_words(validity: Mapping[str, Any]) -> str:
     missed = "its error is not known"
     if error:
         missed = (
-            f"leaving {error['left_out']} out it missed accuracies by {error['accuracy_median']:.1f} points in the median "
-            f"and margins by {error['margin_relative']:.0%}"
+            f"leaving {error['left_out']} out it missed accuracies by {error['accuracy_median']:.1f} points in the "
+            f"median and margins by {error['margin_relative']:.0%}"
         )
     text = f"Calibration: {validity['calibration']}, {near} ({validity['fitted_on']}); {missed}."
     if validity["far"]:
