@@ -38,7 +38,14 @@ def rehearsed(inputs: Words, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rehearsed") / "out"
     done = forecast(inputs, "--sweep", "learning_rate=5e-4,1e-3", "--out", out)
     assert done.status == 0, done.err
-    for words in ("It is not exact", "stops rising around step", "will lag", "By learning_rate", "More pairs"):
+    for words in (
+        "It is not exact",
+        "Held-out accuracy st",
+        "Intervals are doubled",
+        "will lag",
+        "By learning_rate",
+        "More pairs",
+    ):
         assert words in done.out
     return out
 
@@ -63,7 +70,7 @@ def test_it_says_what_it_expects_and_how_sure_it_is(rehearsed: Path) -> None:
 
 def test_its_page_answers_in_words(rehearsed: Path) -> None:
     page = (rehearsed / "report.html").read_text()
-    for words in ("It is not exact", "stops rising", "the central 90%", "By learning_rate"):
+    for words in ("It is not exact", "Held-out accuracy st", "the central 90%", "By learning_rate"):
         assert words in page
     done = run("report", rehearsed)
     assert done.status == 0

@@ -282,9 +282,9 @@ def world_of(runs: Sequence[FitRun], loaded: LoadedModel) -> World:
     def ends(values: Sequence[float]) -> tuple[float, float]:
         return float(min(values)), float(max(values))
 
+    losses = tuple(sorted({recipe.loss.name for recipe in recipes}))
     return World(
-        loaded.name, loaded.hash, kind_of(loaded.model),
-        tuple(sorted({recipe.loss.name for recipe in recipes})), (1, 1),
+        loaded.name, loaded.hash, kind_of(loaded.model), losses, (1, 1),
         ends([recipe.learning_rate for recipe in recipes]), ends([recipe.steps for recipe in recipes]),
         ends([recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps for recipe in recipes]),
         ends([recipe.beta for recipe in recipes]), ends(ranks) if ranks else None,

@@ -36,6 +36,7 @@ from margincast.trained.noise import Noise
 from margincast.trained.rehearsal_law import FLOOR
 
 T = TypeVar("T")
+TYPICAL, TYPICAL_REACHED = (60.0, 1920.0), 10.0  # path length and pairs of most runs of the bank; nats of a rehearsal
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,11 @@ def _mode(runs: Sequence[FitRun], further: Values, theta: Values, widths: Widths
     alike = np.array([[one.data == other.data for other in runs] for one in runs], dtype=float)
     inverse = np.linalg.inv(widths.between**2 * alike + widths.within**2 * np.eye(len(runs)))
     width = [widths.between, widths.length, widths.pairs, widths.spread, widths.adapter, widths.power]
-    precision = np.diag(1.0 / np.square(width[: table.shape[1]]))
+    # The widths are of deviations at the package's typical run: exponents move the law around it, not around 1.
+    about = np.eye(table.shape[1])
+    about[0, 1 : len(TYPICAL) + 1] = np.log(TYPICAL)
+    about[0, 5:] = np.log(TYPICAL_REACHED + FLOOR)
+    precision = about.T @ np.diag(1.0 / np.square(width[: table.shape[1]])) @ about
     gaps = np.log([run.amplitude for run in runs]) - table @ theta
     moved_by: Values = np.linalg.solve(table.T @ inverse @ table + precision, table.T @ inverse @ gaps)
     return theta + moved_by
