@@ -150,7 +150,7 @@ def test_one_call_says_exact_or_fitted(tmp_path: Path) -> None:
     exact = mc.forecast(features, mc.Recipe(train="head", **quick))
     fitted = mc.forecast(features, mc.Recipe(**quick))
     assert isinstance(exact, mc.Forecast) and isinstance(fitted, mc.TrainedForecast)
-    with pytest.raises(mc.InputError, match="takes no rehearsal, no pilot and no constants"):
+    with pytest.raises(mc.InputError, match="takes no rehearsal, no pilot and no calibration"):
         mc.forecast(features, mc.Recipe(train="head", **quick), pilot=exact)
     shown: list[Any] = [exact, fitted, mc.compare(exact, fitted), mc.inspect_features(features)]
     shown.append(mc.find_issues(features))

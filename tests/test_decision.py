@@ -17,8 +17,10 @@ from margincast.decision.rules import swing
 from margincast.intervals import Estimate, proportion
 from margincast.records import Pair, PairSet, SplitTrajectory, Trajectory
 from margincast.report.verdict import expected_rows, verdict_lines
+from margincast.trained.calibration import package_calibration
 from margincast.trained.constants import package_constants
 from margincast.trained.forecast import Band, TrainedForecast
+from margincast.trained.validity import Validity
 
 
 def pairs(count: int, concepts: int = 1, texts: Sequence[str] = ("a b", "c d e", "f", "g h", "i j")) -> PairSet:
@@ -167,7 +169,7 @@ def test_a_run_that_diverges_is_stopped_and_nothing_else_is_said() -> None:
     assert [(reason.rule, reason.decision) for reason in found.reasons] == [("diverged", "stop")]
 
 
-def fitted(accuracy: Estimate, count: int = 100, length: float = 4e-4) -> TrainedForecast:
+def fitted(accuracy: Estimate, count: int = 100, length: float = 4e-4, far: tuple[str, ...] = ()) -> TrainedForecast:
     plain = exact(pairs(count), [signs([k < accuracy.value * count for k in range(count)])])
     nothing = Estimate(0.0, 0.0, 0.0)
     band = Band((nothing, accuracy), (nothing, Estimate(0.1, 0.05, 0.2)))
@@ -175,6 +177,7 @@ def fitted(accuracy: Estimate, count: int = 100, length: float = 4e-4) -> Traine
         **vars(plain), bands={"": band, "topic-0": band}, low=plain.heldout.margins, high=plain.heldout.margins,
         draws=torch.tensor([[0.0, accuracy.value]] * 10), worst={"topic-0": 1.0}, spectrum=None, length=length,
         tested=(3e-4, 6e-4), constants=package_constants(), order=None,
+        validity=Validity(package_calibration(), "same", 1.0, (1, 1), length, (), far),
     )  # fmt: skip
 
 
@@ -194,6 +197,12 @@ def test_a_path_that_no_run_behind_the_constants_had_is_a_reason() -> None:
     beyond = verdict(fitted(Estimate(0.9, 0.85, 0.95), length=4e-3))
     assert any("add up to 0.004" in text for text in texts(beyond, "untested"))
     assert beyond.decision == "caution"
+
+
+def test_a_calibration_of_another_model_is_a_reason() -> None:
+    far = verdict(fitted(Estimate(0.9, 0.85, 0.95), far=("it is of another model (smollm2)",)))
+    assert any("doubled: it is of another model (smollm2)" in text for text in texts(far, "untested"))
+    assert far.decision == "caution"
 
 
 def row(value: float, low: float, high: float, rate: float, beyond: bool = False) -> dict[str, Any]:

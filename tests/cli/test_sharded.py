@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from safetensors.torch import load_file
 
 from margincast.errors import InputError
 from margincast.recipe.recipe import Recipe
-from margincast.training.run import refuse_several_batches
+from margincast.training.run import refuse_sharded
 from tests.cli.helpers import run
 from tests.conftest import REPOSITORY
+from tests.tiny import tiny_model
 
 TRAIN = ("train", "traits", "--model", "tiny", "--max_steps", 2, "--eval_steps", 1, "--learning_rate", 1e-3)
 WEIGHTS = {"all": "model.safetensors", "head": "model.safetensors", "lora": "adapter_model.safetensors"}
@@ -50,7 +52,15 @@ def test_sharded_weights_train_and_are_saved_as_whole_ones(what: str, tmp_path: 
         torch.testing.assert_close(there[name], weight, rtol=0.0, atol=5e-5, msg=name)
 
 
-def test_a_step_of_several_batches_is_refused() -> None:
-    with pytest.raises(InputError, match="gradient_accumulation_steps 2 does not work where FSDP shards"):
-        refuse_several_batches(Recipe(gradient_accumulation_steps=2))
-    refuse_several_batches(Recipe())
+@pytest.mark.parametrize(
+    "changes, dtype, said",
+    [
+        ({"gradient_accumulation_steps": 2}, torch.float32, "gradient_accumulation_steps 2 does not work where FSDP"),
+        ({"torch_compile": True}, torch.float32, "torch_compile was not tried where FSDP shards"),
+        ({}, torch.bfloat16, "weights in bfloat16 are trained by copies in float32, which FSDP does not shard"),
+    ],
+)
+def test_what_sharded_weights_cannot_have_is_refused(changes: dict[str, Any], dtype: torch.dtype, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        refuse_sharded(Recipe(**changes), tiny_model().to(dtype))
+    refuse_sharded(Recipe(), tiny_model())

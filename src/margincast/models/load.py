@@ -19,6 +19,7 @@ from margincast.models.digest import config_digest, tokenizer_digest, weights_di
 from margincast.models.gguf import MANIFEST
 from margincast.models.place import Place, adapter_on_hub, default_cache_dir, fetching, locate
 from margincast.models.quantised import four_bits, is_quantised, refuse_4bit
+from margincast.results import Json
 from margincast.runs.store import file_sha256, key_of
 
 __all__ = ["LoadedModel", "default_cache_dir", "load_model", "opened"]
@@ -164,9 +165,7 @@ def _tokenizer(place: Place, options: dict[str, Any]) -> Any:
     return _tokenizer_at(place.base, _of_base(place, options))
 
 
-def _weights(
-    name: str, place: Place, config: Any, dtype: str, device: str, options: dict[str, Any], bits: Any = None
-) -> Any:
+def _weights(name: str, place: Place, config: Any, dtype: str, device: str, options: Json, bits: Any = None) -> Any:
     """The base model on `device`; bits: how it is quantised as it is loaded. Raises as `load_model`."""
     from transformers import AutoModelForCausalLM
 
