@@ -203,10 +203,10 @@ def agreement(found: Sequence[Run]) -> str:
     )
 
 
-def twin_noise(found: Sequence[Run]) -> float:
-    """How far two seeds' true runs on random parts lie apart in accuracy; nan where one is missing."""
+def twin_noise(found: Sequence[Run]) -> str:
+    """How far two seeds' true runs on random parts lie apart in accuracy."""
     twins = [run.true[0] for run in found if run.rule == RANDOM]
-    return abs(twins[0] - twins[1]) if len(twins) > 1 else float("nan")
+    return f"{abs(twins[0] - twins[1]):.1%}" if len(twins) > 1 else "not known from one seed"
 
 
 def main(asked: Sequence[str]) -> None:
@@ -222,7 +222,7 @@ def main(asked: Sequence[str]) -> None:
         every.append(found)
     for name in dict.fromkeys(name for name, _ in chosen):
         mine = [run for found in every for run in found if run.setting == name]
-        print(f"{name}: twin noise {twin_noise(mine):.1%}")
+        print(f"{name}: twin noise {twin_noise(mine)}")
     taus = [
         kendalltau(*zip(*((run.forecast[0], run.true[0]) for run in each if run.rule != ALL), strict=True)).statistic
         for each in every

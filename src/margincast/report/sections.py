@@ -215,13 +215,27 @@ def comparison_sections(folder: Path, summary: Mapping[str, Any]) -> list[Sectio
 
 
 def demo_sections(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
-    """All stages of the demonstration, one after the other."""
-    sections: list[Section] = []
+    """What came of the demonstration, then all of its stages, one after the other."""
+    parts = {stage: read_summary(folder / stage) for stage in summary["results"]["stages"]}
+    sections = [in_short(parts)]
     for stage, text in summary["results"]["stages"].items():
-        part = read_summary(folder / stage)
+        part = parts[stage]
         first, *rest = BUILDERS[part["command"]](folder / stage, part)
         sections += [replace(first, texts=[text, *first.texts]), *rest]
     return sections
+
+
+def in_short(parts: Mapping[str, Mapping[str, Any]]) -> Section:
+    """What the last layer's forecast expects, whether it came true, and what training all weights did instead."""
+    verdict = parts["forecast"]["results"]["verdict"]
+    return Section(
+        title="In short",
+        reading=[
+            f"Training the last layer alone, as forecast: {verdict['decision']}. {verdict['reasons'][0]['says']}",
+            f"The same for real: {read_comparison(parts['compare-head']['results'])[0]}",
+            f"Training all weights, for real: {read_run(parts['train-all'])[0]}",
+        ],
+    )
 
 
 BUILDERS: dict[str, Callable[[Path, Mapping[str, Any]], list[Section]]] = {
