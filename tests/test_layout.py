@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "training": BASE | {"effects", "evaldata", "recipe", "models", "passes", "processes", "runs"},
     "trl": {"training"},
-    "trained": BASE | {"recipe", "models", "passes", "features", "frozen", "training", "intervals", "runs"},
+    "trained": BASE | {"recipe", "models", "passes", "features", "frozen", "training", "intervals", "runs", "scores"},
     "forecasting": BASE | {"recipe", "features", "frozen", "trained"},
     "scores": set(),
     "foretold": BASE | {"intervals", "runs", "scores"},

@@ -16,10 +16,10 @@ from margincast.features import extract_features
 from margincast.forecasting import forecast
 from margincast.recipe.recipe import Recipe
 from margincast.records import Pair, PairSet
+from margincast.scores import crps_of_draws
 from margincast.trained import calibrate as module
 from margincast.trained.calibrate import calibrate, plan_runs, within_budget
 from margincast.trained.calibration import Calibration, calibration_of, package_calibration
-from margincast.trained.calibration_error import crps
 from margincast.trained.constants import package_constants
 from margincast.trained.fit_run import FitRun
 from margincast.trained.prior import laws_with_prior, means_with_prior, share_of
@@ -163,4 +163,4 @@ def test_far_from_the_runs_intervals_double_and_the_rehearsal_weighs_more() -> N
 def test_crps_of_a_sample_is_its_definition() -> None:
     draws = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     pairs = (draws[:, None] - draws[None]).abs().mean() / 2
-    assert crps(draws, 0.3) == pytest.approx(float((draws - 0.3).abs().mean() - pairs), abs=1e-12)
+    assert float(crps_of_draws(draws, 0.3)) == pytest.approx(float((draws - 0.3).abs().mean() - pairs), abs=1e-12)

@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from margincast.results import Json
+from margincast.scores import crps_of_draws
 from margincast.trained.fit_run import FitRun, rank_correlation
 from margincast.trained.laws import EffectiveForecast, Laws
 from margincast.trained.noise import COVERAGE, Noise, accuracies_of, drawn_accuracies, drawn_runs
-
-
-def crps(draws: Tensor, true: float) -> float:
-    """E|Y - x| - E|Y - Y'| / 2 of the sample `draws`, (draws,) (Gneiting and Raftery 2007, Eq. 20)."""
-    ordered = draws.double().sort().values
-    count = len(ordered)
-    weights = 2.0 * torch.arange(1, count + 1, dtype=torch.float64) - count - 1.0
-    return float((ordered - true).abs().mean() - (weights @ ordered) / count**2)
 
 
 def error_of(left_out: Sequence[tuple[FitRun, EffectiveForecast, Laws]], by: str) -> Json:
@@ -61,8 +54,8 @@ def _scores(run: FitRun, forecast: EffectiveForecast, laws: Laws) -> Mapping[str
         "accuracy": (100.0 * (told - truth)).abs().tolist(),
         "margin": [abs(float(margins.mean() / true.mean()) - 1.0)],
         "rank": [rank_correlation(margins, true)],
-        "crps accuracy": [crps(accuracies[:, place], x) for place, x in enumerate(points)],
-        "crps margin": [crps(means[:, place], x) for place, x in enumerate(ends)],
+        "crps accuracy": crps_of_draws(accuracies.T, points).tolist(),
+        "crps margin": crps_of_draws(means.T, ends).tolist(),
         "inside accuracy": [_inside(accuracies[:, place], x) for place, x in enumerate(points)],
         "inside margin": [_inside(means[:, place], x) for place, x in enumerate(ends)],
     }
