@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from margincast.errors import InputError
 from margincast.recipe.recipe import Recipe
-from margincast.training.run import refuse_sharded
+from margincast.training.prepare import refuse_sharded
 from tests.cli.helpers import run
 from tests.conftest import REPOSITORY
 from tests.tiny import tiny_model

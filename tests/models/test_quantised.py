@@ -14,7 +14,7 @@ from margincast.models import load_model
 from margincast.models.tiny import save_tiny
 from margincast.recipe.recipe import Recipe
 from margincast.recipe.yaml_file import settings_in
-from margincast.training.run import prepared
+from margincast.training.prepare import prepared
 from tests.cli.helpers import run
 from tests.tiny import tiny_loaded
 

@@ -17,7 +17,8 @@ from margincast.passes.hooks import decoder_layers
 from margincast.passes.tokenize import encode
 from margincast.recipe.recipe import Recipe
 from margincast.training import compiled
-from margincast.training.run import refuse_sharded, train_model
+from margincast.training.prepare import refuse_sharded
+from margincast.training.run import train_model
 from tests.problems import make_pairs
 from tests.tiny import tiny_loaded, tiny_model
 

@@ -16,7 +16,8 @@ from margincast.models.load import LoadedModel
 from margincast.passes.response_pass import response_pass
 from margincast.passes.tokenize import encode
 from margincast.recipe.recipe import Recipe
-from margincast.training.run import refuse_sharded, train_model
+from margincast.training.prepare import refuse_sharded
+from margincast.training.run import train_model
 from margincast.training.step import take_step, torch_optimizer
 from tests.passes.test_passes import BATCH
 from tests.problems import make_pairs

@@ -20,8 +20,8 @@ from transformers import TrainingArguments
 from margincast.errors import InputError
 from margincast.passes.response_pass import packing_problem
 from margincast.training.packed import CannotPack, CompactBatch, compact, packed_forward
+from margincast.training.recorder import REFERENCE_TOLERANCE
 from margincast.training.references import COLUMNS
-from margincast.training.run import REFERENCE_TOLERANCE
 
 # `margincast.trl` puts TRL's trainer behind the class below, so that this module is read without TRL.
 Trainer: Any = object

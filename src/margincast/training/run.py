@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,36 +12,29 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from margincast.errors import InputError
-from margincast.models.adapter import has_adapter, merged_model, with_adapter
-from margincast.models.load import LoadedModel, untie
-from margincast.models.quantised import refuse_training_quantised
+from margincast.models.load import LoadedModel
 from margincast.passes.evaluate import Evaluator
 from margincast.passes.response_pass import packing_problem
 from margincast.passes.tokenize import Encoded, Encoding
-from margincast.processes import DEEPSPEED, by_first, everyone, process, processes
+from margincast.processes import by_first, everyone, process, processes
 from margincast.recipe.recipe import Recipe
-from margincast.records import Features, FeatureSet, PairSet, Trajectory
+from margincast.records import Features, FeatureSet, Trajectory
 from margincast.runs.layout import LOCK, STATE
-from margincast.runs.metrics import metric_rows
 from margincast.runs.store import key_of, write_jsonl
-from margincast.training.checkpoints import last_checkpoint, seal, step_of
-from margincast.training.compiled import compile_layers
-from margincast.training.master import has_masters
+from margincast.training.checkpoints import last_checkpoint, step_of
+from margincast.training.prepare import make_ready, prepared
+from margincast.training.recorder import ProgressBar, Recorder, log_ratios_of
 from margincast.training.recording import Recording, claim
-from margincast.training.stops import Stop, first_held, stops_of
+from margincast.training.stops import stops_of
 from margincast.training.trainer import MarginTrainer, PairDataset, arguments, collate
 from margincast.training.watch import Watch, watched
 
-# Log-probabilities of two passes over the same model differ by rounding alone; more means another model.
 TRAINED = {"all": "all weights", "head": "the unembedding, backbone frozen", "lora": "a LoRA adapter"}
-COMPILED = 3  # pairs that compiled layers are tried with
-REFERENCE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 2.0, torch.float16: 0.5}
 
 
 def train_model(
@@ -89,7 +82,7 @@ def train_model(
         recording = Recording(evaluator, state, recorded, features.heldout.pairs, begun, meter)
         recorder = Recorder(recording, recipe, features, stop_after, stops_of(watch.stop_if))
         recorder.trainer = trainer = trainer_of(model, rows, features, recipe, state, packed)
-        make_ready(trainer, rows[:COMPILED], say)
+        make_ready(trainer, rows, say)
         if trainer.is_fsdp_enabled:
             watch.refuse_with_fsdp()
         for callback in (recorder, ProgressBar()) if progress else (recorder,):
@@ -120,55 +113,6 @@ def trainer_of(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
-
-
-def prepared(loaded: LoadedModel, recipe: Recipe, say: Callable[[str], None] = warnings.warn) -> Any:
-    """The model with what is to be trained of it, and nothing else, trainable; `loaded` is changed in place.
-
-    An adapter that came with it goes on training under train lora, and else becomes part of the weights. Either way the
-    reference is what the features have it to be: the model without.
-    """
-    refuse_training_quantised(loaded.model, recipe.train)
-    if recipe.train == "lora":
-        if has_adapter(loaded.model):
-            say(f"the adapter of {loaded.name} trains on as it is: its own rank, scale and modules, and no dropout")
-        loaded.model = with_adapter(loaded.model, recipe)
-        return loaded.model
-    loaded.model = merged_model(loaded.model)
-    if recipe.train == "head":
-        head = untie(loaded.model)
-        loaded.model.requires_grad_(False)
-        # A small step of the unembedding moves its entries, and logits, by less than float32 can hold.
-        head.to(torch.float64).weight.requires_grad_(True)
-    return loaded.model
-
-
-def make_ready(trainer: MarginTrainer, sample: Sequence[Encoded], say: Callable[[str], None]) -> None:
-    """Compile the layers where they are to be. Raises `InputError` where processes were started in a way that this run
-    cannot be trained in."""
-    if trainer.is_deepspeed_enabled:
-        raise InputError(DEEPSPEED)
-    if trainer.is_fsdp_enabled:
-        refuse_sharded(trainer.recipe, trainer.model)
-    if trainer.recipe.torch_compile:
-        compile_layers(trainer.model, sample, trainer.packed, say)
-
-
-def refuse_sharded(recipe: Recipe, model: Any) -> None:
-    """Raises `InputError` for what FSDP cannot train: a step of several batches, of which the second one crashed (torch
-    2.13, on a CPU), weights of 16 bits, whose copies in float32 it would not shard, and compiled layers."""
-    if has_masters(model):
-        raise InputError(
-            f"weights in {str(model.dtype).removeprefix('torch.')} are trained by copies in float32, which FSDP does "
-            "not shard; give dtype float32 and bf16"
-        )
-    if recipe.torch_compile:
-        raise InputError("torch_compile was not tried where FSDP shards the weights; leave it out")
-    if recipe.gradient_accumulation_steps > 1:
-        raise InputError(
-            f"gradient_accumulation_steps {recipe.gradient_accumulation_steps} does not work where FSDP shards the "
-            "weights; give 1 and a larger per_device_train_batch_size"
-        )
 
 
 def finish(
@@ -247,125 +191,6 @@ def whole_weights(model: Any) -> dict[str, Any]:
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     return {name: weight for name, weight in weights.items() if name in names}
-
-
-class Recorder(TrainerCallback):
-    """Records the pairs of `recording` at step 0, every `eval_steps` and the end. Pauses at `stop_after`, and where one
-    of `stops` is met, which `stopped` then says."""
-
-    trainer: Any
-
-    def __init__(
-        self,
-        recording: Recording,
-        recipe: Recipe,
-        features: Features,
-        stop_after: int | None,
-        stops: Sequence[Stop] = (),
-    ) -> None:
-        self.stops = stops
-        self.stopped = False
-        self.recording = recording
-        self.recipe = recipe
-        self.features = features
-        self.stop_after = stop_after
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            self._record(0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        ends = (self.recipe.steps, self.stop_after)
-        if state.global_step % self.recipe.eval_steps == 0 or state.global_step in ends:
-            self._record(state.global_step)
-            self.look(state.global_step)
-        if state.global_step == self.stop_after or self.stopped:
-            control.should_save = control.should_training_stop = True
-
-    def look(self, step: int) -> None:
-        """Whether to stop at `step`, which is recorded."""
-        if self.stops:
-            self.stopped = by_first(lambda: first_held(self.stops, self._row(step)) is not None)
-
-    def _row(self, step: int) -> Mapping[str, Any]:
-        rows = metric_rows(self.recording.trajectory(self.recipe.beta, self.recipe.loss, ""))
-        return next(row for row in rows if row["step"] == step)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        everyone(None)  # all have written their part
-        if process() == 0:
-            seal(self.recording.folder / f"checkpoint-{state.global_step}")
-
-    def _record(self, step: int) -> None:
-        measured = self.recording.evaluate(self.trainer.model, step)
-        if step == 0:
-            self._check_policy(measured["chosen"], measured["rejected"])
-        if process() == 0:
-            self.recording.keep(step, measured)
-        everyone(None)  # the step is on disk for all
-        if process() == 0:
-            self._report()
-
-    def _report(self) -> None:
-        """Held-out metrics of the last recorded step, for the trackers of `report_to`."""
-        row = metric_rows(self.recording.trajectory(self.recipe.beta, self.recipe.loss, ""))[-1]
-        wanted = self.trainer.control.should_log  # the trainer takes every log for its own of this step
-        self.trainer.log({name: value for name, value in row.items() if name.startswith(("eval_", "effects/"))})
-        self.trainer.control.should_log = wanted
-
-    def _check_policy(self, chosen: Tensor, rejected: Tensor) -> None:
-        # Mixed precision rounds the pass at step 0, which the features, extracted before, did not go through.
-        allowed = REFERENCE_TOLERANCE[torch.bfloat16 if self.recipe.bf16 else self.trainer.model.dtype]
-        before = logps_of(self.features, self.recording.train, lambda split: split.policy_logps)
-        for name, now, then in (
-            ("chosen", chosen, before[0]),
-            ("rejected", rejected, before[1]),
-        ):
-            gap = float((now - then).abs().max())
-            if not gap <= allowed:
-                raise InputError(
-                    f"the model at step 0 is not that of the features: log-probabilities of {name} responses differ by "
-                    f"{gap:.3g}; they belong to another model"
-                )
-
-
-def log_ratios_of(features: Features, recorded: PairSet) -> tuple[Tensor, Tensor] | None:
-    """`Recording.begun` of a run of `features`."""
-    if features.train.start_log_ratios is None:
-        return None
-    policy = logps_of(features, recorded, lambda split: split.policy_logps)
-    reference = logps_of(features, recorded, lambda split: (split.reference_chosen, split.reference_rejected))
-    return policy[0] - reference[0], policy[1] - reference[1]
-
-
-def logps_of(
-    features: Features, recorded: PairSet, read: Callable[[FeatureSet], tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """What `read` finds of both responses, in the order of a recording: of the training pairs `recorded`, then of the
-    held-out ones."""
-    rows = {pair.id: index for index, pair in enumerate(features.train.pairs)}
-    index = [rows[pair.id] for pair in recorded]
-    train, heldout = read(features.train), read(features.heldout)
-    return torch.cat([train[0][index], heldout[0]]), torch.cat([train[1][index], heldout[1]])
-
-
-class ProgressBar(TrainerCallback):
-    """One line on stderr: steps, loss, margin."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", margin=f"{logs['rewards/margins']:.4f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
 
 
 def _same_run(state: Path, recipe: Recipe, features: Features, watch: Watch) -> str:

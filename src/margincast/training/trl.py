@@ -35,8 +35,8 @@ from margincast.runs.save import data_summary, save_trajectory, trajectory_resul
 from margincast.runs.store import key_of
 from margincast.training.beside import SHOWN, ForecastLog, forecast_log, go_first
 from margincast.training.meter import EffectMeter, meter_of
+from margincast.training.recorder import REFERENCE_TOLERANCE
 from margincast.training.recording import Recording, belongs, claim
-from margincast.training.run import REFERENCE_TOLERANCE
 from margincast.training.stops import check_names, first_held, stopped_at, stops_of
 from margincast.training.watch import EFFECTS_BUDGET, recorded_names
 
