@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +28,9 @@ from margincast.training.run import train_model
 from tests.frozen.tokens.test_dynamics import multi_token
 from tests.problems import make_pairs
 from tests.tiny import CONTEXT, tiny_loaded, tiny_model, tiny_tokenizer
+from tests.training.short_run import Trained
 
-RECIPE = Recipe(beta=0.1, learning_rate=3e-3, max_steps=6, per_device_train_batch_size=4, eval_steps=2)
 BUDGET = 4 * 48 * 4  # four answers at each of four recorded steps
-Train = Callable[..., Trajectory]
 
 
 def neutral(folder: Path) -> EncodedEval:
@@ -60,18 +57,7 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Watch:
 
 
 @pytest.fixture(scope="module")
-def trained(inputs: tuple[LoadedModel, Encoding, Features]) -> Train:
-    loaded, encoding, features = inputs
-
-    def train(folder: Path, **options: object) -> Trajectory:
-        fresh = replace(loaded, model=copy.deepcopy(loaded.model))
-        return train_model(fresh, encoding, features, RECIPE, folder, **options)  # type: ignore[arg-type]
-
-    return train
-
-
-@pytest.fixture(scope="module")
-def whole(trained: Train, watch: Watch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trajectory, Path]:
+def whole(trained: Trained, watch: Watch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trajectory, Path]:
     folder = tmp_path_factory.mktemp("whole")
     return trained(folder, watch=watch), folder
 
@@ -80,7 +66,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
-def test_measuring_changes_no_bit_of_the_run(whole: tuple[Trajectory, Path], trained: Train, tmp_path: Path) -> None:
+def test_measuring_changes_no_bit_of_the_run(whole: tuple[Trajectory, Path], trained: Trained, tmp_path: Path) -> None:
     plain = trained(tmp_path)
     assert torch.equal(plain.heldout.margins, whole[0].heldout.margins)
     assert torch.equal(plain.train.margins, whole[0].train.margins)
@@ -129,7 +115,7 @@ def test_what_is_measured_is_what_the_trained_model_says(whole: tuple[Trajectory
 
 
 def test_an_interrupted_run_has_the_same_effects(
-    whole: tuple[Trajectory, Path], trained: Train, watch: Watch, tmp_path: Path
+    whole: tuple[Trajectory, Path], trained: Trained, watch: Watch, tmp_path: Path
 ) -> None:
     trained(tmp_path, watch=watch, stop_after=3)
     again = metric_rows(trained(tmp_path, watch=watch))
@@ -137,7 +123,7 @@ def test_an_interrupted_run_has_the_same_effects(
 
 
 def test_a_run_stops_at_a_condition_and_goes_on_without_it(
-    whole: tuple[Trajectory, Path], trained: Train, watch: Watch, tmp_path: Path
+    whole: tuple[Trajectory, Path], trained: Trained, watch: Watch, tmp_path: Path
 ) -> None:
     rows = metric_rows(whole[0])
     ceiling = (rows[1]["effects/kl"] + rows[2]["effects/kl"]) / 2
@@ -161,7 +147,7 @@ def test_a_run_stops_at_a_condition_and_goes_on_without_it(
     ],
 )
 def test_a_condition_that_is_none_is_refused(
-    text: str, reason: str, trained: Train, watch: Watch, tmp_path: Path
+    text: str, reason: str, trained: Trained, watch: Watch, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as refused:
         trained(tmp_path, watch=replace(watch, stop_if=[text]))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,16 +14,12 @@ from margincast.errors import InputError
 from margincast.features import features_of
 from margincast.models.load import LoadedModel
 from margincast.passes.tokenize import Encoding, encode
-from margincast.recipe.recipe import Recipe
 from margincast.records import Features, Trajectory
 from margincast.runs.layout import LOCK, STATE
 from margincast.training import run as training_run
-from margincast.training.run import train_model
 from tests.problems import make_pairs
 from tests.tiny import tiny_loaded
-
-RECIPE = Recipe(beta=0.1, learning_rate=3e-3, max_steps=6, per_device_train_batch_size=4, eval_steps=2)
-Trained = Callable[..., Trajectory]
+from tests.training.short_run import Trained
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +30,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Encod
     encoding = encode(pairs, loaded.tokenizer, eos=False)
     cache = tmp_path_factory.mktemp("cache")
     return loaded, encoding, features_of(loaded, encoding, train, heldout, cache_dir=cache)
-
-
-@pytest.fixture(scope="module")
-def trained(inputs: tuple[LoadedModel, Encoding, Features]) -> Trained:
-    """Train a copy of the model in a folder."""
-    loaded, encoding, features = inputs
-
-    def train(folder: Path, **options: object) -> Trajectory:
-        fresh = replace(loaded, model=copy.deepcopy(loaded.model))
-        return train_model(fresh, encoding, features, RECIPE, folder, **options)  # type: ignore[arg-type]
-
-    return train
 
 
 @pytest.fixture(scope="module")
