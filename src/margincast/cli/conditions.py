@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from margincast.errors import InputError
+from margincast.recipe.fields import limit_of
 from margincast.results import Json
 
 RELATIONS: Mapping[str, Callable[[float, float], bool]] = {
@@ -72,12 +73,7 @@ def _condition(text: str, plain: Mapping[str, Reader], by_concept: tuple[str, ..
     if name not in (by_concept if concept else plain):
         known = ", ".join([*plain, *(f"{each}[CONCEPT]" for each in by_concept)])
         raise InputError(f"--fail-if {text!r}: {_full(name, concept)} is not known here; use {known}")
-    try:
-        limit = float(parts["limit"])
-    except ValueError as error:
-        raise InputError(f"--fail-if {text!r}: {parts['limit']} is not a number") from error
-    if math.isnan(limit):
-        raise InputError(f"--fail-if {text!r}: nothing compares with nan")
+    limit = limit_of(parts["limit"], f"--fail-if {text!r}")
     read = _of_concept(concept, name) if concept else plain[name]
     return Condition(text, _full(name, concept), concept, parts["relation"], limit, read)
 

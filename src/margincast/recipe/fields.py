@@ -106,6 +106,20 @@ def near(value: Any, known: Iterable[str]) -> str:
     return f"did you mean {found[0]}? " if found else ""
 
 
+def limit_of(text: str, given: str) -> float:
+    """The number that a condition compares with. given: the condition, as a message calls it.
+
+    Raises `InputError` for what is no number.
+    """
+    try:
+        limit = float(text)
+    except ValueError as error:
+        raise InputError(f"{given}: {text} is not a number") from error
+    if math.isnan(limit):
+        raise InputError(f"{given}: nothing compares with nan")
+    return limit
+
+
 def _out_of_range(name: str, value: float, option: Option) -> str | None:
     if not math.isfinite(value) or (option.positive and value <= 0):
         return f"{name} must be a positive number, got {value:g}" if option.positive else f"{name} must be finite"

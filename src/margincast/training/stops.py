@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from margincast.errors import InputError
-from margincast.recipe.fields import near
+from margincast.recipe.fields import limit_of, near
 from margincast.results import Json
 
 _FORM = re.compile(r"\s*(?P<name>\S(?:.*\S)?)\s*(?P<relation>[<>])\s*(?P<limit>[^\s<>=]+)\s*", re.DOTALL)
@@ -41,12 +41,7 @@ def _stop(text: str) -> Stop:
     parts = _FORM.fullmatch(text)
     if parts is None:
         raise InputError(f"--stop_if {text!r}: give a metric, > or <, and a number, like effects/kl>0.5")
-    try:
-        limit = float(parts["limit"])
-    except ValueError as error:
-        raise InputError(f"--stop_if {text!r}: {parts['limit']} is not a number") from error
-    if math.isnan(limit):
-        raise InputError(f"--stop_if {text!r}: nothing compares with nan")
+    limit = limit_of(parts["limit"], f"--stop_if {text!r}")
     return Stop(text, parts["name"], parts["relation"] == ">", limit)
 
 
