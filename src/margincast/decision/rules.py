@@ -159,7 +159,8 @@ def displaced(evidence: Evidence) -> Iterator[Reason]:
         yield Reason(
             "displaced",
             CAUTION,
-            f"Chosen responses of {share:.0%} of held-out pairs end less likely than they were, rejected ones more so.",
+            f"Chosen responses of {share:.0%} of held-out pairs end less likely than they were, while the mean "
+            f"margin is {heldout[-1]:.2g}.",
         )
 
 
@@ -174,7 +175,7 @@ def untested(evidence: Evidence) -> Iterator[Reason]:
             "untested",
             CAUTION,
             f"The learning rates of this run add up to {forecast.length:.2g}; those behind the forecast ({known}) to "
-            f"{least:.2g} to {most:.2g}: intervals may be far too narrow.",
+            f"{least:.2g} to {most:.2g}: how far forecasts miss was not measured there.",
         )
     if forecast.validity.far:
         why = "; ".join(forecast.validity.far)
