@@ -31,8 +31,7 @@ from margincast.trained.calibration_error import error_of
 from margincast.trained.constants import Constants, package_constants
 from margincast.trained.fit_run import FitRun
 from margincast.trained.inputs import check_recipe
-from margincast.trained.laws import EffectiveForecast, Laws
-from margincast.trained.prior import laws_with_prior
+from margincast.trained.prior import laws_with_prior, left_out_of
 from margincast.trained.rehearsal import Rehearsal, rehearse, size_of
 from margincast.trained.time import learning_rates
 from margincast.trained.trained_run import TrainedRun
@@ -259,20 +258,8 @@ def fit_calibration(runs: Sequence[FitRun], loaded: LoadedModel) -> Calibration:
         laws_with_prior(runs, package.from_features),
         laws_with_prior(runs, package.from_rehearsal),
     )
-    error = error_of(_unknown(runs, package.from_rehearsal), "data sets" if sets > 1 else "runs")
+    error = error_of(left_out_of(runs, package.from_rehearsal, laws_with_prior), "data sets" if sets > 1 else "runs")
     return Calibration(constants, world_of(runs, loaded), error)
-
-
-def _unknown(runs: Sequence[FitRun], package: Laws) -> list[tuple[FitRun, EffectiveForecast, Laws]]:
-    """Every run, its forecast by constants, noise too, that do not know its data; of one data set, not the run."""
-    several, known, found = len({run.data for run in runs}) > 1, dict[str, Laws](), []
-    for number, run in enumerate(runs):
-        name = run.data if several else str(number)
-        if name not in known:
-            others = [other for other in runs if (other.data != run.data if several else other is not run)]
-            known[name] = laws_with_prior(others, package)
-        found.append((run, run.forecast(known[name]), known[name]))
-    return found
 
 
 def world_of(runs: Sequence[FitRun], loaded: LoadedModel) -> World:

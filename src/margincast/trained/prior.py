@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -87,22 +87,27 @@ def laws_with_prior(runs: Sequence[FitRun], package: Laws) -> Laws:
     if not runs:
         return package
     laws = means_with_prior(runs, package)
-    left_out = left_out_of(runs, package)
+    left_out = left_out_of(runs, package, means_with_prior)
     share = share_of(runs)
     measured = fit_noise([(run, forecast) for run, forecast, _ in left_out], laws)
     pilot = fit_pilot([(run, forecast) for run, forecast, _ in left_out])
     return replace(laws, noise=pooled(package.noise, measured, share), pilot=moved(package.pilot, pilot, share))
 
 
-def left_out_of(runs: Sequence[FitRun], package: Laws) -> list[tuple[FitRun, EffectiveForecast, Laws]]:
-    """Every run with its forecast by laws that do not know its data, and these laws, whose noise is the package's."""
+def left_out_of(
+    runs: Sequence[FitRun], package: Laws, fit: Callable[[Sequence[FitRun], Laws], Laws]
+) -> list[tuple[FitRun, EffectiveForecast, Laws]]:
+    """Every run with its forecast by laws that do not know its data, of one data set not the run, and these laws.
+
+    fit: of the other runs, `means_with_prior`, whose noise is the package's, or `laws_with_prior`
+    """
     several = len({run.data for run in runs}) > 1
     found, known = [], dict[str, Laws]()
     for number, run in enumerate(runs):
         name = run.data if several else str(number)
         if name not in known:
             others = [other for other in runs if (other.data != run.data if several else other is not run)]
-            known[name] = means_with_prior(others, package)
+            known[name] = fit(others, package)
         found.append((run, run.forecast(known[name]), known[name]))
     return found
 
